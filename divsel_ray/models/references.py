@@ -1,0 +1,99 @@
+"""Model and data references: a local folder, a Hugging Face id, or `package:NAME` for what a Python package carries."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from divsel_ray.errors import InputError
+from divsel_ray.models.gguf import converted_package
+from divsel_ray.store import file_digest
+
+PACKAGE = "package:"
+_SAMPLED_BYTES = 1 << 20
+_DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
+
+
+def resolve_model(reference: str) -> str:
+    """A folder, or the reference itself when it is a Hugging Face id.
+
+    A package that carries a model in GGUF form is converted to safetensors once and cached.
+
+    Raises:
+        InputError: the package is not installed or carries no model, or the path does not exist.
+    """
+    if reference.startswith(PACKAGE):
+        return str(_packaged_model(reference.removeprefix(PACKAGE)))
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return str(path.absolute())
+    looks_local = reference.startswith((".", "/", "~")) or reference.count("/") != 1
+    if looks_local and "/" in reference:
+        raise InputError(f"model {reference}: no such folder; expected a local folder, a Hugging Face id or package:NAME")
+    return reference
+
+
+def packaged_data(reference: str) -> list[Path]:
+    """The data files that the package of a `package:NAME` reference carries.
+
+    Raises:
+        InputError: the package is not installed or carries no .json, .jsonl or .parquet file.
+    """
+    name = reference.removeprefix(PACKAGE)
+    files = [path for path in _package_files(name) if path.suffix in _DATA_SUFFIXES]
+    if not files:
+        raise InputError(f"{reference}: the package carries no {', '.join(_DATA_SUFFIXES)} file")
+    return sorted(files)
+
+
+def fingerprint(reference: str) -> str:
+    """What identifies a model's content: 16 hex digits of its files' names, sizes and sampled bytes.
+
+    Whole small files and the first and last MiB of large ones are hashed, so that a 100 GB model takes no minutes. A
+    Hugging Face id is its own fingerprint: give a revision-pinned folder where that is not enough.
+    """
+    if reference.startswith(PACKAGE):
+        name = reference.removeprefix(PACKAGE)
+        return hashlib.sha256(f"{name}=={_distribution(name).version}".encode()).hexdigest()[:16]
+    folder = Path(resolve_model(reference))
+    if not folder.is_dir():
+        return reference
+    state = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        state.update(f"{path.relative_to(folder)}:{path.stat().st_size}:{_sampled_digest(path)}".encode())
+    return state.hexdigest()[:16]
+
+
+def _sampled_digest(path: Path) -> str:
+    if path.stat().st_size <= 2 * _SAMPLED_BYTES:
+        return file_digest(path)
+    with path.open("rb") as stream:
+        state = hashlib.sha256(stream.read(_SAMPLED_BYTES))
+        stream.seek(-_SAMPLED_BYTES, 2)
+        state.update(stream.read(_SAMPLED_BYTES))
+    return state.hexdigest()
+
+
+def _packaged_model(name: str) -> Path:
+    files = _package_files(name)
+    folders = [path.parent for path in files if path.name == "config.json" and (path.parent / "tokenizer_config.json").is_file()]
+    if folders:
+        return min(folders, key=lambda folder: len(folder.parts))
+    converted = converted_package(name, _distribution(name).version)
+    if converted is None:
+        raise InputError(f"{PACKAGE}{name}: the package carries neither a transformers model nor GGUF chunks")
+    return converted
+
+
+def _distribution(name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    try:
+        return distribution(name)
+    except PackageNotFoundError:
+        raise InputError(
+            f'{PACKAGE}{name}: the package is not installed; run: pip install {name}   (or pip install "divsel-ray[quickstart]")'
+        ) from None
+
+
+def _package_files(name: str) -> list[Path]:
+    return [Path(str(file.locate())) for file in _distribution(name).files or [] if file.locate().is_file()]

@@ -1,0 +1,117 @@
+"""What a stage needs, what the cluster has, and whether the one fits the other before anything starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+
+from divsel_ray.config import Workers
+from divsel_ray.errors import InputError
+
+SPARE_CPUS = 1.0
+"""CPUs of a cluster never given to long-lived actors: read and bookkeeping tasks must always find a place."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What there is to compute with.
+
+    Attributes:
+        cpus: CPUs worth filling with actors (a local machine's cores; a cluster's declared CPUs less the spare).
+        gpus: GPUs of all nodes.
+        node_cpus: declared CPUs of the largest node.
+        node_gpus: GPUs of the node with most.
+        memory_gib: memory of all nodes.
+        nodes: alive nodes.
+        local: whether this process started it.
+    """
+
+    cpus: float
+    gpus: float
+    node_cpus: float
+    node_gpus: float
+    memory_gib: float
+    nodes: int
+    local: bool
+
+    def gpus_per_worker(self, workers: Workers) -> float:
+        """GPUs for each actor: what the configuration says, else one where there are any."""
+        return workers.gpus if workers.gpus is not None else float(self.gpus >= 1)
+
+    def count(self, workers: Workers, tasks: int) -> int:
+        """How many actors to start for a stage with so many tasks: at least one, never more than the tasks."""
+        if workers.count is not None:
+            return max(1, min(workers.count, tasks))
+        gpus = self.gpus_per_worker(workers)
+        places = int(self.gpus / gpus) if gpus else int(self.cpus / workers.cpus)
+        return max(1, min(places, tasks))
+
+    def check(self, stage: str, workers: Workers) -> None:
+        """Refuse a stage that no node can hold, or that would wait for ever.
+
+        Raises:
+            InputError: says what one actor asks for, what the cluster has, and which setting to change.
+        """
+        gpus, count = self.gpus_per_worker(workers), workers.count or 1
+        if workers.cpus > self.node_cpus or gpus > self.node_gpus:
+            raise InputError(
+                f"{stage}.workers: one worker asks for {workers.cpus:g} CPUs and {gpus:g} GPUs, but the largest node has "
+                f"{self.node_cpus:g} CPUs and the most GPUs on a node are {self.node_gpus:g}; lower {stage}.workers.cpus or .gpus"
+            )
+        if count * gpus > self.gpus:
+            raise InputError(
+                f"{stage}.workers: {count} workers x {gpus:g} GPUs are asked for, the cluster has {self.gpus:g}; lower the count"
+            )
+
+    def holds_together(self, *groups: tuple[Workers, int]) -> bool:
+        """Whether these groups of actors, each `(workers, count)`, fit the cluster at the same time."""
+        gpus = sum(self.gpus_per_worker(workers) * count for workers, count in groups)
+        cpus = sum(workers.cpus * count for workers, count in groups)
+        return gpus <= self.gpus and (self.local or cpus <= self.cpus)
+
+
+def connect() -> Cluster:
+    """Join the cluster that `RAY_ADDRESS` names (as under `ray job submit`), or start one on this machine.
+
+    A local Ray declares more CPUs than there are cores: they are bookkeeping only, and a stage must never wait for a
+    long-lived but idle actor (Ray Data stops without a word when no CPU is left to declare).
+    """
+    started_here = os.environ.get("RAY_ADDRESS") is None
+    if not ray.is_initialized():
+        # Ray Data's second reader takes seconds to list a handful of files.
+        os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
+        common = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if started_here:
+            cores = os.cpu_count() or 1
+            ray.init(address="local", num_cpus=2 * cores + 4, include_dashboard=False, **common)
+        else:
+            ray.init(**common)
+        _quiet_data()
+    return describe(local=started_here)
+
+
+def describe(*, local: bool = False) -> Cluster:
+    """The cluster this process is connected to."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = sum(node.get("CPU", 0.0) for node in nodes)
+    return Cluster(
+        cpus=float(os.cpu_count() or 1) if local else max(1.0, cpus - SPARE_CPUS),
+        gpus=sum(node.get("GPU", 0.0) for node in nodes),
+        node_cpus=max(node.get("CPU", 0.0) for node in nodes),
+        node_gpus=max(node.get("GPU", 0.0) for node in nodes),
+        memory_gib=sum(node.get("memory", 0.0) for node in nodes) / 2**30,
+        nodes=len(nodes),
+        local=local,
+    )
+
+
+def _quiet_data() -> None:
+    """Ray Data's own bars and banners would write over ours; a stalled plan must end, not hang."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = 1800
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

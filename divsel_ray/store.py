@@ -1,0 +1,182 @@
+"""The run store: content-addressed stage outputs, atomic commit, resume.
+
+A stage's output lives in `<root>/<stage>/<key>/`. The key hashes what the output depends on: the stage's version, its
+configuration and the keys of its inputs. `_manifest.json` is written last, by rename, and is the commit; a folder
+without it is unfinished, and the files in it that were finished (each is renamed into place) are used again.
+
+    store = Store(folder)
+    with store.lock():
+        pool = store.stage("pool", version=1, config={...}, inputs=[])
+        if not pool.committed:
+            ...write files into pool.folder...
+            pool.commit({"rows": 10})
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from divsel_ray.errors import InputError, JobError
+
+MANIFEST = "_manifest.json"
+_UNFINISHED = ".tmp-"
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form, as 16 hex digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that becomes `path` by rename when the block ends well.
+
+    Works for a file and for a folder. Readers see the old content or the new, never a half.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}{_UNFINISHED}{uuid.uuid4().hex[:12]}")
+    try:
+        yield temporary
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        json.dump(value, stream, indent=1, sort_keys=True, ensure_ascii=False)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+@dataclass
+class Stage:
+    """One stage's folder in a run, committed or not."""
+
+    name: str
+    key: str
+    folder: Path
+    identity: Mapping[str, Any]
+    _started: float = field(default_factory=time.time)
+
+    @property
+    def committed(self) -> bool:
+        """Whether the output is whole: the manifest is there and every file it lists has its size."""
+        try:
+            files = read_json(self.folder / MANIFEST)["files"]
+        except (FileNotFoundError, json.JSONDecodeError):
+            return False
+        return all(_size(self.folder / name) == entry["bytes"] for name, entry in files.items())
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the stage reported when it was committed (counts, losses, ...)."""
+        return dict(read_json(self.folder / MANIFEST)["facts"])
+
+    @property
+    def seconds(self) -> float:
+        """How long the work took, from the committing process's start of the stage."""
+        return float(read_json(self.folder / MANIFEST)["seconds"])
+
+    def files(self, pattern: str = "*.parquet") -> list[str]:
+        """Paths of the stage's files that match, in name order."""
+        return [str(p) for p in sorted(self.folder.glob(pattern)) if _UNFINISHED not in p.name]
+
+    def commit(self, facts: Mapping[str, Any]) -> None:
+        """List every file with size and hash, and rename the manifest into place."""
+        _remove_unfinished(self.folder)
+        files = {
+            str(path.relative_to(self.folder)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file() and path.name != MANIFEST
+        }
+        seconds = round(time.time() - self._started, 3)
+        record = {"stage": self.name, "key": self.key, "identity": self.identity, "files": files}
+        write_json(self.folder / MANIFEST, {**record, "facts": dict(facts), "seconds": seconds})
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for path in list(folder.rglob(f"*{_UNFINISHED}*")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+class Store:
+    """The stages of one run folder."""
+
+    def __init__(self, root: str | Path) -> None:
+        if "://" in str(root):
+            raise InputError(f"{root}: run folders must be on a local or mounted file system; mount the bucket and name the mount")
+        self.root = Path(root).absolute()
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    def stage(self, name: str, version: int, config: Mapping[str, Any], inputs: Sequence[str]) -> Stage:
+        """The folder of a stage with this identity, made if it is new.
+
+        Args:
+            name: folder name under the root, e.g. `pool` or `round-1/train`.
+            version: raised by the stage's author when its output changes.
+            config: the settings the output depends on (JSON values).
+            inputs: keys of the stages, or fingerprints of the files, that it reads.
+        """
+        identity = {"stage": name, "version": version, "config": dict(config), "inputs": list(inputs)}
+        key = digest(identity)
+        folder = self.root / name / key
+        folder.mkdir(parents=True, exist_ok=True)
+        return Stage(name, key, folder, identity)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run folder; the kernel frees it when this process dies, however it dies.
+
+        Raises:
+            JobError: another process works on this folder.
+        """
+        with (self.root / ".lock").open("a+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                stream.seek(0)
+                holder = stream.read().strip() or "another process"
+                raise JobError(f"{self.root}: {holder} is working on this run folder; wait for it or choose another --out") from None
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {os.uname().nodename}")
+            stream.flush()
+            yield

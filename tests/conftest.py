@@ -1,0 +1,23 @@
+"""One small Ray for the whole session; no test reaches the network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update({"RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1", "RAY_DATA_USE_DATASOURCE_V2": "0"})
+
+from collections.abc import Iterator
+
+import pytest
+
+from divsel_ray.resources import Cluster, connect
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A local Ray, started once."""
+    import ray
+
+    os.environ.pop("RAY_ADDRESS", None)
+    yield connect()
+    ray.shutdown()

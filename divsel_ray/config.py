@@ -7,6 +7,8 @@ out of that hash, because the number of workers never changes a result.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +16,10 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from divsel_ray.errors import InputError
+
+DEFAULT_K = 256
+ROWS_PER_CLUSTER = 20
+"""Smaller clusters are mostly singletons, which no measure of a clustering sees through."""
 
 
 class Section(BaseModel):
@@ -71,12 +77,18 @@ class EmbedConfig(Section):
 class ClusterConfig(Section):
     """k-means."""
 
-    k: int = Field(256, ge=1, description="Number of clusters.")
+    k: int | None = Field(
+        None, ge=1, description="Number of clusters. Default: 256, or a twentieth of the pool where that is less."
+    )
     init: Literal["k-means++", "random"] = Field("k-means++", description="How the first centroids are chosen.")
     n_init: int = Field(1, ge=1, description="Starts; the one with the lowest inertia wins.")
     max_iter: int = Field(50, ge=1, description="Iterations at most.")
     tol: float = Field(1e-4, ge=0, description="Stop when squared centroid movement falls below tol x mean variance.")
     n_shards: int = Field(2, ge=1, description="Partitions of the rows; actors are at most this many.")
+
+    def resolved(self, rows: int) -> ClusterConfig:
+        """This section with `k` set for a pool of so many rows."""
+        return self if self.k else self.model_copy(update={"k": max(1, min(DEFAULT_K, rows // ROWS_PER_CLUSTER))})
 
 
 class FitRewardConfig(Section):
@@ -162,7 +174,9 @@ class TrainConfig(Section):
 class GenerateConfig(Section):
     """Completions by the round's model."""
 
-    engine: Literal["vllm", "transformers"] = Field("vllm", description="transformers is the slower way for machines without vLLM.")
+    engine: Literal["vllm", "transformers"] = Field(
+        "vllm", description="transformers is the slower way for machines without vLLM."
+    )
     max_new_tokens: int = Field(256, ge=1, description="Gold completions are cut to as many tokens before scoring.")
     max_prompt_tokens: int = Field(768, ge=8, description="Longer prompts are cut from the left.")
     temperature: float = Field(0.0, ge=0, description="0 is greedy.")
@@ -178,7 +192,9 @@ class WeightsConfig(Section):
     update: Literal["softmax", "paper", "memoryless"] = Field(
         "softmax", description="softmax: w x exp(gap / tau); paper: Eq. 6 on shifted gaps; memoryless: softmax without w."
     )
-    direction: Literal["lagging", "learned"] = Field("lagging", description="Raise clusters the model has not learned, or those it has.")
+    direction: Literal["lagging", "learned"] = Field(
+        "lagging", description="Raise clusters the model has not learned, or those it has."
+    )
     initial: Literal["size", "uniform"] = Field("size", description="First weights: the paper's text or its Algorithm 1.")
     tau: float = Field(1.0, gt=0, description="Temperature of the update, in pooled standard deviations of the gap.")
     shrinkage: bool = Field(True, description="Shrink cluster means towards the overall mean by their noise.")
@@ -219,7 +235,7 @@ class Config(Section):
         return self
 
 
-def load_config(path: str | Path, overrides: list[str] = ()) -> Config:  # type: ignore[assignment]
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML configuration and apply `key.path=value` overrides.
 
     Raises:
@@ -231,7 +247,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:  # type:
     return parse_config(path.read_text(encoding="utf-8"), str(path), overrides)
 
 
-def parse_config(text: str, name: str, overrides: list[str] = ()) -> Config:  # type: ignore[assignment]
+def parse_config(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
     """`load_config` on text; `name` says in messages where the text is from."""
     try:
         values = yaml.safe_load(text)
@@ -276,3 +292,23 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             raise InputError(f"override {override!r}: {parent} is a value, not a section")
         values = section
     values[last] = yaml.safe_load(text)
+
+
+def quickstart_config(fast: bool, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of `divsel quickstart`, which ships inside the package."""
+    changes = yaml.safe_load(_shipped("quickstart-fast.yaml")) if fast else {}
+    return parse_config(quickstart_text(), "quickstart.yaml", [*(f"{key}={value}" for key, value in changes.items()), *overrides])
+
+
+def quickstart_text() -> str:
+    """The shipped quickstart configuration with its comments."""
+    return _shipped("quickstart.yaml")
+
+
+def _shipped(name: str) -> str:
+    return (files("divsel_ray") / "configs" / name).read_text(encoding="utf-8")
+
+
+def dump_config(config: Config) -> str:
+    """YAML of the settings that were given, such that `load_config` of it gives the same configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False)

@@ -58,7 +58,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         if path.is_dir():
             shutil.rmtree(path)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -143,7 +143,9 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         if "://" in str(root):
-            raise InputError(f"{root}: run folders must be on a local or mounted file system; mount the bucket and name the mount")
+            raise InputError(
+                f"{root}: run folders must be on a local or mounted file system; mount the bucket and name the mount"
+            )
         self.root = Path(root).absolute()
         self.root.mkdir(parents=True, exist_ok=True)
 
@@ -175,7 +177,9 @@ class Store:
             except BlockingIOError:
                 stream.seek(0)
                 holder = stream.read().strip() or "another process"
-                raise JobError(f"{self.root}: {holder} is working on this run folder; wait for it or choose another --out") from None
+                raise JobError(
+                    f"{self.root}: {holder} is working on this run folder; wait for it or choose another --out"
+                ) from None
             stream.truncate(0)
             stream.write(f"process {os.getpid()} on {os.uname().nodename}")
             stream.flush()

@@ -30,7 +30,8 @@ def mismatched(versions: dict[str, str]) -> list[str]:
 
 def block_mismatched() -> list[str]:
     """Make mismatched companions unimportable here and in child processes; return their names."""
-    names = [name for name in mismatched(_installed()) if name not in sys.modules]
+    versions = {name: found for name in ("torch", *COMPANIONS) if (found := installed_version(name))}
+    names = [name for name in mismatched(versions) if name not in sys.modules]
     for name in names:
         sys.modules[name] = None  # type: ignore[assignment]
     path = os.environ.get("PYTHONPATH", "")
@@ -39,11 +40,9 @@ def block_mismatched() -> list[str]:
     return names
 
 
-def _installed() -> dict[str, str]:
-    versions = {}
-    for name in ("torch", *COMPANIONS):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
+def installed_version(name: str) -> str | None:
+    """The version of an installed distribution, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

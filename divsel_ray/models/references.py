@@ -41,7 +41,7 @@ def packaged_data(reference: str) -> list[Path]:
         InputError: the package is not installed or carries no .json, .jsonl or .parquet file.
     """
     name = reference.removeprefix(PACKAGE)
-    files = [path for path in _package_files(name) if path.suffix in _DATA_SUFFIXES]
+    files = [path for path in packaged_files(name) if path.suffix in _DATA_SUFFIXES]
     if not files:
         raise InputError(f"{reference}: the package carries no {', '.join(_DATA_SUFFIXES)} file")
     return sorted(files)
@@ -76,7 +76,7 @@ def _sampled_digest(path: Path) -> str:
 
 
 def _packaged_model(name: str) -> Path:
-    files = _package_files(name)
+    files = packaged_files(name)
     folders = [path.parent for path in files if path.name == "config.json" and (path.parent / "tokenizer_config.json").is_file()]
     if folders:
         return min(folders, key=lambda folder: len(folder.parts))
@@ -95,5 +95,6 @@ def _distribution(name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
         ) from None
 
 
-def _package_files(name: str) -> list[Path]:
+def packaged_files(name: str) -> list[Path]:
+    """The files of an installed distribution; InputError when it is not installed."""
     return [Path(str(file.locate())) for file in _distribution(name).files or [] if file.locate().is_file()]

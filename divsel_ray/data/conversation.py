@@ -1,0 +1,103 @@
+"""What a conversation is, in the one form the rest of the program sees.
+
+A conversation is a list of messages `{"role": ..., "content": ...}` with the roles system, user, assistant and tool. It
+ends with the assistant message that a model is trained to write, and a user message comes before it. Everything before
+the last message is the prompt, the last message is the completion.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal, TypedDict
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class Message(TypedDict):
+    """One turn."""
+
+    role: Role
+    content: str
+
+
+class BadRow(Exception):  # noqa: N818
+    """A row that cannot become a conversation; `reason` says why, in words that many rows can share."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def row_id(messages: Sequence[Message]) -> str:
+    """The identity of a conversation: 128-bit BLAKE2b of its canonical JSON, 32 hex digits.
+
+    Nothing but roles and contents enters, so the same conversation has the same id in every file, format and run.
+    """
+    plain = [{"content": message["content"], "role": message["role"]} for message in messages]
+    text = json.dumps(plain, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def canonicalise(messages: Sequence[Message], turns: Literal["all", "first"] = "all") -> list[Message]:
+    """The part of a conversation that can be trained on.
+
+    `all` drops what stands between the system messages and the first user message (an answer to nothing) and whatever
+    follows the last assistant message (a question without an answer). `first` keeps the system messages and the first
+    user message that is directly followed by an assistant message, both non-blank.
+
+        system S, assistant A0, user U1, assistant A1, user U2
+        -> all and first: system S, user U1, assistant A1
+
+    Raises:
+        BadRow: no user message with a reply is left, the last reply is blank, or a text holds characters that UTF-8 or
+            a tokenizer cannot carry.
+    """
+    for message in messages:
+        _check_text(message["content"])
+    return _first_exchange(messages) if turns == "first" else _whole(messages)
+
+
+def prompt_text(messages: Sequence[Message]) -> str:
+    """All contents before the last message, blank ones left out, joined by a blank line."""
+    return "\n\n".join(message["content"] for message in messages[:-1] if message["content"].strip())
+
+
+def completion_text(messages: Sequence[Message]) -> str:
+    """The content of the last message."""
+    return messages[-1]["content"]
+
+
+def _whole(messages: Sequence[Message]) -> list[Message]:
+    roles = [message["role"] for message in messages]
+    if "user" not in roles:
+        raise BadRow("no user turn with a reply")
+    first = roles.index("user")
+    kept = [message for message in messages[:first] if message["role"] == "system"] + list(messages[first:])
+    while kept and kept[-1]["role"] != "assistant":
+        kept.pop()
+    if not any(message["role"] == "user" and message["content"].strip() for message in kept):
+        raise BadRow("no user turn with a reply")
+    if not kept[-1]["content"].strip():
+        raise BadRow("the last assistant turn is blank")
+    return kept
+
+
+def _first_exchange(messages: Sequence[Message]) -> list[Message]:
+    for position, (turn, reply) in enumerate(pairwise(messages)):
+        exchange = turn["role"] == "user" and reply["role"] == "assistant"
+        if exchange and turn["content"].strip() and reply["content"].strip():
+            return [*(message for message in messages[:position] if message["role"] == "system"), turn, reply]
+    raise BadRow("no user turn with a reply")
+
+
+def _check_text(text: str) -> None:
+    if "\0" in text:
+        raise BadRow("a text holds a NUL character")
+    # Encoding is the fastest test for lone surrogates that Python offers.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRow("a text holds a lone surrogate, which is not valid Unicode") from None

@@ -1,0 +1,57 @@
+"""The chosen rows as files that trainers read."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from divsel_ray.errors import InputError
+from divsel_ray.store import atomic_path
+
+COLUMNS = ("messages", "row_id", "cluster", "quality", "round", "source", "weight")
+"""What a selection holds, in this order; columns that a table lacks are left out."""
+_BATCH_ROWS = 1024
+
+
+def write_selection(table: pa.Table, folder: Path) -> None:
+    """Write `selection.jsonl` and `selection.parquet`, each atomically; the same rows give the same bytes."""
+    write_rows(table, folder / "selection.jsonl")
+    write_rows(table, folder / "selection.parquet")
+
+
+def write_rows(table: pa.Table, path: Path) -> None:
+    """Write a selection as JSON Lines or as Parquet, whichever the suffix says, atomically.
+
+    JSON Lines: one object a line, `messages` first, UTF-8 not escaped, floats in Python's shortest exact form, null for
+    what is missing or not a number.
+
+    Raises:
+        InputError: the suffix is neither .jsonl nor .parquet.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".jsonl", ".parquet"):
+        raise InputError(f"{path}: cannot tell how to write it; give a name that ends in .jsonl or .parquet")
+    # One chunk and no schema metadata: else the bytes would tell how the table was put together.
+    chosen = table.select([name for name in COLUMNS if name in table.column_names])
+    chosen = chosen.combine_chunks().replace_schema_metadata(None)
+    with atomic_path(path) as temporary:
+        if suffix == ".parquet":
+            pq.write_table(chosen, temporary, compression="zstd")
+        else:
+            _write_lines(chosen, temporary)
+
+
+def _write_lines(table: pa.Table, path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as stream:
+        for batch in table.to_batches(_BATCH_ROWS):
+            for row in batch.to_pylist():
+                stream.write(json.dumps({name: _plain(value) for name, value in row.items()}, ensure_ascii=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,339 @@
+"""The three steps that make a pool, on files and without Ray.
+
+1. `parse_file`: one input file becomes conversations, split by row id into partitions, and a quarantine of bad rows.
+2. `write_keys` and `find_threshold`: which rows belong to a sample of the whole pool (only when one is asked for).
+3. `write_part`: one partition is sorted by row id, freed of exact duplicates, thinned to the sample and written.
+
+Rows are ordered by id everywhere, so that the pool does not depend on how its input was split into files.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from divsel_ray.data import spill
+from divsel_ray.data.conversation import BadRow, canonicalise, completion_text, prompt_text, row_id
+from divsel_ray.data.formats import CONVERTERS, detect
+from divsel_ray.data.hashing import uniform_hash
+from divsel_ray.data.readers import Record, read_records
+from divsel_ray.errors import InputError
+from divsel_ray.models.references import resolve_model
+from divsel_ray.store import atomic_path, read_json, write_json
+
+QUARANTINE = "quarantine.jsonl"
+_FACTS = "facts.json"
+_DETECT_ROWS = 100
+_QUARANTINED_CHARS = 2_000
+_COUNTED_REASONS = 50
+_TOKENISED_CHARS = 100_000
+_TOKENISER_BATCH = 256
+_KEY = np.dtype([("key", "<u8"), ("row_id", "S32")])
+
+POOL_SCHEMA = pa.schema(
+    [
+        spill.SCHEMA.field("row_id"),
+        spill.SCHEMA.field("messages"),
+        pa.field("prompt", pa.string()),
+        pa.field("completion", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("n_tokens", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class FileTask:
+    """How to parse one input file.
+
+    Attributes:
+        path: the file.
+        source: its name in the pool.
+        format: a key of `formats.CONVERTERS`, or auto.
+        turns: whole conversations, or the first exchange.
+        score_column: numeric key kept as score.
+        n_partitions: how many partitions the pool has.
+    """
+
+    path: str
+    source: str
+    format: str
+    turns: Literal["all", "first"]
+    score_column: str | None
+    n_partitions: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the files of a pool in the making lie.
+
+    Attributes:
+        folder: the stage's folder; temporary files lie in its `raw`.
+        sources: names of the input files, sorted; file i is parsed into `file_folder(i)`.
+        n_partitions: how many partitions the pool has.
+        seed: of the sample.
+    """
+
+    folder: Path
+    sources: tuple[str, ...]
+    n_partitions: int
+    seed: int
+
+    @property
+    def raw(self) -> Path:
+        """The folder of everything temporary."""
+        return self.folder / "raw"
+
+    def file_folder(self, index: int) -> Path:
+        """Where one input file is parsed into."""
+        return self.raw / f"file-{index:05d}"
+
+    def key_file(self, partition: int) -> Path:
+        """The sampling keys of one partition."""
+        return self.raw / f"keys-{partition:05d}.npy"
+
+    def part(self, partition: int) -> Path:
+        """One file of the pool."""
+        return self.folder / f"part-{partition:05d}.parquet"
+
+    def part_facts(self, partition: int) -> Path:
+        """What is counted of it."""
+        return self.raw / f"part-{partition:05d}.json"
+
+    def batches(self, partition: int) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """One partition's raw rows with their source, in source order, then file order."""
+        for index, source in enumerate(self.sources):
+            for batch in spill.read_partition(self.file_folder(index), partition):
+                yield source, batch
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The last row, in the order (key, row_id), that belongs to the sample."""
+
+    key: int
+    row_id: str
+
+
+@dataclass(frozen=True)
+class PartPlan:
+    """What becomes of every partition's rows.
+
+    Attributes:
+        threshold: where the sample ends, None to keep every row.
+        tokenizer: model reference, for `n_tokens`.
+        with_score: whether the pool has the column `score`.
+    """
+
+    threshold: Threshold | None
+    tokenizer: str
+    with_score: bool
+
+
+def parse_file(task: FileTask, folder: Path) -> dict[str, Any]:
+    """Parse one file into `folder`: its rows by partition, its quarantine and its facts. Done once.
+
+    Returns:
+        `format`, `rows`, `good`, `bad`, `duplicates` (those seen already), `reasons` (reason to count), `first_bad`
+        (up to three `position: reason`) and `unreadable` (why the end of the file is lost, or None).
+    """
+    if not folder.exists():
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            write_json(temporary / _FACTS, _parse_into(task, temporary))
+    return dict(read_json(folder / _FACTS))
+
+
+def _parse_into(task: FileTask, folder: Path) -> dict[str, Any]:
+    records = read_records(Path(task.path))
+    head = list(islice(records, _DETECT_ROWS))
+    name = detect(record.value for record in head if record.reason is None) if task.format == "auto" else task.format
+    good, reasons, first_bad, unreadable = 0, Counter[str](), list[str](), None
+    with (
+        spill.SpillWriter(folder, task.n_partitions) as rows,
+        (folder / QUARANTINE).open("w", encoding="utf-8", errors="backslashreplace") as quarantine,
+    ):
+        for record in chain(head, records):
+            try:
+                rows.add(_convert(record, name, task))
+                good += 1
+            except BadRow as bad:
+                reasons[_counted(reasons, bad.reason)] += 1
+                first_bad += [f"{record.position}: {bad.reason}"] * (len(first_bad) < 3)
+                unreadable = bad.reason if record.ends else None
+                quarantine.write(_quarantine_line(task.source, record, bad.reason))
+        duplicates = rows.duplicates
+    bad_rows = reasons.total()
+    counts = {"format": name, "rows": good + bad_rows, "good": good, "bad": bad_rows, "duplicates": duplicates}
+    return {**counts, "reasons": dict(reasons), "first_bad": first_bad, "unreadable": unreadable}
+
+
+def _convert(record: Record, format_name: str, task: FileTask) -> dict[str, Any]:
+    if record.reason is not None:
+        raise BadRow(record.reason)
+    messages = canonicalise(CONVERTERS[format_name](record.value), task.turns)
+    score = _number(record.value, task.score_column) if task.score_column else None
+    return {"row_id": row_id(messages), "messages": messages, "score": score}
+
+
+def _number(row: Any, column: str) -> float | None:
+    value = row.get(column)
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _counted(reasons: Counter[str], reason: str) -> str:
+    """The name under which a reason is counted: the facts stay small whatever the garbage."""
+    return reason if reason in reasons or len(reasons) < _COUNTED_REASONS else "other reasons"
+
+
+def _quarantine_line(source: str, record: Record, reason: str) -> str:
+    try:
+        text = record.value if isinstance(record.value, str) else json.dumps(record.value, ensure_ascii=False, default=str)
+    except RecursionError:
+        text = "(nested too deeply to show)"
+    entry = {"file": source, "position": record.position, "reason": reason, "row": text[:_QUARANTINED_CHARS]}
+    return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def join_quarantines(layout: Layout) -> None:
+    """Join the quarantines of the parsed files in the order of the sources."""
+    with atomic_path(layout.folder / QUARANTINE) as temporary, temporary.open("wb") as joined:
+        for index in range(len(layout.sources)):
+            with (layout.file_folder(index) / QUARANTINE).open("rb") as stream:
+                shutil.copyfileobj(stream, joined)
+
+
+def write_keys(layout: Layout, partition: int, sample: int) -> None:
+    """Write the (key, row_id) of those rows of a partition that can be in the sample: its `sample` smallest. Done once."""
+    path = layout.key_file(partition)
+    if path.exists():
+        return
+    ids = np.unique(np.concatenate([np.array([], "S32"), *(_ids(batch) for _, batch in layout.batches(partition))]))
+    keys = np.empty(len(ids), dtype=_KEY)
+    keys["key"], keys["row_id"] = _sampling_keys(layout, ids), ids
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, np.sort(keys, order=["key", "row_id"])[:sample], allow_pickle=False)
+
+
+def find_threshold(layout: Layout, sample: int) -> Threshold | None:
+    """The row at which the `sample` smallest (key, row_id) of the whole pool end; None when it has no more rows than that."""
+    files = [np.load(layout.key_file(partition), mmap_mode="r", allow_pickle=False) for partition in range(layout.n_partitions)]
+    keys = np.concatenate([file["key"] for file in files])
+    if len(keys) <= sample:
+        return None
+    key = np.partition(keys, sample - 1)[sample - 1]
+    tied = np.sort(np.concatenate([file["row_id"][file["key"] == key] for file in files]))
+    return Threshold(int(key), tied[sample - 1 - int((keys < key).sum())].decode())
+
+
+def write_part(layout: Layout, partition: int, plan: PartPlan) -> dict[str, int]:
+    """Write one partition of the pool, sorted by row id. Done once.
+
+    Returns:
+        `rows`, `tokens`, `duplicates` removed here, `unique` rows before the sample, `score_missing`.
+    """
+    path, facts_path = layout.part(partition), layout.part_facts(partition)
+    if not (path.exists() and facts_path.exists()):
+        table, duplicates = _load_partition(layout, partition)
+        part = _finish(_sampled(table, layout, plan.threshold), plan)
+        tokens, missing = pc.sum(part["n_tokens"]).as_py() or 0, part["score"].null_count if plan.with_score else 0
+        counts = {"rows": len(part), "tokens": tokens, "duplicates": duplicates, "unique": len(table), "score_missing": missing}
+        # The facts come first: where a part was written by this stage, they exist.
+        write_json(facts_path, counts)
+        with atomic_path(path) as temporary:
+            pq.write_table(part, temporary, compression="zstd")
+    return dict(read_json(facts_path))
+
+
+def _load_partition(layout: Layout, partition: int) -> tuple[pa.Table, int]:
+    """One partition's rows sorted by id, each id once (its first source and place), and the number removed."""
+    schema = spill.SCHEMA.append(pa.field("source", pa.string()))
+    batches = [
+        batch.append_column("source", pa.array([source] * batch.num_rows, pa.string()))
+        for source, batch in layout.batches(partition)
+    ]
+    table = pa.Table.from_batches(batches, schema).combine_chunks()
+    # np.unique gives the first place of every id, in id order.
+    _, first = np.unique(_ids(table), return_index=True)
+    return table.take(pa.array(first)), len(table) - len(first)
+
+
+def _ids(rows: pa.Table | pa.RecordBatch) -> NDArray[np.bytes_]:
+    return np.array(rows.column("row_id").to_pylist(), dtype="S32")
+
+
+def _sampling_keys(layout: Layout, ids: NDArray[np.bytes_]) -> NDArray[np.uint64]:
+    return uniform_hash(layout.seed, "sample", ids)
+
+
+def _sampled(table: pa.Table, layout: Layout, threshold: Threshold | None) -> pa.Table:
+    if threshold is None:
+        return table
+    ids, last = _ids(table), np.uint64(threshold.key)
+    keys = _sampling_keys(layout, ids)
+    return table.filter(pa.array((keys < last) | ((keys == last) & (ids <= threshold.row_id.encode()))))
+
+
+def _finish(table: pa.Table, plan: PartPlan) -> pa.Table:
+    conversations = table["messages"].to_pylist()
+    prompts, completions = [prompt_text(c) for c in conversations], [completion_text(c) for c in conversations]
+    counts = _count_tokens(plan.tokenizer, [f"{p}\n{c}" for p, c in zip(prompts, completions, strict=True)])
+    made = {"prompt": prompts, "completion": completions, "n_tokens": counts}
+    columns = [pa.array(made[f.name], f.type) if f.name in made else table[f.name] for f in POOL_SCHEMA]
+    part = pa.Table.from_arrays(columns, schema=POOL_SCHEMA)
+    return (part.append_column("score", table["score"]) if plan.with_score else part).combine_chunks()
+
+
+def _count_tokens(tokenizer: str, texts: Sequence[str]) -> list[int]:
+    counts: list[int] = []
+    for begin in range(0, len(texts), _TOKENISER_BATCH):
+        batch = [text[:_TOKENISED_CHARS] for text in texts[begin : begin + _TOKENISER_BATCH]]
+        encoded = load_tokenizer(tokenizer)(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        counts += [len(ids) for ids in encoded["input_ids"]]
+    return counts
+
+
+@functools.lru_cache(maxsize=2)
+def load_tokenizer(reference: str) -> Any:
+    """The tokenizer of a model reference, once per process.
+
+    Raises:
+        InputError: nothing there can be loaded as a tokenizer.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(resolve_model(reference))
+    except (OSError, ValueError) as error:
+        what = str(error).strip().splitlines()[0][:200]
+        raise InputError(
+            f"tokenizer {reference}: cannot be loaded ({what}); expected a model folder, id or package:NAME"
+        ) from None
+
+
+def read_rows(path: str, wanted: Sequence[str]) -> pa.Table:
+    """The rows of one pool file with these ids, in the file's order."""
+    return pq.read_table(path, filters=pc.field("row_id").isin(pa.array(wanted, pa.string())))

@@ -1,0 +1,207 @@
+"""The pool on Ray: one task per input file, then one per partition; the driver sees counts and paths only."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import uuid
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from divsel_ray.config import PoolConfig
+from divsel_ray.data.inputs import source_names
+from divsel_ray.data.pool import (
+    QUARANTINE,
+    FileTask,
+    Layout,
+    PartPlan,
+    Threshold,
+    find_threshold,
+    join_quarantines,
+    parse_file,
+    read_rows,
+    write_keys,
+    write_part,
+)
+from divsel_ray.errors import InputError
+from divsel_ray.models.references import resolve_model
+from divsel_ray.progress import Progress, Silent
+from divsel_ray.resources import describe
+
+_BAD_ROWS = 100
+_BAD_SHARE = 0.01
+_POLL_SECONDS = 5.0
+
+
+def build_pool(  # noqa: PLR0913, PLR0917
+    inputs: Sequence[Path], config: PoolConfig, seed: int, tokenizer: str, folder: Path, progress: Progress
+) -> dict[str, Any]:
+    """Make a pool of the input files: `part-00000.parquet` ... sorted by row id, and `quarantine.jsonl`.
+
+    Columns: row_id, messages, prompt, completion, source, n_tokens, and score where `config.score_column` is set. The
+    rows and their order do not depend on the order of the files, on how rows are split over files, or on the number of
+    workers. A folder in which an earlier call was stopped is continued. Input bytes are written to disk once more while
+    the stage runs.
+
+    Args:
+        inputs: files, from `inputs.find_inputs`.
+        config: the pool's settings.
+        seed: of the sample.
+        tokenizer: model reference; its tokens are counted in prompt, newline and completion (first 100,000 characters).
+        folder: the stage's folder; the caller commits it.
+        progress: told of files and partitions as they are done.
+
+    Returns:
+        `files` (source to format, rows, good, bad), `rows_read`, `bad_rows`, `bad_reasons`, `duplicates`,
+        `sampled_from` (distinct rows), `rows`, `tokens`, `score_missing`.
+
+    Raises:
+        InputError: no good row, more bad rows than allowed (`quarantine.jsonl` stays to be looked at), or no such tokenizer.
+    """
+    resolve_model(tokenizer)
+    named = sorted(zip(source_names(inputs), inputs, strict=True))
+    n_partitions = max(1, math.ceil(sum(path.stat().st_size for path in inputs) / config.partition_bytes))
+    layout = Layout(folder, tuple(source for source, _ in named), n_partitions, seed)
+    files = _parse_files(layout, [path for _, path in named], config, progress)
+    _run(join_quarantines, [(layout,)], Silent(), "files")
+    try:
+        _check(files, config, folder / QUARANTINE)
+        plan = PartPlan(_sample_end(layout, config.sample, progress), tokenizer, config.score_column is not None)
+        parts = _run(write_part, [(layout, partition, plan) for partition in range(n_partitions)], progress, "partitions")
+    except InputError:
+        _remove(layout.raw)
+        raise
+    _remove(layout.raw)
+    return _facts(files, parts)
+
+
+def take_rows(pool_files: Sequence[str], row_ids: Sequence[str]) -> pa.Table:
+    """The pool's rows with these ids, in the order given; read by one task per file, so only they reach the caller.
+
+    Raises:
+        KeyError: an id is in none of the files.
+    """
+    ordered = sorted(set(row_ids))
+    calls = [(path, ids) for path in pool_files if (ids := _ids_within(path, ordered))]
+    found = _run(read_rows, calls, Silent(), "partitions")
+    if not row_ids:
+        return pq.read_schema(pool_files[0]).empty_table()
+    table = pa.concat_tables(found).combine_chunks() if found else pa.table({"row_id": pa.array([], pa.string())})
+    places = {row_id: place for place, row_id in enumerate(table["row_id"].to_pylist())}
+    missing = [row_id for row_id in row_ids if row_id not in places]
+    if missing:
+        raise KeyError(f"{len(missing)} row ids are not in the pool, the first is {missing[0]}")
+    return table.take(pa.array([places[row_id] for row_id in row_ids]))
+
+
+def _ids_within(path: str, ordered: list[str]) -> list[str]:
+    """Those of the sorted ids that the file's footer says it may hold."""
+    metadata = pq.read_metadata(path)
+    if not metadata.num_rows:
+        return []
+    column = metadata.schema.names.index("row_id")
+    ranges = [metadata.row_group(group).column(column).statistics for group in range(metadata.num_row_groups)]
+    low, high = min(str(r.min) for r in ranges), max(str(r.max) for r in ranges)
+    return ordered[bisect_left(ordered, low) : bisect_right(ordered, high)]
+
+
+def _parse_files(layout: Layout, paths: Sequence[Path], config: PoolConfig, progress: Progress) -> dict[str, dict[str, Any]]:
+    calls = [
+        (
+            FileTask(str(path), source, config.format, config.turns, config.score_column, layout.n_partitions),
+            layout.file_folder(index),
+        )
+        for index, (source, path) in enumerate(zip(layout.sources, paths, strict=True))
+    ]
+    files = dict(zip(layout.sources, _run(parse_file, calls, progress, "files"), strict=True))
+    for source, facts in files.items():
+        if facts["unreadable"]:
+            progress.note(f"{source}: {facts['unreadable']}; the {facts['good']:,} good rows before that are used")
+    return files
+
+
+def _sample_end(layout: Layout, sample: int | None, progress: Progress) -> Threshold | None:
+    if sample is None:
+        return None
+    _run(write_keys, [(layout, partition, sample) for partition in range(layout.n_partitions)], progress, "partitions")
+    threshold: Threshold | None = _run(find_threshold, [(layout, sample)], Silent(), "samples")[0]
+    return threshold
+
+
+def _run(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], progress: Progress, unit: str) -> list[Any]:
+    """Call a function on Ray, with as many calls at a time as there are CPUs; results in the order of the calls."""
+    remote, places = ray.remote(function), max(1, int(describe(local=os.environ.get("RAY_ADDRESS") is None).cpus))
+    results: list[Any] = [None] * len(calls)
+    waiting, running = list(enumerate(calls))[::-1], dict[Any, int]()
+    while waiting or running:
+        while waiting and len(running) < places:
+            index, call = waiting.pop()
+            running[remote.remote(*call)] = index
+        done, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
+        for reference in done:
+            results[running.pop(reference)] = _result(reference)
+        progress.advance(len(calls) - len(waiting) - len(running), len(calls), unit)
+    return results
+
+
+def _result(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise InputError(str(error.cause)) from None
+        raise
+
+
+def _check(files: dict[str, dict[str, Any]], config: PoolConfig, quarantine: Path) -> None:
+    read, good = (sum(facts[key] for facts in files.values()) for key in ("rows", "good"))
+    bad = read - good
+    first = "; ".join([f"{source} {text}" for source, facts in files.items() for text in facts["first_bad"]][:3])
+    if not good:
+        found = f"all {read:,} rows are bad: {first}" if read else "the input holds no row"
+        raise InputError(
+            f"pool.data: {_some(files)}: {found}; expected conversations, messages, instruction/output or prompt/completion"
+        )
+    limit = config.max_bad_rows if config.max_bad_rows is not None else max(_BAD_ROWS, int(read * _BAD_SHARE))
+    if bad > limit:
+        raise InputError(
+            f"pool.data: {bad:,} of {read:,} rows are bad, {limit:,} are allowed: {first}; all are listed in {quarantine}; "
+            "mend the data or raise pool.max_bad_rows"
+        )
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _facts(files: dict[str, dict[str, Any]], parts: list[dict[str, int]]) -> dict[str, Any]:
+    reasons: Counter[str] = sum((Counter(facts["reasons"]) for facts in files.values()), Counter())
+    total = {key: sum(part[key] for part in parts) for key in ("rows", "unique", "duplicates", "tokens", "score_missing")}
+    early = sum(facts["duplicates"] for facts in files.values())
+    return {
+        "files": {source: {key: facts[key] for key in ("format", "rows", "good", "bad")} for source, facts in files.items()},
+        "rows_read": sum(facts["rows"] for facts in files.values()),
+        "bad_rows": reasons.total(),
+        "bad_reasons": dict(reasons.most_common()),
+        "duplicates": early + total["duplicates"],
+        "sampled_from": total["unique"],
+        "rows": total["rows"],
+        "tokens": total["tokens"],
+        "score_missing": total["score_missing"],
+    }
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder so that a stop half-way leaves nothing that looks finished."""
+    doomed = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:12]}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)

@@ -1,0 +1,36 @@
+"""Long texts: cut into chunks, embed each, average the chunk vectors by their token counts (Yu et al. 2024, sec. 2.1)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def split_tokens(ids: list[int], window: int, max_tokens: int) -> list[list[int]]:
+    """Cut the first `max_tokens` ids into consecutive chunks of at most `window`; an empty text is one empty chunk."""
+    kept = ids[:max_tokens]
+    return [kept[start : start + window] for start in range(0, len(kept), window)] or [[]]
+
+
+def pool_chunks(vectors: np.ndarray, counts: np.ndarray, owners: np.ndarray, rows: int) -> np.ndarray:
+    """Mean of each row's chunk vectors, weighted by the chunks' token counts.
+
+    Args:
+        vectors: (c, d) chunk vectors.
+        counts: (c,) tokens in each chunk; a row whose chunks are all empty weighs them alike.
+        owners: (c,) row of each chunk, in 0..rows-1.
+        rows: number of rows.
+
+    Returns:
+        (rows, d) float64. Chunk vectors that are all ones give ones, whatever the lengths.
+    """
+    weights = np.maximum(counts.astype(np.float64), 1e-9)
+    totals = np.bincount(owners, weights, minlength=rows)
+    sums = np.zeros((rows, vectors.shape[1]))
+    np.add.at(sums, owners, vectors * weights[:, None])
+    return sums / totals[:, None]
+
+
+def normalise(vectors: np.ndarray) -> np.ndarray:
+    """Rows scaled to unit Euclidean length; a zero row stays zero. (n, d) in, (n, d) out."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)

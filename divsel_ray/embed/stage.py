@@ -1,0 +1,79 @@
+"""Embedding on Ray Data: one pool partition is one unit of work, done whole by one actor.
+
+Partitions are cut from the content, never from the cluster, so the batches, and with them the vectors, are the same
+for any number of actors; a finished partition is a file and is not embedded again after a kill.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from divsel_ray.config import EmbedConfig
+from divsel_ray.embed.encoder import Encoder
+from divsel_ray.progress import Progress
+from divsel_ray.resources import Cluster
+from divsel_ray.store import atomic_path
+
+VERSION = 1
+
+
+def embed_pool(pool_files: list[str], config: EmbedConfig, folder: Path, cluster: Cluster, progress: Progress) -> dict[str, Any]:
+    """Write one Parquet file (row_id, embedding: fixed-size list of float16) for each pool partition.
+
+    Returns:
+        {"rows", "dimension", "actors"}.
+    """
+    total = sum(pq.read_metadata(file).num_rows for file in pool_files)
+    actors = cluster.count(config.workers, len(pool_files))
+    work = ray.data.from_items([{"source": file, "target": str(folder / Path(file).name)} for file in pool_files])
+    work = work.repartition(len(pool_files)).map_batches(
+        EmbedPartition,
+        batch_size=1,
+        fn_constructor_kwargs={"config": config},
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_cpus=config.workers.cpus,
+        num_gpus=cluster.gpus_per_worker(config.workers),
+    )
+    done, dimension = 0, 0
+    for batch in work.iter_batches(batch_size=1):
+        done += int(batch["rows"][0])
+        dimension = int(batch["dimension"][0])
+        progress.advance(done, total, "rows")
+    return {"rows": done, "dimension": dimension, "actors": actors}
+
+
+class EmbedPartition:
+    """An actor that holds the encoder and embeds one partition per call."""
+
+    def __init__(self, config: EmbedConfig) -> None:
+        self._config = config
+        self._encoder = Encoder(config)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Embed the partition file named in the batch of one, unless its output is there."""
+        source, target = str(batch["source"][0]), Path(str(batch["target"][0]))
+        if not target.exists():
+            self._embed(source, target)
+        rows = pq.read_metadata(target).num_rows
+        return {"rows": np.array([rows]), "dimension": np.array([self._encoder.dimension])}
+
+    def _embed(self, source: str, target: Path) -> None:
+        table = pq.read_table(source, columns=["row_id", "prompt", "completion"])
+        row_ids = table["row_id"].to_pylist()
+        vectors = self._encoder.encode(self._texts(table), row_ids)
+        flat = pa.array(vectors.reshape(-1), pa.float16())
+        embedding = pa.FixedSizeListArray.from_arrays(flat, self._encoder.dimension)
+        with atomic_path(target) as path:
+            pq.write_table(pa.table({"row_id": table["row_id"], "embedding": embedding}), path)
+
+    def _texts(self, table: pa.Table) -> list[str]:
+        prompts = table["prompt"].to_pylist()
+        if self._config.text == "prompt":
+            return prompts
+        return [f"{prompt}\n{completion}" for prompt, completion in zip(prompts, table["completion"].to_pylist(), strict=True)]

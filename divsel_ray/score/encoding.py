@@ -1,0 +1,124 @@
+"""What a reward model reads: one conversation as token ids, never longer than the model can see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from divsel_ray.errors import InputError
+from divsel_ray.models.text import Message, cut_completion
+from divsel_ray.score.scorer import Exchange
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one text or text pair, special tokens included.
+
+    Attributes:
+        ids: (t,) token ids.
+        types: (t,) segment of each token: 1 for the second text of a pair in BERT-like models, else 0.
+    """
+
+    ids: list[int]
+    types: list[int]
+
+
+def load_tokenizer(folder: str, *, trust_remote_code: bool = False) -> Any:
+    """The model's tokenizer, without the truncation and padding that its file may ask for.
+
+    Raises:
+        InputError: it has no fast (Rust) form, which cutting prompts from the left needs.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise InputError(f"model {folder}: its tokenizer has no tokenizer.json; save it once with a fast tokenizer")
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def encode_exchange(tokenizer: Any, exchange: Exchange, max_tokens: int) -> Encoded:
+    """The conversation in the tokenizer's chat template or, where it has none, as the pair (prompt, completion).
+
+    What is too long loses the beginning of the prompt and the end of the completion; the completion keeps at least
+    half of `max_tokens` if it needs it.
+    """
+    if getattr(tokenizer, "chat_template", None):
+        return _encode_chat(tokenizer, exchange, max_tokens)
+    return _encode_pair(tokenizer, exchange, max_tokens)
+
+
+def seen_completion(tokenizer: Any, exchange: Exchange, max_tokens: int) -> str:
+    """The part of the completion that `encode_exchange` leaves in."""
+    if getattr(tokenizer, "chat_template", None):
+        prompt_tokens = len(_chat_ids(tokenizer, exchange, ""))
+    else:
+        special = tokenizer.num_special_tokens_to_add(pair=True)
+        prompt_tokens = special + len(_plain_encoding(tokenizer, prompt_text(exchange.messages)))
+    return cut_completion(tokenizer, exchange.completion, max(max_tokens // 2, max_tokens - prompt_tokens))
+
+
+def prompt_text(messages: Sequence[Message]) -> str:
+    """The prompt as the first text of a pair: a single message bare, several with their roles."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
+
+
+def collate(tokenizer: Any, batch: Sequence[Encoded], padding: int) -> dict[str, Any]:
+    """Pad on the right: the model's inputs (ids, mask and, for models with segments, types), each (n, longest) int64."""
+    import torch
+
+    shape = (len(batch), max(len(item.ids) for item in batch))
+    ids, mask, types = np.full(shape, padding), np.zeros(shape, int), np.zeros(shape, int)
+    for row, item in enumerate(batch):
+        ids[row, : len(item.ids)] = item.ids
+        mask[row, : len(item.ids)] = 1
+        types[row, : len(item.ids)] = item.types
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    names = [name for name in inputs if name != "token_type_ids" or name in tokenizer.model_input_names]
+    return {name: torch.from_numpy(inputs[name]) for name in names}
+
+
+def position_limit(model: Any) -> int:
+    """The longest input the model has positions for; RoBERTa-like models lose the ones up to their padding index."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    embeddings = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(embeddings, "padding_idx", None)
+    return int(limit) - (0 if padding is None else int(padding) + 1)
+
+
+def _plain_encoding(tokenizer: Any, text: str) -> Any:
+    return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+
+
+def _encode_pair(tokenizer: Any, exchange: Exchange, max_tokens: int) -> Encoded:
+    room = max_tokens - tokenizer.num_special_tokens_to_add(pair=True)
+    prompt = _plain_encoding(tokenizer, prompt_text(exchange.messages))
+    completion = _plain_encoding(tokenizer, exchange.completion)
+    completion.truncate(max(max_tokens // 2, room - len(prompt)))
+    prompt.truncate(room - len(completion), direction="left")
+    pair = tokenizer.backend_tokenizer.post_process(prompt, completion)
+    return Encoded(list(pair.ids), list(pair.type_ids))
+
+
+def _encode_chat(tokenizer: Any, exchange: Exchange, max_tokens: int) -> Encoded:
+    ids = _chat_ids(tokenizer, exchange, exchange.completion)
+    if len(ids) > max_tokens:
+        # The template's closing tokens, from which decoders read the score, must survive: cut the text, not the ids.
+        ids = _chat_ids(tokenizer, exchange, seen_completion(tokenizer, exchange, max_tokens))
+        start = ids[:1] if ids[0] == tokenizer.bos_token_id else []
+        ids = ids if len(ids) <= max_tokens else start + ids[len(ids) - max_tokens + len(start) :]
+    return Encoded(ids, [0] * len(ids))
+
+
+def _chat_ids(tokenizer: Any, exchange: Exchange, completion: str) -> list[int]:
+    messages = [*exchange.messages, {"role": "assistant", "content": completion}]
+    ids = list(tokenizer(tokenizer.apply_chat_template(messages, tokenize=False)).input_ids)
+    doubled = len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id
+    return ids[1:] if doubled else ids

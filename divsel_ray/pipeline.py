@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divsel_ray.config import Config
-from divsel_ray.data.export import write_rows, write_selection
+from divsel_ray.data.export import check_suffix, write_rows, write_selection
 from divsel_ray.generate.engine import require_engine
 from divsel_ray.models.companions import installed_version
 from divsel_ray.progress import Progress, Silent
@@ -57,7 +57,7 @@ def plan_job(config: Config, out: str | Path) -> list[tuple[Stage, bool]]:
 
 def select_rows(config: Config, target: str | Path, work: str | Path, progress: Progress | None = None) -> int:
     """A static selection into one file (`.jsonl` or `.parquet`); `work` keeps the stages. Returns the rows written."""
-    check_target(Path(target))
+    check_suffix(Path(target))
     folder = run_job(config.model_copy(update={"refine": None}), work, progress)
     table = pq.read_table(folder / "selection.parquet")
     write_rows(table, Path(target))

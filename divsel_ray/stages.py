@@ -26,7 +26,8 @@ from divsel_ray.generate.stage import Fleet
 from divsel_ray.models.references import fingerprint
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
-from divsel_ray.score.stage import ScorerSpec, build_reward, score_exchanges, score_pool
+from divsel_ray.score.spec import ScorerSpec
+from divsel_ray.score.stage import build_reward, reward_reference, score_exchanges, score_pool
 from divsel_ray.select.stage import DrawPlan, draw_round
 from divsel_ray.select.weights import ClusterGaps, cluster_gaps, update_weights
 from divsel_ray.store import Stage, Store, atomic_path, write_json
@@ -132,7 +133,7 @@ class Job:
             "reward",
             {**config.fit.model_dump(), "seed": self.config.seed},
             [pool.key, fingerprint(config.fit.base)],
-            lambda folder: build_reward(pool.files(), config, self.config.seed, folder, self.progress),
+            lambda folder: build_reward(pool.files(), config, self.config.seed, folder, self.cluster_, self.progress),
             lambda facts: f"stand-in reward model, held-out accuracy {facts['held_out_accuracy']:.2f}",
         )
 
@@ -141,18 +142,16 @@ class Job:
         config = self.config.quality
         if config.source == "none":
             return None
-        kind, _, name = config.source.partition(":")
-        if kind == "reward" and not name:
+        if config.source == "reward":
             spec, inputs = self._reward_spec(reward)
         else:
-            limits = {"max_tokens": config.max_tokens, "batch_tokens": config.batch_tokens}
-            spec = ScorerSpec(kind=kind, model=name, trust_remote_code=config.trust_remote_code, **limits)
-            inputs = [fingerprint(name)] if kind != "column" else []
+            spec = ScorerSpec.of_quality(config)
+            inputs = [] if spec.kind == "column" else [fingerprint(spec.model)]
         return self._make(
             "quality",
-            {**_settings(config), "scorer": kind, "max_tokens": spec.max_tokens, "batch_tokens": spec.batch_tokens},
+            {"source": config.source, "max_tokens": spec.max_tokens, "batch_tokens": spec.batch_tokens},
             [pool.key, *inputs],
-            lambda folder: score_pool(pool.files(), spec, config.workers, folder, self.cluster_, self.progress),
+            lambda folder: score_pool(pool.files(), spec, folder, self.cluster_, config.workers, self.progress),
             lambda facts: f"{facts['rows']:,} rows, mean {facts['mean']:.3g}, {facts['missing']:,} missing",
         )
 
@@ -245,7 +244,7 @@ class Job:
             pairs = pa.concat_tables([pq.read_table(file) for file in generated.files("shard-*.parquet")])
             _write_table(_exchanges(pairs), folder / "exchanges.parquet")
             scores = folder / "scores.parquet"
-            score_exchanges(folder / "exchanges.parquet", spec, scores, self.cluster_, config.workers)
+            score_exchanges(str(folder / "exchanges.parquet"), spec, scores, self.cluster_, config.workers, self.progress)
             held_out = set(pq.read_table(draw.folder / "held_out.parquet")["row_id"].to_pylist())
             return _write_gaps(pairs["row_id"].to_pylist(), held_out, scores, folder / "gaps.parquet")
 
@@ -291,10 +290,8 @@ class Job:
     def _reward_spec(self, reward: Stage | None) -> tuple[ScorerSpec, list[str]]:
         """The reward model as a scorer, and what identifies it."""
         config = self._reward_config
-        model = str(reward.folder / "model") if reward else str(config.model)
-        identity = reward.key if reward else fingerprint(model)
-        limits = {"max_tokens": config.max_tokens, "batch_tokens": config.batch_tokens}
-        return ScorerSpec(kind="reward", model=model, trust_remote_code=config.trust_remote_code, **limits), [identity]
+        model = reward_reference(config, reward.folder if reward else Path())
+        return ScorerSpec.of_reward(config, model), [reward.key if reward else fingerprint(model)]
 
     def _make(
         self,

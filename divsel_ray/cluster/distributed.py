@@ -20,7 +20,7 @@ import ray
 
 from divsel_ray.cluster import kernels, lloyd, rows
 from divsel_ray.cluster.kernels import Float32, Rows
-from divsel_ray.cluster.lloyd import Fit, Settings
+from divsel_ray.cluster.lloyd import Fit, Settings, Shards
 from divsel_ray.cluster.shard import Shard
 from divsel_ray.config import Workers
 from divsel_ray.errors import InputError, JobError
@@ -184,7 +184,7 @@ def fit(shards: RayShards, settings: Settings, name_row: Callable[[int], str], p
         ray.kill(coordinator)
 
 
-def check_rows(shards: RayShards, name_row: Callable[[int], str]) -> tuple[int, float]:
+def check_rows(shards: Shards, name_row: Callable[[int], str]) -> tuple[int, float]:
     """Number of rows and mean variance of the features.
 
     Raises:

@@ -13,13 +13,12 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from divsel_ray.cluster import distributed, kernels, rows
 from divsel_ray.cluster.kernels import Float32, Int32, Rows
-from divsel_ray.cluster.lloyd import Settings
+from divsel_ray.cluster.lloyd import LocalShards, Settings, Shards
 from divsel_ray.cluster.shard import Shard
 from divsel_ray.errors import InputError
 from divsel_ray.progress import Silent
 from divsel_ray.resources import connect
 
-PathLike = str | Path
 Data = Any
 """An array (n, d), a folder of Parquet files, or a list of them (columns `row_id` and `embedding`)."""
 
@@ -48,7 +47,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         n_features_in_: d.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         n_clusters: int = 8,
         *,
@@ -91,7 +90,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         return self
 
     def predict(self, X: Data) -> Int32:
-        """Index (n,) of the centroid nearest to each row of `X`.
+        """Index (n,) of the centroid nearest to each row of `X`; an array is assigned in this process, without Ray.
 
         Raises:
             InputError: the data is wrong, or has other dimensions than the fitted data.
@@ -104,10 +103,11 @@ class KMeans(ClusterMixin, BaseEstimator):
             raise InputError(f"X has {source.dimension} dimensions, the fitted centroids have {self.n_features_in_}")
         if source.rows == 0:
             return np.empty(0, np.int32)
+        if source.array is not None:
+            return _checked_labels(LocalShards([Shard(source.array)]), source, self.cluster_centers_)
         cluster = connect()
         with distributed.start_shards(source.partitions(), cluster) as shards:
-            distributed.check_rows(shards, source.name_row)
-            return _labels(shards, self.cluster_centers_)
+            return _checked_labels(shards, source, self.cluster_centers_)
 
     def _settings(self, dimension: int) -> Settings:
         for name in ("n_clusters", "n_init", "max_iter", "n_shards"):
@@ -148,7 +148,12 @@ def _to_rows(X: Any, name: str) -> Rows:
     return array
 
 
-def _labels(shards: distributed.RayShards, centroids: Float32) -> Int32:
+def _checked_labels(shards: Shards, source: _Source, centroids: Float32) -> Int32:
+    distributed.check_rows(shards, source.name_row)
+    return _labels(shards, centroids)
+
+
+def _labels(shards: Shards, centroids: Float32) -> Int32:
     return np.concatenate([assignment.labels for assignment in shards.map(Shard.assign, centroids)])
 
 
@@ -158,30 +163,33 @@ def _warn_of_empty(empty: int, k: int) -> None:
 
 
 class _Source:
-    """An array or Parquet files, looked at but not yet read."""
+    """An array or Parquet files, looked at but not yet read; exactly one of `array` and `files` is set."""
 
     def __init__(self, X: Data, n_shards: int) -> None:
         self._n_shards = n_shards
-        self._files: rows.Files | None = None
+        self.array: Rows | None = None
+        self.files: rows.Files | None = None
         if type(X).__module__.startswith("ray.data"):
             raise InputError(
                 "X is a Ray Dataset; expected an array, or Parquet files: write it with write_parquet and give the folder"
             )
         if isinstance(X, (str, Path)) or _is_list_of_paths(X):
-            self._files = rows.check_files(rows.list_files(X))
-            self.rows, self.dimension = self._files.rows, self._files.dimension
+            self.files = rows.check_files(rows.list_files(X))
+            self.rows, self.dimension = self.files.rows, self.files.dimension
         else:
-            self._array = _to_rows(X, "X")
-            self.rows, self.dimension = self._array.shape
+            self.array = _to_rows(X, "X")
+            self.rows, self.dimension = self.array.shape
 
     def partitions(self) -> Sequence[distributed.Source]:
         """What the shard actors are started with; an array goes into Ray's object store."""
-        if self._files is None:
-            return distributed.put_blocks(self._array, self._n_shards)
-        return rows.partition(self._files, self._n_shards)
+        if self.array is not None:
+            return distributed.put_blocks(self.array, self._n_shards)
+        assert self.files is not None
+        return rows.partition(self.files, self._n_shards)
 
     def name_row(self, index: int) -> str:
-        return f"X: row {index}" if self._files is None else rows.name_row(self._files, index)
+        """How messages call a row, given its global number."""
+        return f"X: row {index}" if self.files is None else rows.name_row(self.files, index)
 
 
 def _is_list_of_paths(X: Any) -> bool:

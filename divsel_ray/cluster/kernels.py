@@ -24,8 +24,10 @@ Float64 = npt.NDArray[np.float64]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
-CHUNK_ELEMENTS = 1 << 21
-"""Elements of one temporary array: 8 MiB in float32, 16 MiB in float64."""
+CHUNK_ELEMENTS = 1 << 20
+"""Elements of one temporary array at most: 4 MiB in float32, 8 MiB in float64."""
+CACHED_ELEMENTS = 1 << 16
+"""The same where only one pass is made over the rows, so that the temporary stays in a core's cache."""
 LARGEST_SQUARED_NORM = 1e36
 """Rows beyond it would overflow the float32 matrix product."""
 _UNIT_ROUNDOFF = 2.0**-24
@@ -52,9 +54,9 @@ class Farthest(NamedTuple):
     rows: Rows
 
 
-def chunks(n: int, width: int) -> Iterator[slice]:
-    """Consecutive slices of `n` rows, each of at most `CHUNK_ELEMENTS` elements when a row has `width` of them."""
-    step = max(1, CHUNK_ELEMENTS // max(1, width))
+def chunks(n: int, width: int, elements: int) -> Iterator[slice]:
+    """Consecutive slices of `n` rows, each of at most `elements` elements when a row has `width` of them."""
+    step = max(1, elements // max(1, width))
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
 
@@ -72,7 +74,7 @@ def pair_distances(rows: Rows, others: Rows) -> Float64:
         (n,) squared distances.
     """
     result = np.empty(len(rows), np.float64)
-    for part in chunks(len(rows), rows.shape[1]):
+    for part in chunks(len(rows), rows.shape[1], CACHED_ELEMENTS):
         partner = others if others.ndim == 1 else others[part]
         difference = rows[part].astype(np.float64) - partner
         result[part] = np.square(difference, out=difference).sum(axis=1)
@@ -96,10 +98,10 @@ def assign(rows: Rows, centroids: Float32) -> Assignment:
     """
     labels = np.empty(len(rows), np.int32)
     centroid_norms = squared_norms(centroids)
-    for part in chunks(len(rows), max(centroids.shape)):
+    for part in chunks(len(rows), max(centroids.shape), CHUNK_ELEMENTS):
         labels[part] = _nearest(rows[part].astype(np.float32), centroids, centroid_norms)
     own = np.empty(len(rows), np.float32)
-    for part in chunks(len(rows), rows.shape[1]):
+    for part in chunks(len(rows), rows.shape[1], CHUNK_ELEMENTS):
         own[part] = pair_distances(rows[part], centroids[labels[part]])
     return Assignment(labels, own)
 
@@ -112,7 +114,7 @@ def _nearest(rows: Float32, centroids: Float32, centroid_norms: Float64) -> Int3
     reach = scores[np.arange(len(rows)), labels] + 2 * _rounding_error(rows, centroid_norms)
     candidates = scores <= np.nextafter(reach.astype(np.float32), np.float32(np.inf))[:, None]
     unsettled = np.flatnonzero(np.count_nonzero(candidates, axis=1) > 1)
-    for part in chunks(len(unsettled), centroids.shape[0]):
+    for part in chunks(len(unsettled), centroids.shape[0], CHUNK_ELEMENTS):
         at = unsettled[part]
         labels[at] = _settle(rows[at], centroids, candidates[at])
     return labels
@@ -127,7 +129,7 @@ def _rounding_error(rows: Float32, centroid_norms: Float64) -> Float64:
 def _settle(rows: Float32, centroids: Float32, candidates: npt.NDArray[np.bool_]) -> Int32:
     at, centroid = np.nonzero(candidates)
     distances = np.empty(len(at), np.float64)
-    for part in chunks(len(at), rows.shape[1]):
+    for part in chunks(len(at), rows.shape[1], CHUNK_ELEMENTS):
         distances[part] = pair_distances(rows[at[part]], centroids[centroid[part]])
     order = np.lexsort((centroid, distances, at))
     firsts = np.flatnonzero(np.diff(at, prepend=-1))
@@ -150,7 +152,7 @@ def accumulate(rows: Rows, labels: Int32, k: int) -> tuple[Float64, Int64]:
         sums (k, d) float64 and counts (k,) int64.
     """
     sums = np.zeros((k, rows.shape[1]), np.float64)
-    for part in chunks(len(rows), rows.shape[1]):
+    for part in chunks(len(rows), rows.shape[1], CHUNK_ELEMENTS):
         order = np.argsort(labels[part], kind="stable")
         present, firsts = np.unique(labels[part][order], return_index=True)
         sums[present] += np.add.reduceat(rows[part][order].astype(np.float64), firsts, axis=0)

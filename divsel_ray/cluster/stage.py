@@ -20,7 +20,7 @@ CENTROIDS = "centroids.npy"
 FACTS = "facts.json"
 
 
-def build_clusters(  # noqa: PLR0913, PLR0917
+def build_clusters(
     embedding_files: list[str], config: ClusterConfig, seed: int, folder: Path, cluster: Cluster, progress: Progress
 ) -> dict[str, Any]:
     """Cluster the vectors of all files and write who belongs where.
@@ -31,7 +31,7 @@ def build_clusters(  # noqa: PLR0913, PLR0917
 
     Args:
         embedding_files: Parquet files with `row_id` and `embedding`; their base names differ.
-        config: see `ClusterConfig`.
+        config: see `ClusterConfig`; without `k` it is chosen by the number of rows.
         seed: of the first centroids.
         folder: where the output goes.
         cluster: what there is to compute with.
@@ -46,13 +46,14 @@ def build_clusters(  # noqa: PLR0913, PLR0917
         JobError: Ray lost the actors for good.
     """
     files = rows.check_files(rows.list_files(embedding_files))
-    if config.k > files.rows:
-        raise distributed.too_many_clusters(config.k, files.rows)
+    k = config.resolved(files.rows).k or 1
+    if k > files.rows:
+        raise distributed.too_many_clusters(k, files.rows)
     pairs = [(path, str(folder / Path(path).name)) for path in files.paths]
     _check_names(pairs)
     with distributed.start_shards(rows.partition(files, config.n_shards), cluster) as shards:
         if not ((folder / CENTROIDS).is_file() and (folder / FACTS).is_file()):
-            settings = Settings(config.k, config.init, config.n_init, config.max_iter, config.tol, seed)
+            settings = Settings(k, config.init, config.n_init, config.max_iter, config.tol, seed)
             fit = distributed.fit(shards, settings, lambda index: rows.name_row(files, index), progress)
             _write_centroids(folder / CENTROIDS, fit.centroids)
             write_json(folder / FACTS, _facts(fit))

@@ -33,9 +33,7 @@ def write_rows(table: pa.Table, path: Path) -> None:
     Raises:
         InputError: the suffix is neither .jsonl nor .parquet.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".jsonl", ".parquet"):
-        raise InputError(f"{path}: cannot tell how to write it; give a name that ends in .jsonl or .parquet")
+    suffix = check_suffix(path)
     # One chunk and no schema metadata: else the bytes would tell how the table was put together.
     chosen = table.select([name for name in COLUMNS if name in table.column_names])
     chosen = chosen.combine_chunks().replace_schema_metadata(None)
@@ -44,6 +42,14 @@ def write_rows(table: pa.Table, path: Path) -> None:
             pq.write_table(chosen, temporary, compression="zstd")
         else:
             _write_lines(chosen, temporary)
+
+
+def check_suffix(path: Path) -> str:
+    """The file's suffix, if a selection can be written to it (see `write_rows`)."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".jsonl", ".parquet"):
+        raise InputError(f"{path}: cannot tell how to write it; give a name that ends in .jsonl or .parquet")
+    return suffix
 
 
 def _write_lines(table: pa.Table, path: Path) -> None:

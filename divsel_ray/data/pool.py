@@ -9,10 +9,8 @@ Rows are ordered by id everywhere, so that the pool does not depend on how its i
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,8 +31,7 @@ from divsel_ray.data.conversation import BadRow, canonicalise, completion_text, 
 from divsel_ray.data.formats import CONVERTERS, detect
 from divsel_ray.data.hashing import uniform_hash
 from divsel_ray.data.readers import Record, read_records
-from divsel_ray.errors import InputError
-from divsel_ray.models.references import resolve_model
+from divsel_ray.data.tokens import count_tokens
 from divsel_ray.store import atomic_path, read_json, write_json
 
 QUARANTINE = "quarantine.jsonl"
@@ -42,8 +39,6 @@ _FACTS = "facts.json"
 _DETECT_ROWS = 100
 _QUARANTINED_CHARS = 2_000
 _COUNTED_REASONS = 50
-_TOKENISED_CHARS = 100_000
-_TOKENISER_BATCH = 256
 _KEY = np.dtype([("key", "<u8"), ("row_id", "S32")])
 
 POOL_SCHEMA = pa.schema(
@@ -210,11 +205,15 @@ def _counted(reasons: Counter[str], reason: str) -> str:
 
 def _quarantine_line(source: str, record: Record, reason: str) -> str:
     try:
-        text = record.value if isinstance(record.value, str) else json.dumps(record.value, ensure_ascii=False, default=str)
+        text = record.value if isinstance(record.value, str) else json.dumps(record.value, ensure_ascii=False, default=_shown)
     except RecursionError:
         text = "(nested too deeply to show)"
     entry = {"file": source, "position": record.position, "reason": reason, "row": text[:_QUARANTINED_CHARS]}
     return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def _shown(value: object) -> object:
+    return float(value) if isinstance(value, Decimal) else str(value)
 
 
 def join_quarantines(layout: Layout) -> None:
@@ -299,39 +298,11 @@ def _sampled(table: pa.Table, layout: Layout, threshold: Threshold | None) -> pa
 def _finish(table: pa.Table, plan: PartPlan) -> pa.Table:
     conversations = table["messages"].to_pylist()
     prompts, completions = [prompt_text(c) for c in conversations], [completion_text(c) for c in conversations]
-    counts = _count_tokens(plan.tokenizer, [f"{p}\n{c}" for p, c in zip(prompts, completions, strict=True)])
+    counts = count_tokens(plan.tokenizer, [f"{p}\n{c}" for p, c in zip(prompts, completions, strict=True)])
     made = {"prompt": prompts, "completion": completions, "n_tokens": counts}
     columns = [pa.array(made[f.name], f.type) if f.name in made else table[f.name] for f in POOL_SCHEMA]
     part = pa.Table.from_arrays(columns, schema=POOL_SCHEMA)
     return (part.append_column("score", table["score"]) if plan.with_score else part).combine_chunks()
-
-
-def _count_tokens(tokenizer: str, texts: Sequence[str]) -> list[int]:
-    counts: list[int] = []
-    for begin in range(0, len(texts), _TOKENISER_BATCH):
-        batch = [text[:_TOKENISED_CHARS] for text in texts[begin : begin + _TOKENISER_BATCH]]
-        encoded = load_tokenizer(tokenizer)(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        counts += [len(ids) for ids in encoded["input_ids"]]
-    return counts
-
-
-@functools.lru_cache(maxsize=2)
-def load_tokenizer(reference: str) -> Any:
-    """The tokenizer of a model reference, once per process.
-
-    Raises:
-        InputError: nothing there can be loaded as a tokenizer.
-    """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(resolve_model(reference))
-    except (OSError, ValueError) as error:
-        what = str(error).strip().splitlines()[0][:200]
-        raise InputError(
-            f"tokenizer {reference}: cannot be loaded ({what}); expected a model folder, id or package:NAME"
-        ) from None
 
 
 def read_rows(path: str, wanted: Sequence[str]) -> pa.Table:

@@ -90,10 +90,17 @@ class _Decompressed(io.RawIOBase):
 
 
 class _Prompt:
-    """A stream for ijson that never waits for a full buffer, for the same reason."""
+    """A stream for ijson that never waits for a full buffer, for the same reason, and knows whether it came to its end."""
 
     def __init__(self, stream: io.BufferedReader) -> None:
-        self.read = stream.read1
+        self._stream = stream
+        self.ended = False
+
+    def read(self, size: int) -> bytes:
+        """At most so many bytes; none at the end, and when ijson asks how large the pieces are."""
+        data = self._stream.read1(size)
+        self.ended = size > 0 and not data
+        return data
 
 
 def _open(path: Path, *, compressed: bool) -> io.BufferedReader:
@@ -122,20 +129,20 @@ def _first_byte(stream: io.BufferedReader) -> bytes:
 
 
 def _read_array(stream: io.BufferedReader) -> Iterator[Record]:
-    number = 0
+    number, prompt = 0, _Prompt(stream)
     try:
         # Without use_float: with it, one integer beyond 64 bits would end the reading of the file.
-        for number, value in enumerate(ijson.items(_Prompt(stream), "item"), start=1):
+        for number, value in enumerate(ijson.items(prompt, "item"), start=1):
             yield Record(f"record {number}", value)
     except ijson.JSONError as error:
-        yield Record(f"record {number + 1}", "", _array_reason(str(error), number + 1), ends=True)
+        # At the end of the file the parser complains of whatever is half there: a literal, a number, an escape.
+        reason = f"file ends inside record {number + 1:,}" if prompt.ended else _syntax_reason(str(error), number + 1)
+        yield Record(f"record {number + 1}", "", reason, ends=True)
     except _BROKEN_GZIP as error:
         yield Record(f"record {number + 1}", "", f"the compressed data is broken: {error}", ends=True)
 
 
-def _array_reason(error: str, number: int) -> str:
-    if "premature EOF" in error or "Incomplete JSON" in error:
-        return f"file ends inside record {number:,}"
+def _syntax_reason(error: str, number: int) -> str:
     what = re.search(r"error: ([^\n\\]+)", error)
     return f"not valid JSON ({what[1].strip() if what else error[:80]}): the rest from record {number:,} on cannot be read"
 

@@ -41,7 +41,7 @@ _BAD_SHARE = 0.01
 _POLL_SECONDS = 5.0
 
 
-def build_pool(  # noqa: PLR0913, PLR0917
+def build_pool(
     inputs: Sequence[Path], config: PoolConfig, seed: int, tokenizer: str, folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """Make a pool of the input files: `part-00000.parquet` ... sorted by row id, and `quarantine.jsonl`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +31,10 @@ class Encoder:
             resolve_model(config.model), device=device, trust_remote_code=config.trust_remote_code
         ).eval()
         self._tokenizer = self._model.tokenizer
-        self._special = self._tokenizer.num_special_tokens_to_add(pair=False)
-        limit = self._model.max_seq_length or config.max_tokens + self._special
-        self._window = min(config.window or limit, limit) - self._special
+        self._prefix, self._suffix = special_tokens(self._tokenizer)
+        special = len(self._prefix) + len(self._suffix)
+        limit = self._model.max_seq_length or config.max_tokens + special
+        self._window = max(1, min(config.window or limit, limit) - special)
         self.dimension = int(self._model.get_embedding_dimension() or 0)
 
     def encode(self, texts: Sequence[str], keys: Sequence[str]) -> np.ndarray:
@@ -58,13 +60,19 @@ class Encoder:
         return normalise(pool_chunks(vectors, counts, np.array(owners), len(texts))).astype(np.float16)
 
     def _encode_chunks(self, chunks: list[list[int]], keys: list[str]) -> np.ndarray:
-        lengths = [len(chunk) + self._special for chunk in chunks]
+        inputs = [self._prefix + chunk + self._suffix for chunk in chunks]
         vectors = np.zeros((len(chunks), self.dimension), np.float32)
         with self._torch.inference_mode():
-            for batch in token_batches(lengths, keys, self._config.batch_tokens):
-                features = self._tokenizer.pad(
-                    {"input_ids": [self._tokenizer.build_inputs_with_special_tokens(chunks[i]) for i in batch]},
-                    return_tensors="pt",
-                ).to(self._model.device)
+            for batch in token_batches([len(ids) for ids in inputs], keys, self._config.batch_tokens):
+                features = self._tokenizer.pad({"input_ids": [inputs[i] for i in batch]}, return_tensors="pt")
+                features = features.to(self._model.device)
                 vectors[batch] = self._model(dict(features))["sentence_embedding"].float().cpu().numpy()
         return vectors
+
+
+def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The ids a tokenizer puts before and after a text."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    text = [at for at, special in enumerate(encoded.special_tokens_mask) if not special]
+    first, last = (text[0], text[-1] + 1) if text else (len(encoded.input_ids), len(encoded.input_ids))
+    return list(encoded.input_ids[:first]), list(encoded.input_ids[last:])

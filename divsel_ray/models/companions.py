@@ -31,9 +31,9 @@ def mismatched(versions: dict[str, str]) -> list[str]:
 def block_mismatched() -> list[str]:
     """Make mismatched companions unimportable here and in child processes; return their names."""
     versions = {name: found for name in ("torch", *COMPANIONS) if (found := installed_version(name))}
-    names = [name for name in mismatched(versions) if name not in sys.modules]
+    names = mismatched(versions)
     for name in names:
-        sys.modules[name] = None  # type: ignore[assignment]
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
     path = os.environ.get("PYTHONPATH", "")
     if names and _STARTUP not in path.split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_STARTUP, path]))

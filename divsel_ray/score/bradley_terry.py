@@ -9,6 +9,7 @@ far as `preferences` can spoil them, and nothing of helpfulness or truth.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from divsel_ray.config import FitRewardConfig
 from divsel_ray.errors import InputError
 from divsel_ray.models.references import resolve_model
-from divsel_ray.score.encoding import Encoded, collate, encode_exchange, load_tokenizer, seen_completion
+from divsel_ray.score.encoding import Encoded, collate, encode_exchange, load_tokenizer, position_limit, seen_completion
 from divsel_ray.score.preferences import KINDS, Comparison, draw, make_comparisons
 from divsel_ray.score.scorer import Exchange, encode_each
 from divsel_ray.store import atomic_path
@@ -61,9 +62,10 @@ def fit_reward_model(
         torch.manual_seed(seed)
         tokenizer, model = _load_base(config.base)
         _freeze(model, config.trained_layers)
+        max_tokens = min(config.max_tokens, position_limit(model))
         train, held_out = (
-            _encode_comparisons(tokenizer, make_comparisons(part, seed), config.max_tokens)
-            for part in split_held_out(_seen(tokenizer, exchanges, config.max_tokens), config, seed)
+            _encode_comparisons(tokenizer, make_comparisons(part, seed), max_tokens)
+            for part in split_held_out(_seen(tokenizer, exchanges, max_tokens), config, seed)
         )
         losses = _train(tokenizer, model, train, config, seed, report or _unreported)
         accuracy = _accuracy(tokenizer, model, held_out)
@@ -192,7 +194,7 @@ def _accuracy(tokenizer: Any, model: Any, groups: list[Group]) -> dict[str, Any]
             for kind, margin in zip(kinds, margins.tolist(), strict=True):
                 right[kind].append(margin > 0)
     by_kind = {kind: round(float(np.mean(values)), 4) for kind, values in right.items() if values}
-    return {"held_out_accuracy": round(float(np.mean(sum(right.values(), []))), 4), "accuracy_by_kind": by_kind}
+    return {"held_out_accuracy": round(float(np.mean([*itertools.chain(*right.values())])), 4), "accuracy_by_kind": by_kind}
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:

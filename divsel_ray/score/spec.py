@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from divsel_ray.config import QualityConfig, RewardConfig
 from divsel_ray.errors import InputError
 from divsel_ray.score.scorer import Scorer
+
+KINDS = ("reward", "ifd", "column")
 
 
 @dataclass(frozen=True)
@@ -22,32 +23,35 @@ class ScorerSpec:
         trust_remote_code: let the model's own Python code run.
     """
 
-    kind: Literal["reward", "ifd", "column"]
+    kind: str
     model: str
     max_tokens: int = 512
     batch_tokens: int = 4096
     trust_remote_code: bool = False
 
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"scorer {self.kind!r}: expected one of {', '.join(KINDS)}")
+
     @classmethod
-    def of_quality(cls, config: QualityConfig, reward_model: str | None = None) -> ScorerSpec:
-        """The scorer of a quality source; `reward_model` is what the bare source `reward` means.
+    def of_quality(cls, config: QualityConfig) -> ScorerSpec:
+        """The scorer of a source that names its model or column.
 
         Raises:
-            InputError: the source is `none`, or `reward` where there is no reward model.
+            InputError: the source is `none` or the bare `reward`, whose model is named elsewhere.
         """
         kind, _, name = config.source.partition(":")
-        model = name or (reward_model if kind == "reward" else None)
-        if not model:
-            raise InputError(f"quality.source {config.source!r}: no model to score with; give reward:MODEL or a reward section")
-        return cls(kind, model, config.max_tokens, config.batch_tokens, config.trust_remote_code)  # type: ignore[arg-type]
+        if not name:
+            raise InputError(f"quality.source {config.source!r}: names no model to score with; expected reward:MODEL or the like")
+        return cls(kind, name, config.max_tokens, config.batch_tokens, config.trust_remote_code)
 
     @classmethod
     def of_reward(cls, config: RewardConfig, model: str) -> ScorerSpec:
-        """The reward model (named or fitted) that judges completions in refinement."""
+        """The reward model, named or fitted, with the limits of its section."""
         return cls("reward", model, config.max_tokens, config.batch_tokens, config.trust_remote_code)
 
     def load(self) -> Scorer:
-        """Load the model on this machine.
+        """Load the model on this machine (`column` has none).
 
         Raises:
             InputError: the model cannot be loaded or is of the wrong kind.
@@ -55,5 +59,5 @@ class ScorerSpec:
         from divsel_ray.score.ifd import InstructionFollowingDifficulty
         from divsel_ray.score.reward_model import RewardModel
 
-        scorers = {"reward": RewardModel, "ifd": InstructionFollowingDifficulty}
-        return scorers[self.kind](self.model, self.max_tokens, self.batch_tokens, self.trust_remote_code)
+        settings = (self.model, self.max_tokens, self.batch_tokens, self.trust_remote_code)
+        return InstructionFollowingDifficulty(*settings) if self.kind == "ifd" else RewardModel(*settings)

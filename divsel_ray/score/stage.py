@@ -30,8 +30,6 @@ from divsel_ray.score.scorer import Exchange, Scorer
 from divsel_ray.score.spec import ScorerSpec
 from divsel_ray.store import atomic_path, read_json, write_json
 
-VERSION = 1
-
 SLICE = 512
 """Exchanges per unit of work; part of what makes scores reproducible."""
 
@@ -44,16 +42,17 @@ def reward_reference(config: RewardConfig, folder: Path) -> str:
 def build_reward(
     pool_files: list[str], config: RewardConfig, seed: int, folder: Path, cluster: Cluster, progress: Progress
 ) -> dict[str, Any]:
-    """Fit the stand-in reward model on rows of the pool, into `folder/model`; nothing to do for a named model.
+    """Fit the stand-in reward model on rows of the pool, into `folder/model`, in one task.
 
     Returns:
-        What `fit_reward_model` reports, or {"model": name}.
+        What `fit_reward_model` reports.
 
     Raises:
-        InputError: the pool is too small, or the base model cannot be loaded.
+        InputError: `config.fit` is not set, the pool is too small, or the base model cannot be loaded.
+        JobError: the task failed.
     """
     if config.fit is None:
-        return {"model": config.model}
+        raise InputError("reward.fit: not set; there is no reward model to fit")
     facts = folder / "fit.json"
     if not (facts.is_file() and (folder / "model" / "config.json").is_file()):
         steps = folder / "steps.json"
@@ -84,9 +83,9 @@ def _follow(task: ray.ObjectRef[Any], steps: Path, progress: Progress) -> None:
     try:
         ray.get(task, timeout=60)
     except ray.exceptions.RayTaskError as error:
-        raise (
-            error.cause if isinstance(error.cause, InputError) else JobError(f"fitting the reward model failed: {error}")
-        ) from None
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise JobError(f"fitting the reward model failed: {error.cause!r}") from error
 
 
 def score_pool(
@@ -106,7 +105,12 @@ def score_pool(
 
 
 def score_exchanges(
-    exchanges_file: str, spec: ScorerSpec, out_file: Path, cluster: Cluster, workers: Workers, progress: Progress
+    exchanges_file: str,
+    spec: ScorerSpec,
+    out_file: Path,
+    cluster: Cluster,
+    workers: Workers,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Score completions (Parquet: row_id, messages before the completion, completion) into one file (row_id, score).
 

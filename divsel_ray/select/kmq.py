@@ -11,14 +11,21 @@ from divsel_ray.config import SelectConfig
 from divsel_ray.select.exponential import draw_smallest_keys
 from divsel_ray.select.sampler import Candidates, Draw
 
-_STEEPEST = 60.0
+_STEEPEST = 700.0
 """Largest log odds between two rows of a cluster: beyond it the smaller could never be drawn in double precision."""
 
 
 def draw_kmq(candidates: Candidates, counts: np.ndarray, config: SelectConfig, seed: int) -> Draw:
     """Draw without replacement inside each cluster, weighted by quality; missing quality counts as the cluster's mean."""
-    quality = fill_missing(candidates.quality, candidates.cluster, candidates.k)
+    quality = fill_missing(_scaled(candidates.quality), candidates.cluster, candidates.k)
     return draw_smallest_keys(candidates, log_odds(quality, candidates.cluster, candidates.k, config.temperature), counts, seed)
+
+
+def _scaled(quality: np.ndarray) -> np.ndarray:
+    """Quality divided by its largest finite size: odds do not change, and sums of huge scores cannot overflow."""
+    known = np.abs(quality[np.isfinite(quality)])
+    largest = known.max(initial=0.0)
+    return quality / largest if largest > 0 else quality
 
 
 def fill_missing(quality: np.ndarray, cluster: np.ndarray, k: int) -> np.ndarray:
@@ -32,7 +39,7 @@ def fill_missing(quality: np.ndarray, cluster: np.ndarray, k: int) -> np.ndarray
 
 
 def log_odds(quality: np.ndarray, cluster: np.ndarray, k: int, temperature: float) -> np.ndarray:
-    """(q - max_j q) / (T x pooled sd), at least -60; all zeros when quality does not vary inside clusters.
+    """(q - max_j q) / (T x pooled sd), at least -700; all zeros when quality does not vary inside clusters.
 
     Args:
         quality: (n,) finite.
@@ -40,6 +47,7 @@ def log_odds(quality: np.ndarray, cluster: np.ndarray, k: int, temperature: floa
         k: number of clusters.
         temperature: T.
     """
+    quality = _scaled(quality)
     scale = temperature * pooled_sd(quality, cluster, k)
     if scale == 0:
         return np.zeros(len(quality))

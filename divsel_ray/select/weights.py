@@ -59,7 +59,7 @@ def cluster_gaps(gaps: np.ndarray, cluster: np.ndarray, k: int, *, shrinkage: bo
     within = float(((gaps - means[cluster]) ** 2).sum() / (len(gaps) - used)) if len(gaps) > used else 0.0
     unit = np.sqrt(within) if within > 0 else float(gaps.std()) if len(gaps) and gaps.std() > 0 else 1.0
     between = _variance_between(scored, means, overall, within)
-    pull = scored / (scored + within / between) if between > 0 else np.zeros(k)
+    pull = scored / np.maximum(scored + within / between, 1e-9) if between > 0 else np.zeros(k)
     shrunk = overall + (pull if shrinkage else 1.0) * (means - overall)
     seen = scored > 0
     return ClusterGaps(
@@ -122,7 +122,7 @@ def _within_guards(wanted: np.ndarray, before: np.ndarray, k: int, config: Weigh
         low, high = np.maximum(low, before / config.max_step), before * config.max_step
     low *= min(1.0, mass / low.sum()) if low.sum() > 0 else 1.0
     high = np.maximum(high, low)
-    smallest, largest = -60.0, 60.0
+    smallest, largest = -300.0, 300.0
     for _ in range(200):
         middle = (smallest + largest) / 2
         below = np.clip(np.exp(middle) * wanted, low, high).sum() < mass

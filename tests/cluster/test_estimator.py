@@ -95,3 +95,10 @@ def test_prediction_needs_the_fitted_dimension(cluster):
     with pytest.raises(InputError, match="X has 3 dimensions"):
         model.predict(np.zeros((1, 3)))
     assert model.predict(np.empty((0, 2))).shape == (0,)
+
+
+def test_a_ray_dataset_is_refused_with_advice(cluster):
+    import ray
+
+    with pytest.raises(InputError, match="write_parquet"):
+        KMeans(2).fit(ray.data.range(4))

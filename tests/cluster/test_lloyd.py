@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans as Reference
@@ -54,13 +56,13 @@ def test_an_emptied_cluster_takes_the_farthest_row_of_all_partitions_and_is_neve
     rows = np.array([[1, 0], [3, 0], [2, 5], [2, 1]], np.float16)
     first = np.array([[2, 0], [90, 90], [80, 80]], np.float32)
     updated = lloyd.update(shards_of(rows, 3), first)
-    assert updated.tolist() == [[2, 0.5], [2, 5], [1, 0]]
+    assert updated.tolist() == [[2.5, 0.5], [2, 5], [1, 0]]
 
 
 def test_inertia_never_rises():
     rows = random_rows(600, 8, np.float16)
     inertias = [fit(rows, Settings(30, max_iter=i, tol=0)).inertia for i in range(1, 15)]
-    assert all(later <= earlier * (1 + 1e-6) for earlier, later in zip(inertias, inertias[1:], strict=False))
+    assert all(later <= earlier * (1 + 1e-6) for earlier, later in itertools.pairwise(inertias))
     assert inertias[-1] < 0.98 * inertias[0]
 
 

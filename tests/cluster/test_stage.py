@@ -42,7 +42,7 @@ def test_output_files_line_up_with_input_files(cluster, tmp_path):
     vectors = unit_rows(400, 6)
     paths = write_embeddings(tmp_path / "embed", vectors, [90, 300])
     progress = Recorder()
-    facts = build_clusters(paths, ClusterConfig(k=7, max_iter=20), 3, tmp_path / "out", cluster, progress)
+    facts = build_clusters(paths, ClusterConfig(k=7, max_iter=100), 3, tmp_path / "out", cluster, progress)
     centroids = np.load(tmp_path / "out" / "centroids.npy")
     assert (centroids.shape, centroids.dtype) == ((7, 6), np.float32)
     tables = [pq.read_table(tmp_path / "out" / f"part-{i}.parquet") for i in range(3)]
@@ -56,7 +56,7 @@ def test_output_files_line_up_with_input_files(cluster, tmp_path):
     assert facts["sizes"] == np.bincount(found["cluster"].to_numpy(), minlength=7).tolist()
     assert facts["inertia"] == pytest.approx(np.square(distances.min(axis=1)).sum(), rel=1e-5)
     assert (facts["k"], facts["rows"], facts["empty"], facts["converged"], facts["warnings"]) == (7, 400, 0, True, [])
-    assert (facts["iterations"], 20, "iterations") in progress.reports
+    assert (facts["iterations"], 100, "iterations") in progress.reports
     assert progress.reports[-1] == (3, 3, "files")
 
 
@@ -107,6 +107,24 @@ def test_a_killed_shard_actor_is_rebuilt_and_the_result_is_the_same(cluster, tmp
     assert (labels == expected.labels_).all()
 
 
+def test_a_killed_coordinator_starts_over_and_the_result_is_the_same(cluster, tmp_path, monkeypatch):
+    paths = write_embeddings(tmp_path / "embed", unit_rows(300, 4), [])
+    expected = build_clusters(paths, ClusterConfig(k=40), 0, tmp_path / "undisturbed", cluster, Silent())
+    watch, killed = distributed._watch, []
+
+    def kill_then_watch(coordinator, *args):
+        ray.wait([coordinator.state.remote()], timeout=30)
+        ray.kill(coordinator, no_restart=False)
+        killed.append(True)
+        watch(coordinator, *args)
+
+    monkeypatch.setattr(distributed, "_watch", kill_then_watch)
+    assert build_clusters(paths, ClusterConfig(k=40), 0, tmp_path / "killed", cluster, Silent()) == expected
+    assert killed
+    for name in ("centroids.npy", "part-0.parquet"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+
+
 def test_a_bad_row_is_named_by_its_id(cluster, tmp_path):
     vectors = unit_rows(50, 3)
     vectors[41, 2] = np.nan
@@ -118,8 +136,14 @@ def test_a_bad_row_is_named_by_its_id(cluster, tmp_path):
 
 def test_more_clusters_than_rows_are_refused(cluster, tmp_path):
     paths = write_embeddings(tmp_path / "embed", unit_rows(250, 2), [100])
-    with pytest.raises(InputError, match="^k 300 exceeds the pool's 250 rows; lower cluster.k$"):
+    with pytest.raises(InputError, match=r"^k 300 exceeds the pool's 250 rows; lower cluster\.k$"):
         build_clusters(paths, ClusterConfig(k=300), 0, tmp_path / "out", cluster, Silent())
+
+
+def test_without_k_the_number_of_rows_decides(cluster, tmp_path):
+    paths = write_embeddings(tmp_path / "embed", unit_rows(100, 2), [50])
+    facts = build_clusters(paths, ClusterConfig(), 0, tmp_path / "out", cluster, Silent())
+    assert facts["k"] == ClusterConfig().resolved(100).k < 100
 
 
 def test_too_few_distinct_vectors_are_a_warning_in_the_facts(cluster, tmp_path):

@@ -1,0 +1,16 @@
+"""The job a Ray cluster runs: `divsel run` on the cluster that Ray's job server connects it to.
+
+    ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/run.py jobs/configs/alpaca.yaml --out /shared/runs/alpaca
+
+Takes the arguments of `divsel run`. The run folder must lie on storage that every node mounts.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from divsel_ray.cli import app
+
+if __name__ == "__main__":
+    app(["run", *sys.argv[1:]])

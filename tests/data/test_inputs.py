@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+
+from divsel_ray.data.inputs import find_inputs, fingerprint_inputs, source_names
+from divsel_ray.errors import InputError
+
+
+@pytest.fixture
+def files(tmp_path):
+    names = ["b.jsonl", "a.json", "deep/c.parquet", "d.json.gz", "README.md", ".hidden/x.jsonl", "_facts.json"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+def relative(paths, folder):
+    return [str(path.relative_to(folder)) for path in paths]
+
+
+def test_a_folder_gives_its_readable_files_sorted(files):
+    assert relative(find_inputs([str(files)]), files) == ["a.json", "b.jsonl", "d.json.gz", "deep/c.parquet"]
+
+
+def test_a_glob_gives_the_readable_files_it_matches(files):
+    assert relative(find_inputs([f"{files}/*"]), files) == ["a.json", "b.jsonl", "d.json.gz"]
+    assert relative(find_inputs([f"{files}/**/*.parquet"]), files) == ["deep/c.parquet"]
+
+
+def test_a_file_named_twice_is_read_once(files):
+    (files / "link.jsonl").symlink_to(files / "b.jsonl")
+    found = find_inputs([f"{files}/link.jsonl", f"{files}/b.jsonl", f"{files}/./b.jsonl", f"{files}/*.jsonl"])
+    assert relative(found, files) == ["b.jsonl"]
+
+
+def test_a_relative_path_becomes_absolute(files, monkeypatch):
+    monkeypatch.chdir(files)
+    assert find_inputs(["b.jsonl"]) == [files / "b.jsonl"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_a_file(files):
+    (files / "x[1].json").write_text("")
+    assert relative(find_inputs([f"{files}/x[1].json"]), files) == ["x[1].json"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("missing.jsonl", r"missing\.jsonl: no such file or folder"),
+        ("README.md", r"README\.md: unknown suffix \.md; expected \.json"),
+        ("*.md", r"\*\.md: no \.json, .* file there \(only \.md\)"),
+        ("nothing/*.json", r"nothing/\*\.json: no \.json"),
+    ],
+)
+def test_what_cannot_be_read_is_named(files, monkeypatch, reference, message):
+    monkeypatch.chdir(files)
+    with pytest.raises(InputError, match=message):
+        find_inputs(["b.jsonl", reference])
+
+
+def test_a_package_that_is_not_installed_is_named():
+    with pytest.raises(InputError, match="package:no-such-package-here"):
+        find_inputs(["package:no-such-package-here"])
+
+
+def test_no_data_is_refused():
+    with pytest.raises(InputError, match=r"pool\.data"):
+        find_inputs([])
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    paths = [tmp_path / name for name in ("a/x/t.json", "b/x/t.json", "b/y/t.json", "u.json")]
+    assert source_names(paths) == ["a/x/t.json", "b/x/t.json", "y/t.json", "u.json"]
+
+
+def test_the_fingerprint_follows_content_and_names_not_places(tmp_path):
+    first, second = tmp_path / "1", tmp_path / "2"
+    for folder in (first, second):
+        folder.mkdir()
+        (folder / "a.jsonl").write_bytes(b"0123")
+        (folder / "b.jsonl").write_bytes(b"4567")
+    here = fingerprint_inputs([first / "a.jsonl", first / "b.jsonl"])
+    assert here == fingerprint_inputs([second / "b.jsonl", second / "a.jsonl"])
+    (second / "b.jsonl").write_bytes(b"4568")
+    changed = fingerprint_inputs([second / "a.jsonl", second / "b.jsonl"])
+    (first / "b.jsonl").rename(first / "c.jsonl")
+    renamed = fingerprint_inputs([first / "a.jsonl", first / "c.jsonl"])
+    assert len({here, changed, renamed}) == 3

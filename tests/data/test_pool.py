@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from divsel_ray.data.hashing import uniform_hash
+from divsel_ray.data.pool import (
+    _KEY,
+    QUARANTINE,
+    FileTask,
+    Layout,
+    PartPlan,
+    Threshold,
+    find_threshold,
+    parse_file,
+    write_keys,
+    write_part,
+)
+
+
+def pair(number, **more):
+    return {"prompt": f"question {number}", "completion": f"answer {number}", **more}
+
+
+@pytest.fixture
+def parsed(tmp_path, lines):
+    """Parse lists of rows, one per file, into a layout with four partitions."""
+
+    def parse(*files, score_column=None):
+        layout = Layout(tmp_path, tuple(f"{i}.jsonl" for i in range(len(files))), 4, seed=0)
+        for index, (source, rows) in enumerate(zip(layout.sources, files, strict=True)):
+            path = lines(tmp_path / "in" / source, rows)
+            facts.append(parse_file(FileTask(str(path), source, "auto", "all", score_column, 4), layout.file_folder(index)))
+        return layout
+
+    facts = parse.facts = []
+    return parse
+
+
+def part_rows(layout, plan):
+    for partition in range(layout.n_partitions):
+        write_part(layout, partition, plan)
+    return [row for p in range(layout.n_partitions) for row in pq.read_table(layout.part(p)).to_pylist()]
+
+
+def test_the_facts_of_a_file_count_good_and_bad_rows_and_their_reasons(parsed):
+    parsed([pair(1), {"prompt": "x"}, pair(1), 5, pair(2), {"prompt": "x"}])
+    assert parsed.facts[0] == {
+        "format": "prompt_completion",
+        "rows": 6,
+        "good": 3,
+        "bad": 3,
+        "duplicates": 1,
+        "reasons": {"no key completion": 2, "the row is a number, expected an object": 1},
+        "first_bad": [
+            "line 2: no key completion",
+            "line 4: the row is a number, expected an object",
+            "line 6: no key completion",
+        ],
+        "unreadable": None,
+    }
+
+
+def test_a_quarantined_row_is_shown_cut_to_two_thousand_characters(parsed):
+    layout = parsed([pair(1), {"prompt": "é" * 5000}, {"prompt": "\ud800"}])
+    long, surrogate = map(json.loads, (layout.file_folder(0) / QUARANTINE).read_text(encoding="utf-8").splitlines())
+    assert long["row"] == '{"prompt": "' + "é" * 1988
+    assert surrogate == {"file": "0.jsonl", "position": "line 3", "reason": "no key completion", "row": '{"prompt": "\ud800"}'}
+
+
+def test_the_number_of_counted_reasons_is_bounded(parsed):
+    parsed([{"messages": [{"role": f"role {i}", "content": "x"}]} for i in range(80)])
+    assert len(parsed.facts[0]["reasons"]) == 51
+    assert parsed.facts[0]["reasons"]["other reasons"] == 30
+
+
+def test_a_parsed_file_is_not_parsed_again(parsed, tmp_path):
+    layout = parsed([pair(1)])
+    (tmp_path / "in" / "0.jsonl").unlink()
+    again = parse_file(FileTask(str(tmp_path / "in" / "0.jsonl"), "0.jsonl", "auto", "all", None, 4), layout.file_folder(0))
+    assert again == parsed.facts[0]
+
+
+def test_of_equal_rows_the_first_source_and_place_stands(parsed, tiny_tokenizer):
+    layout = parsed([pair(2, s=1.0), pair(1, s=2.0), pair(1, s=3.0)], [pair(1, s=4.0), pair(3, s=5.0)], score_column="s")
+    rows = part_rows(layout, PartPlan(None, tiny_tokenizer, with_score=True))
+    assert sorted((row["prompt"], row["source"], row["score"]) for row in rows) == [
+        ("question 1", "0.jsonl", 2.0),
+        ("question 2", "0.jsonl", 1.0),
+        ("question 3", "1.jsonl", 5.0),
+    ]
+    assert [row["row_id"] for row in rows] == sorted(row["row_id"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "score"), [(2, 2.0), (0.5, 0.5), ("3", None), (True, None), (None, None), (float("nan"), None), (10**400, None)]
+)
+def test_a_score_is_a_finite_number_or_missing(parsed, tiny_tokenizer, value, score):
+    layout = parsed([pair(1, s=value)], score_column="s")
+    assert [row["score"] for row in part_rows(layout, PartPlan(None, tiny_tokenizer, with_score=True))] == [score]
+
+
+def test_tokens_of_prompt_and_completion_are_counted(parsed, tiny_tokenizer):
+    layout = parsed([{"prompt": "hello hello", "completion": "hello, you"}])
+    assert [row["n_tokens"] for row in part_rows(layout, PartPlan(None, tiny_tokenizer, with_score=False))] == [5]
+
+
+@pytest.mark.parametrize("sample", [1, 7, 39])
+def test_the_sample_is_the_rows_with_the_smallest_keys(parsed, tiny_tokenizer, sample):
+    layout = parsed([pair(i) for i in range(40)])
+    everything = np.array(
+        [row["row_id"] for row in part_rows(layout, PartPlan(None, tiny_tokenizer, with_score=False))], dtype="S32"
+    )
+    for partition in range(4):
+        layout.part(partition).unlink()
+        write_keys(layout, partition, sample)
+    threshold = find_threshold(layout, sample)
+    rows = part_rows(layout, PartPlan(threshold, tiny_tokenizer, with_score=False))
+    order = np.argsort(uniform_hash(0, "sample", everything))
+    assert [row["row_id"] for row in rows] == [row_id.decode() for row_id in np.sort(everything[order[:sample]])]
+
+
+def test_a_pool_no_larger_than_the_sample_has_no_threshold(parsed):
+    layout = parsed([pair(i) for i in range(5)])
+    for partition in range(4):
+        write_keys(layout, partition, 5)
+    assert find_threshold(layout, 5) is None
+    assert find_threshold(layout, 4) is not None
+
+
+def test_equal_keys_are_told_apart_by_row_id(tmp_path):
+    layout = Layout(tmp_path, (), 2, seed=0)
+    layout.raw.mkdir()
+    np.save(layout.key_file(0), np.array([(1, b"b"), (5, b"d")], dtype=_KEY))
+    np.save(layout.key_file(1), np.array([(5, b"a"), (5, b"c"), (9, b"e")], dtype=_KEY))
+    assert [find_threshold(layout, sample) for sample in (1, 2, 3, 4)] == [
+        Threshold(1, "b"),
+        Threshold(5, "a"),
+        Threshold(5, "c"),
+        Threshold(5, "d"),
+    ]
+
+
+def test_a_written_part_is_not_written_again(parsed, tiny_tokenizer):
+    layout = parsed([pair(i) for i in range(9)])
+    plan = PartPlan(None, tiny_tokenizer, with_score=False)
+    counts = write_part(layout, 0, plan)
+    before = layout.part(0).stat().st_mtime_ns
+    assert write_part(layout, 0, plan) == counts
+    assert layout.part(0).stat().st_mtime_ns == before

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import gzip
+import json
+from decimal import Decimal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from divsel_ray.data.readers import known_suffix, read_records
+
+ROWS = [{"i": i, "text": f"Grüße {i} 😀\n"} for i in range(5)]
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.sampled_from([0.5, -1.25]) | st.integers() | st.text(max_size=5),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=3),
+)
+REUSED_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+
+
+def values(path):
+    return [record.value for record in read_records(path) if record.reason is None]
+
+
+def bad(path):
+    return [(record.position, record.reason) for record in read_records(path) if record.reason is not None]
+
+
+def put(folder, name, data):
+    path = folder / name
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return path
+
+
+def as_array(rows):
+    return json.dumps(rows, ensure_ascii=False).encode()
+
+
+def as_lines(rows):
+    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("x.json", as_array(ROWS)),
+        ("x.json.gz", as_array(ROWS)),
+        ("x.jsonl", as_lines(ROWS)),
+        ("x.jsonl.gz", as_lines(ROWS)),
+        ("x.json", as_lines(ROWS)),
+        ("x.json", b"\xef\xbb\xbf \n" + as_array(ROWS)),
+        ("x.jsonl", b"\xef\xbb\xbf" + as_lines(ROWS)),
+        ("X.JSONL", as_lines(ROWS).rstrip()),
+        ("x.json", b" " * 300_000 + as_array(ROWS)),
+    ],
+)
+def test_json_is_read_in_every_dress(tmp_path, name, data):
+    path = put(tmp_path, name, data)
+    assert values(path) == ROWS
+    assert bad(path) == []
+
+
+def test_parquet_rows_are_read_in_order(tmp_path):
+    rows = [{"messages": [{"role": "user", "content": str(i)}], "n": i} for i in range(1300)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=400)
+    assert values(tmp_path / "x.parquet") == rows
+    assert [record.position for record in read_records(tmp_path / "x.parquet")][-1] == "row 1300"
+
+
+def test_positions_count_from_one_and_blank_lines_count(tmp_path):
+    path = put(tmp_path, "x.jsonl", b'{"a":1}\n\n  \r\n{"a":2}\n')
+    assert [record.position for record in read_records(path)] == ["line 1", "line 4"]
+    path = put(tmp_path, "x.json", b"[1, 2]")
+    assert [record.position for record in read_records(path)] == ["record 1", "record 2"]
+
+
+def test_an_array_cut_off_inside_a_record_gives_all_whole_records(tmp_path):
+    data = as_array(ROWS)
+    path = put(tmp_path, "x.json", data[: data.index(b'"i": 3') + 4])
+    assert values(path) == ROWS[:3]
+    assert bad(path) == [("record 4", "file ends inside record 4")]
+    assert list(read_records(path))[-1].ends
+
+
+def test_a_syntax_error_in_an_array_loses_only_what_follows(tmp_path):
+    many = [{"i": i} for i in range(20_000)]
+    path = put(tmp_path, "x.json", as_array(many)[:-1] + b" oops]")
+    assert values(path) == many
+    [(position, reason)] = bad(path)
+    assert position == "record 20001"
+    assert reason.startswith("not valid JSON (")
+    assert reason.endswith("the rest from record 20,001 on cannot be read")
+
+
+def test_an_integer_beyond_64_bits_does_not_end_the_reading(tmp_path):
+    path = put(tmp_path, "x.json", b"[1, 99999999999999999999999, 1.25]")
+    assert values(path) == [1, 99999999999999999999999, Decimal("1.25")]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"a": ', "not valid JSON: Expecting value"),
+        (b'{"a": "\xff"}', "not valid UTF-8"),
+        (b"[" * 100_000, "not valid JSON: nested too deeply"),
+        (b"1" * 5000, "not valid JSON: a number is too long"),
+    ],
+)
+def test_a_broken_line_is_one_bad_row(tmp_path, line, reason):
+    path = put(tmp_path, "x.jsonl", b"1\n" + line + b"\n2\n")
+    assert values(path) == [1, 2]
+    assert bad(path) == [("line 2", reason)]
+
+
+def test_a_broken_line_keeps_its_text(tmp_path):
+    path = put(tmp_path, "x.jsonl", b'{"a": caf\xc3\xa9 \xff\n')
+    assert [record.value for record in read_records(path)] == ['{"a": café \ufffd']
+
+
+@pytest.mark.parametrize(("name", "write"), [("x.json.gz", as_array), ("x.jsonl.gz", as_lines)])
+def test_a_cut_off_gzip_file_gives_what_precedes_the_cut(tmp_path, name, write):
+    rows = [{"i": i, "text": str(i * 7919)} for i in range(20_000)]
+    whole = gzip.compress(write(rows))
+    path = tmp_path / name
+    path.write_bytes(whole[: len(whole) // 2])
+    read = values(path)
+    assert 8_000 < len(read) < 12_000
+    assert read == rows[: len(read)]
+    [(_, reason)] = bad(path)
+    assert reason.startswith("the compressed data is broken")
+
+
+@pytest.mark.parametrize("name", ["x.json.gz", "x.jsonl.gz"])
+def test_a_file_that_is_no_gzip_file_is_one_bad_row(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"plain text")
+    assert [reason[:29] for _, reason in bad(path)] == ["the compressed data is broken"]
+
+
+def test_a_broken_parquet_file_is_one_bad_row(tmp_path):
+    path = put(tmp_path, "x.parquet", b"PAR1 not really")
+    [(position, reason)] = bad(path)
+    assert position == "row 1"
+    assert reason.startswith("not readable as Parquet (")
+
+
+def test_a_parquet_value_that_is_not_utf8_is_one_bad_row(tmp_path):
+    text = pa.Array.from_buffers(
+        pa.string(), 3, [None, pa.py_buffer(bytes([0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0])), pa.py_buffer(b"a\xffc")]
+    )
+    pq.write_table(pa.table({"t": text}), tmp_path / "x.parquet")
+    assert values(tmp_path / "x.parquet") == [{"t": "a"}, {"t": "c"}]
+    assert bad(tmp_path / "x.parquet") == [("row 2", "a value cannot be decoded")]
+
+
+def test_an_empty_file_holds_no_rows(tmp_path):
+    assert list(read_records(put(tmp_path, "x.jsonl", b""))) == []
+    assert list(read_records(put(tmp_path, "x.json", b" \n"))) == []
+    assert list(read_records(put(tmp_path, "y.json", b"[]"))) == []
+
+
+def test_a_file_with_another_suffix_is_refused(tmp_path):
+    assert known_suffix(tmp_path / "x.csv") is None
+    with pytest.raises(ValueError, match=r"x\.csv"):
+        list(read_records(tmp_path / "x.csv"))
+
+
+@REUSED_FOLDER
+@given(st.lists(st.fixed_dictionaries({"v": ANY_JSON}), max_size=6), st.data())
+def test_any_cut_of_any_array_gives_its_whole_records_first(tmp_path, rows, data):
+    text = as_array(rows)
+    cut = data.draw(st.integers(1, len(text) - 1))
+    whole = sum(len(as_array(rows[:n])) - 1 <= cut for n in range(1, len(rows) + 1))
+    path = put(tmp_path, "x.json", text[:cut])
+    assert values(path) == rows[:whole]
+    assert bad(path) == [(f"record {whole + 1}", f"file ends inside record {whole + 1}")]
+
+
+@REUSED_FOLDER
+@given(st.binary(max_size=60), st.sampled_from(["x.json", "x.jsonl", "x.parquet", "x.json.gz", "x.jsonl.gz"]))
+@example(b"[" * 5000, "x.json")
+@example(b"[1] 2", "x.json")
+def test_no_bytes_make_a_reader_raise(tmp_path, data, name):
+    path = tmp_path / name
+    path.write_bytes(data)
+    for record in read_records(path):
+        assert record.position.split()[1].isdigit()

@@ -1,0 +1,80 @@
+"""The configuration: what is wrong is named, with its key, in one line."""
+
+import pytest
+import yaml
+
+from divsel_ray.config import Config, dump_config, load_config, parse_config, quickstart_config, quickstart_text
+from divsel_ray.errors import InputError
+
+MINIMAL = "budget: 10\npool: {data: rows.jsonl}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (MINIMAL + "bugdet: 3\n", "bugdet: unknown key"),
+        (MINIMAL + "cluster: {k: many}\n", "cluster.k"),
+        (MINIMAL + "cluster: {k: 0}\n", "cluster.k"),
+        (MINIMAL + "quality: {source: magic}\n", "expected none, reward, reward:MODEL, ifd:MODEL or column:NAME"),
+        (MINIMAL + "quality: {source: reward}\n", "need a `reward` section"),
+        (MINIMAL + "reward: {}\n", "exactly one of `model`"),
+        ("pool: {data: rows.jsonl}\n", "budget"),
+        ("- 1\n", "expected a mapping"),
+        ("budget: [1\n", "not YAML"),
+    ],
+)
+def test_a_wrong_setting_is_named_in_one_line(text, key):
+    with pytest.raises(InputError) as error:
+        parse_config(text, "job.yaml")
+    assert key in str(error.value)
+    assert str(error.value).startswith("job.yaml: ")
+    assert "\n" not in str(error.value)
+
+
+def test_overrides_reach_nested_settings():
+    config = parse_config(MINIMAL, "job.yaml", ["cluster.k=64", "select.temperature=0.5", "budget=7"])
+    assert (config.cluster.k, config.select.temperature, config.budget) == (64, 0.5, 7)
+
+
+@pytest.mark.parametrize("override", ["cluster.k", "=3", "budget.rows=3", "cluster.kk=3"])
+def test_a_wrong_override_is_refused(override):
+    with pytest.raises(InputError):
+        parse_config(MINIMAL, "job.yaml", [override])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.yaml: no such configuration file"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_the_quickstart_configuration_is_valid_and_survives_a_round_trip():
+    for fast in (False, True):
+        config = quickstart_config(fast)
+        assert parse_config(dump_config(config), "dump") == config
+    assert Config.model_validate(yaml.safe_load(quickstart_text())) == quickstart_config(fast=False)
+
+
+def test_fast_changes_sizes_only():
+    full, fast = (quickstart_config(flag).model_dump() for flag in (False, True))
+    assert (fast["budget"], fast["refine"]["rounds"], fast["pool"]["sample"]) == (16, 2, 300)
+    assert fast["refine"]["train"] == full["refine"]["train"]
+    assert fast["refine"]["generate"] == full["refine"]["generate"]
+
+
+def test_k_defaults_to_a_twentieth_of_a_small_pool():
+    cluster = parse_config(MINIMAL, "job.yaml").cluster
+    assert [cluster.resolved(rows).k for rows in (5, 100, 2000, 10**6)] == [1, 5, 100, 256]
+
+
+def test_every_setting_is_described():
+    def undescribed(model):
+        for name, field in model.model_fields.items():
+            kind = field.annotation
+            nested = [kind, *getattr(kind, "__args__", ())]
+            models = [m for m in nested if isinstance(m, type) and hasattr(m, "model_fields")]
+            if not field.description and not models:
+                yield f"{model.__name__}.{name}"
+            for inner in models:
+                yield from undescribed(inner)
+
+    assert list(undescribed(Config)) == []

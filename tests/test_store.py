@@ -1,0 +1,108 @@
+"""The run store: keys that tell inputs apart, commits that are whole or absent, one worker per folder."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from divsel_ray.errors import InputError, JobError
+from divsel_ray.store import MANIFEST, Store, atomic_path, digest, read_json, write_json
+
+
+def test_any_changed_setting_input_or_version_changes_the_key(tmp_path):
+    store = Store(tmp_path)
+    base = store.stage("pool", 1, {"sample": 10}, ["a"]).key
+    assert store.stage("pool", 1, {"sample": 10}, ["a"]).key == base
+    others = [
+        store.stage("pool", 2, {"sample": 10}, ["a"]),
+        store.stage("pool", 1, {"sample": 11}, ["a"]),
+        store.stage("pool", 1, {"sample": 10}, ["b"]),
+        store.stage("embed", 1, {"sample": 10}, ["a"]),
+    ]
+    assert len({base, *(stage.key for stage in others)}) == 5
+
+
+def test_the_key_does_not_depend_on_the_order_of_settings():
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+
+
+def test_a_stage_is_committed_only_after_commit(tmp_path):
+    stage = Store(tmp_path).stage("pool", 1, {}, [])
+    (stage.folder / "part.parquet").write_text("rows")
+    assert not stage.committed
+    stage.commit({"rows": 1})
+    assert stage.committed
+    assert stage.facts == {"rows": 1}
+    assert Store(tmp_path).stage("pool", 1, {}, []).committed
+
+
+@pytest.mark.parametrize("damage", [lambda p: p.write_text("ro"), lambda p: p.unlink()])
+def test_a_damaged_output_is_not_committed(tmp_path, damage):
+    stage = Store(tmp_path).stage("pool", 1, {}, [])
+    (stage.folder / "part.parquet").write_text("rows")
+    stage.commit({})
+    damage(stage.folder / "part.parquet")
+    assert not stage.committed
+
+
+def test_a_half_written_manifest_is_no_commit(tmp_path):
+    stage = Store(tmp_path).stage("pool", 1, {}, [])
+    stage.commit({})
+    (stage.folder / MANIFEST).write_text('{"files": {')
+    assert not stage.committed
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
+    target = tmp_path / "value.json"
+    write_json(target, 1)
+    with pytest.raises(RuntimeError), atomic_path(target) as path:
+        path.write_text("half")
+        raise RuntimeError
+    assert read_json(target) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    for name in ("first", "second"):
+        with atomic_path(tmp_path / "model") as folder:
+            folder.mkdir()
+            (folder / name).write_text(name)
+    assert [p.name for p in (tmp_path / "model").iterdir()] == ["second"]
+
+
+def test_leftovers_of_a_killed_write_are_removed_by_the_commit(tmp_path):
+    stage = Store(tmp_path).stage("pool", 1, {}, [])
+    (stage.folder / "part.parquet.tmp-0123").write_text("half")
+    (stage.folder / "part.parquet").write_text("whole")
+    stage.commit({})
+    assert sorted(p.name for p in stage.folder.iterdir()) == [MANIFEST, "part.parquet"]
+
+
+def test_a_second_job_on_the_folder_is_refused_and_told_by_whom(tmp_path):
+    with Store(tmp_path).lock(), pytest.raises(JobError, match=f"process {os.getpid()}"), Store(tmp_path).lock():
+        pass
+
+
+def test_the_lock_dies_with_its_process(tmp_path):
+    code = (
+        "import sys, time; from divsel_ray.store import Store\n"
+        "with Store(sys.argv[1]).lock(): print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(JobError), Store(tmp_path).lock():
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait(10)
+    time.sleep(0.1)
+    with Store(tmp_path).lock():
+        pass
+
+
+def test_object_store_folders_are_refused_with_advice():
+    with pytest.raises(InputError, match="mount the bucket"):
+        Store("s3://bucket/run")

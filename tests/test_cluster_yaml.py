@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def check(config):
-    from ray.autoscaler._private.util import validate_config
+    from ray.autoscaler._private.util import prepare_config, validate_config
 
-    validate_config(config)
+    validate_config(prepare_config(config))
 
 
 def test_the_cluster_file_passes_rays_schema():

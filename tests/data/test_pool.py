@@ -151,3 +151,12 @@ def test_a_written_part_is_not_written_again(parsed, tiny_tokenizer):
     before = layout.part(0).stat().st_mtime_ns
     assert write_part(layout, 0, plan) == counts
     assert layout.part(0).stat().st_mtime_ns == before
+
+
+def test_what_no_json_line_shows_plainly_is_quarantined_too(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('[{"prompt": 1.5}, ' + "[" * 5000 + "]" * 5000 + "]")
+    parse_file(FileTask(str(path), "x.json", "prompt_completion", "all", None, 1), tmp_path / "parsed")
+    decimal, deep = map(json.loads, (tmp_path / "parsed" / QUARANTINE).read_text(encoding="utf-8").splitlines())
+    assert decimal["row"] == '{"prompt": 1.5}'
+    assert deep["row"] == "(nested too deeply to show)"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from transformers import AutoTokenizer
 
-from divsel_ray.data.tokens import count_tokens
+from divsel_ray.data.tokens import _from_transformers, count_tokens
 from divsel_ray.errors import InputError
 
 
@@ -20,6 +20,8 @@ def test_counts_equal_those_of_transformers(tiny_tokenizer):
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
     expected = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     assert count_tokens(tiny_tokenizer, texts) == expected
+    # The way of a Hugging Face id, and of a folder without tokenizer.json.
+    assert _from_transformers(tiny_tokenizer)(texts) == expected
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):

@@ -58,6 +58,7 @@ def save_language_model(folder: Path, seed: int = 0) -> Path:
         num_key_value_heads=2,
         head_dim=32,
         max_position_embeddings=512,
+        initializer_range=0.4,
         bos_token_id=2,
         eos_token_id=3,
         pad_token_id=0,

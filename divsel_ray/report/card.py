@@ -1,0 +1,100 @@
+"""`README.md` of a run folder: the dataset card of the selection, as the Hugging Face hub reads it."""
+
+from __future__ import annotations
+
+import yaml
+
+from divsel_ray.report.facts import Run
+
+CARD = "README.md"
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
+_COLUMNS = {
+    "messages": "the conversation: a list of `role` and `content`; the last message is the completion",
+    "row_id": "hash of the conversation, 32 hex digits",
+    "cluster": "the k-means cluster the row was drawn from",
+    "quality": "its quality by the source named above; null where there is none",
+    "round": "the round in which it was first drawn",
+    "source": "the input file it came from",
+    "weight": "inverse of the probability with which it was drawn",
+}
+_LOAD = """```python
+from datasets import load_dataset
+
+rows = load_dataset("json", data_files="selection.jsonl", split="train")
+```"""
+
+
+def dataset_card(run: Run) -> str:
+    """The card as Markdown with YAML front matter."""
+    sections = [
+        f"# {run.rows:,} selected instructions",
+        f"{run.rows:,} rows chosen of {run.pool.rows:,} by divsel-ray: diverse first, good second"
+        + (", refined by what a model learned from them." if run.config.refine else "."),
+        f"## Source\n\n{_source(run)}",
+        f"## How the rows were chosen\n\n{_method(run)}",
+        f"## Columns\n\n{_columns()}",
+        f"## Loading\n\n{_LOAD}",
+        f"## Limits\n\n{_limits(run)}",
+    ]
+    return f"---\n{_front_matter(run)}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _front_matter(run: Run) -> str:
+    values = {
+        "pretty_name": f"{run.rows:,} selected instructions",
+        "task_categories": ["text-generation"],
+        "tags": ["instruction-tuning", "data-selection", "divsel-ray"],
+        "size_categories": [next((label for limit, label in _SIZES if run.rows < limit), "n>10M")],
+        "configs": [{"config_name": "default", "data_files": "selection.jsonl"}],
+    }
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _source(run: Run) -> str:
+    pool = run.pool
+    lines = [f"- {_code(name)}" for name in run.inputs]
+    counts = (
+        f"{pool.rows_read:,} rows were read; {pool.bad_rows:,} bad ones were set aside and {pool.duplicates:,} exact "
+        f"duplicates left out. The pool holds {pool.rows:,} of the {pool.sampled_from:,} distinct rows."
+    )
+    return "\n".join([*lines, "", counts])
+
+
+def _method(run: Run) -> str:
+    config, clusters = run.config, len(run.clustering.clusters)
+    lines = [
+        f"- every row is embedded with {_code(config.embed.model)} and put into one of {clusters:,} clusters by k-means",
+        f"- sampler {_code(config.select.sampler)}, quality {_code(config.quality.source)}, seed {config.seed}",
+    ]
+    if config.refine:
+        weights = config.refine.weights
+        lines.append(
+            f"- {config.refine.rounds} rounds: {_code(config.refine.train.model)} is fine-tuned on the rows so far, answers "
+            f"their prompts, and the reward gap between the data's answer and its own moves the cluster weights (update "
+            f"{_code(weights.update)}, direction {_code(weights.direction)}); after Yu et al. 2024, arXiv 2409.11378"
+        )
+    if config.reward and config.reward.model:
+        lines.append(f"- reward model {_code(config.reward.model)}")
+    return "\n".join([*lines, f"- SHA-256 of the row ids: {_code(run.row_ids_sha256)}"])
+
+
+def _columns() -> str:
+    return "\n".join(["| column | content |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in _COLUMNS.items())])
+
+
+def _limits(run: Run) -> str:
+    lines = ["- The texts are those of the source, with its licence, its errors and its personal data; nothing was rewritten."]
+    if run.stand_in and run.config.reward and run.config.reward.fit:
+        lines.append(
+            f"- **Rewards come from a stand-in**, fitted on the pool itself from {_code(run.config.reward.fit.base)} "
+            f"(`reward.fit`; right on {run.stand_in.accuracy:.0%} of held-out pairs). It learned to prefer a prompt's own completion "
+            "to another prompt's, a truncated or a shuffled one; it knows nothing of helpfulness or truth."
+        )
+    if run.config.quality.source == "none":
+        lines.append("- No quality was measured: inside a cluster every row was equally likely.")
+    return "\n".join([*lines, "- Only exact duplicates were left out; near duplicates may remain."])
+
+
+def _code(text: str) -> str:
+    """A code span that the text cannot leave."""
+    return "`" + " ".join(text.replace("`", "'").split()) + "`"

@@ -1,0 +1,114 @@
+"""The whole job on tiny models: on one machine, on two nodes, and after kill -9."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from tests.e2e.jobs import divsel, selection, stage_facts, start_divsel, write_job
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    return write_job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def finished(job):
+    folder = job.parent / "run"
+    done = divsel("run", job, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_exactly_the_budget_is_selected_with_its_columns(finished):
+    rows = selection(finished)
+    assert len(rows) == 12
+    assert len({row["row_id"] for row in rows}) == 12
+    assert all({"messages", "row_id", "cluster", "quality", "round", "source", "weight"} <= row.keys() for row in rows)
+    assert sorted(row["round"] for row in rows) == [1] * 6 + [2] * 6
+
+
+def test_weights_are_a_distribution_in_every_round(finished):
+    facts = stage_facts(finished)
+    for number in (1, 2):
+        assert sum(facts[f"round-{number}/weights"]["weights"]) == pytest.approx(1)
+
+
+def test_held_out_rows_are_never_selected(finished):
+    import pyarrow.parquet as pq
+
+    held_out = {i for f in finished.glob("round-*/draw/*/held_out.parquet") for i in pq.read_table(f)["row_id"].to_pylist()}
+    assert len(held_out) == 4
+    assert not held_out & {row["row_id"] for row in selection(finished)}
+
+
+def test_the_report_and_the_card_are_there(finished):
+    assert "<html" in (finished / "report.html").read_text(encoding="utf-8")[:400].lower()
+    assert (finished / "README.md").read_text(encoding="utf-8").startswith("---")
+
+
+def test_a_second_run_of_the_folder_repeats_nothing(job, finished):
+    before = (finished / "selection.jsonl").read_bytes()
+    again = divsel("run", job, "--out", finished)
+    assert again.returncode == 0
+    assert (finished / "selection.jsonl").read_bytes() == before
+    assert again.stderr.count("cached") == len(stage_facts(finished))
+
+
+def test_a_changed_byte_of_the_data_is_another_job(job, finished):
+    from divsel_ray.config import load_config
+    from divsel_ray.pipeline import plan_job
+
+    config = load_config(job)
+    assert all(cached for _, cached in plan_job(config, finished))
+    data = job.parent / "rows.jsonl"
+    text = data.read_text()
+    try:
+        data.write_text(text.replace('"prompt": "0 ', '"prompt": "9 ', 1))
+        assert not any(cached for _, cached in plan_job(config, finished))
+    finally:
+        data.write_text(text)
+
+
+def test_two_nodes_select_what_one_machine_selects(job, finished):
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "object_store_memory": 100 << 20})
+    try:
+        nodes.add_node(num_cpus=3, object_store_memory=100 << 20)
+        nodes.wait_for_nodes()
+        folder = job.parent / "two-nodes"
+        done = divsel("run", job, "--out", folder, RAY_ADDRESS=nodes.address)
+        assert done.returncode == 0, done.stderr
+        assert (folder / "selection.jsonl").read_bytes() == (finished / "selection.jsonl").read_bytes()
+    finally:
+        nodes.shutdown()
+
+
+@pytest.mark.parametrize("stage", ["embed", "round-1/train", "round-2/generate"])
+def test_after_kill_9_the_same_command_ends_with_the_same_selection(stage, job, finished, tmp_path):
+    folder = tmp_path / "killed"
+    process = start_divsel("run", job, "--out", folder)
+    wait_for(lambda: list((folder / stage).glob("*/*")), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    committed = [json.loads(path.read_text())["stage"] for path in folder.rglob("_manifest.json")]
+    assert stage not in committed
+    again = divsel("run", job, "--out", folder)
+    assert again.returncode == 0, again.stderr
+    cached = {line.split()[1] for line in again.stderr.splitlines() if line.startswith("=")}
+    assert cached == set(committed)
+    assert (folder / "selection.jsonl").read_bytes() == (finished / "selection.jsonl").read_bytes()
+
+
+def wait_for(condition, process, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -1,0 +1,72 @@
+"""The encoder against sentence-transformers' own `encode`, and the stage's independence of layout."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from divsel_ray.config import EmbedConfig, Workers
+from divsel_ray.embed.encoder import Encoder
+from divsel_ray.embed.stage import embed_pool
+from divsel_ray.progress import Silent
+from tests.models.tiny import save_encoder
+
+TEXTS = ["how are you", "write a story about cats and dogs", "rain", "hello " * 300]
+KEYS = [f"{i:032x}" for i in range(len(TEXTS))]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(save_encoder(tmp_path_factory.mktemp("encoder")))
+
+
+def test_short_texts_get_sentence_transformers_own_vectors(model):
+    from sentence_transformers import SentenceTransformer
+
+    reference = SentenceTransformer(model, device="cpu").encode(TEXTS[:3], normalize_embeddings=True)
+    assert np.abs(Encoder(EmbedConfig(model=model)).encode(TEXTS[:3], KEYS[:3]) - reference).max() < 2e-3
+
+
+def test_the_packaged_encoder_gives_sentence_transformers_own_vectors():
+    from sentence_transformers import SentenceTransformer
+
+    from divsel_ray.models.references import resolve_model
+
+    config = EmbedConfig()
+    reference = SentenceTransformer(resolve_model(config.model), device="cpu").encode(TEXTS[:3], normalize_embeddings=True)
+    assert np.abs(Encoder(config).encode(TEXTS[:3], KEYS[:3]) - reference).max() < 1e-3
+
+
+def test_vectors_have_unit_length_for_any_text_length(model):
+    vectors = Encoder(EmbedConfig(model=model, window=16)).encode([*TEXTS, ""], [*KEYS, "f" * 32]).astype(np.float64)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(5), abs=2e-3)
+
+
+def test_only_the_first_max_tokens_count(model):
+    encoder = Encoder(EmbedConfig(model=model, max_tokens=8))
+    short, long = encoder.encode(["red " * 8, "red " * 8 + "green " * 50], KEYS[:2])
+    assert np.array_equal(short, long)
+
+
+def test_vectors_do_not_depend_on_the_order_of_texts(model):
+    encoder = Encoder(EmbedConfig(model=model, window=16))
+    forward, backward = encoder.encode(TEXTS, KEYS), encoder.encode(TEXTS[::-1], KEYS[::-1])
+    assert np.array_equal(forward, backward[::-1])
+
+
+def test_the_stage_gives_the_same_files_for_one_and_two_actors(model, cluster, tmp_path):
+    files = []
+    for part in range(3):
+        ids = [f"{part:02x}{i:030x}" for i in range(5)]
+        table = pa.table({"row_id": ids, "prompt": ["how are you"] * 5, "completion": [f"i am {w}" for w in TEXTS] + ["fine"]})
+        files.append(str(tmp_path / f"part-{part}.parquet"))
+        pq.write_table(table, files[-1])
+    written = []
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        config = EmbedConfig(model=model, workers=Workers(count=count))
+        assert embed_pool(files, config, folder, cluster, Silent())["rows"] == 15
+        written.append([path.read_bytes() for path in sorted(folder.iterdir())])
+    assert len(written[0]) == 3
+    assert written[0] == written[1]
+    assert pq.read_schema(tmp_path / "1" / "part-0.parquet").field("embedding").type == pa.list_(pa.float16(), 32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -13,6 +13,8 @@ from divsel_ray.errors import InputError
 from divsel_ray.models.text import STOP
 
 _TRANSFORMERS_BATCH = 16
+_STOP_TOKENS = 8
+"""Tokens looked back over for a stop string; more than any has."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +153,21 @@ class TransformersEngine:
                 **padded,
                 max_new_tokens=self._config.max_new_tokens,
                 do_sample=bool(sampling),
-                stop_strings=self._stop or None,
-                tokenizer=self._tokenizer,
+                stopping_criteria=[self._stop_after(padded["input_ids"].shape[1])],
                 pad_token_id=self._tokenizer.pad_token_id,
                 **sampling,
             )
         return [self._read(ids) for ids in output[:, padded["input_ids"].shape[1] :].tolist()]
+
+    def _stop_after(self, start: int) -> Callable[..., Any]:
+        """A criterion that ends a row once it holds a stop string behind its first `start` tokens (the prompt)."""
+
+        def reached(ids: Any, scores: Any, **_: Any) -> Any:
+            tails = self._tokenizer.batch_decode(ids[:, start:][:, -_STOP_TOKENS:])
+            ends = [any(stop in tail for stop in self._stop) for tail in tails]
+            return self._torch.tensor(ends, device=ids.device)
+
+        return reached
 
     def _read(self, ids: list[int]) -> Completion:
         ends = {self._tokenizer.eos_token_id, self._tokenizer.pad_token_id}

@@ -87,8 +87,8 @@ def _limits(run: Run) -> str:
     if run.stand_in and run.config.reward and run.config.reward.fit:
         lines.append(
             f"- **Rewards come from a stand-in**, fitted on the pool itself from {_code(run.config.reward.fit.base)} "
-            f"(`reward.fit`; right on {run.stand_in.accuracy:.0%} of held-out pairs). It learned to prefer a prompt's own completion "
-            "to another prompt's, a truncated or a shuffled one; it knows nothing of helpfulness or truth."
+            f"(`reward.fit`; right on {run.stand_in.accuracy:.0%} of held-out pairs). It learned to prefer a prompt's own "
+            "completion to another prompt's, a truncated or a shuffled one; it knows nothing of helpfulness or truth."
         )
     if run.config.quality.source == "none":
         lines.append("- No quality was measured: inside a cluster every row was equally likely.")

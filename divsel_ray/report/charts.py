@@ -19,7 +19,9 @@ POOL, SELECTED, HELD_OUT = "#8a94a3", "#2f6fb0", "#d9772b"
 _LINES = ("#2f6fb0", "#d9772b", "#3a9a6f", "#b0508f", "#8a6d3b", "#5f9ed1", "#c7484f", "#6b7280")
 _DIVERGING = [[0.0, "#c7602a"], [0.5, "#dfe3e8"], [1.0, "#2f6fb0"]]
 _BINS = 40
-_MOST_LINES = len(_LINES)
+_FEW_STEPS = 15
+MOST_LINES = len(_LINES)
+"""Clusters up to which weights are drawn as lines."""
 
 
 def cluster_figure(clusters: Sequence[Cluster]) -> go.Figure:
@@ -47,7 +49,7 @@ def weights_figure(weights: Sequence[Sequence[float]], order: Sequence[int]) -> 
         order: cluster numbers, in the order to show them.
     """
     rounds = [*(f"round {number}" for number in range(1, len(weights))), "afterwards"]
-    if len(order) > _MOST_LINES:
+    if len(order) > MOST_LINES:
         return _weights_map(weights, order, rounds)
     figure = _figure("", "weight, %")
     for number, color in zip(order, _LINES, strict=False):
@@ -70,7 +72,7 @@ def _weights_map(weights: Sequence[Sequence[float]], order: Sequence[int], round
         colorscale=_DIVERGING,
         zmin=-reach,
         zmax=reach,
-        colorbar={"title": {"text": "doublings"}, "thickness": 12, "outlinewidth": 0},
+        colorbar={"title": {"text": "doublings", "font": {"size": 12}}, "thickness": 12, "outlinewidth": 0},
         hovertemplate="cluster %{x}, %{y}: %{customdata:.3f} %, %{z:+.2f} doublings<extra></extra>",
     )
     return figure.update_xaxes(type="category").update_yaxes(autorange="reversed")
@@ -82,7 +84,7 @@ def _doublings(weight: float, first: float) -> float | None:
 
 def gap_figure(selected: Sequence[Mean | None], held_out: Sequence[Mean | None]) -> go.Figure:
     """Mean reward gap by round with standard errors; entry 0 of both is the untuned model."""
-    figure = _figure("round (0: before any training)", "reward of the data's answer − of the model's own")
+    figure = _figure("round (0: before any training)", "reward gap")
     for label, color, means in (("selected rows", SELECTED, selected), ("held-out rows", HELD_OUT, held_out)):
         points = [(number, mean) for number, mean in enumerate(means) if mean is not None]
         if not points:
@@ -108,7 +110,8 @@ def loss_figure(losses: Sequence[Sequence[float]]) -> go.Figure:
         steps, name = list(range(1, len(values) + 1)), f"round {number}"
         hover = "step %{x}: %{y:.3f}"
         figure.add_scatter(x=steps, y=list(values), name=name, mode="lines", line_color=color, hovertemplate=hover)
-    return figure
+    longest = max((len(values) for values in losses), default=0)
+    return figure.update_xaxes(dtick=1 if longest <= _FEW_STEPS else None)
 
 
 def quality_figure(pool: Sequence[float], selected: Sequence[float]) -> go.Figure:
@@ -136,7 +139,7 @@ def embed(figure: go.Figure, name: str, *, library: bool) -> Markup:
         default_height=f"{figure.layout.height}px",
         div_id=f"figure-{name}",
     )
-    return Markup(html)  # noqa: S704
+    return Markup(html)
 
 
 def _figure(x: str, y: str, **layout: object) -> go.Figure:
@@ -155,4 +158,6 @@ def _figure(x: str, y: str, **layout: object) -> go.Figure:
         **layout,
     )
     axis = {"gridcolor": "rgba(128,128,128,0.2)", "zeroline": False, "automargin": True, "fixedrange": True}
-    return figure.update_xaxes(title_text=x, **{**axis, "showgrid": False}).update_yaxes(title_text=y, **axis)
+    for update, text, grid in ((figure.update_xaxes, x, False), (figure.update_yaxes, y, True)):
+        update(title={"text": text, "font": {"size": 12}}, showgrid=grid, **axis)
+    return figure

@@ -54,7 +54,7 @@ def render_page(run: Run, folder: Path) -> str:
     order = [cluster.number for cluster in run.clustering.clusters]
     figures = _embedded(_figures(run, order))
     environment = _environment()
-    scripts = Markup(environment.get_template("colours.js").render())  # noqa: S704
+    scripts = Markup(environment.get_template("colours.js").render())
     return environment.get_template(_TEMPLATE).render(
         run=run,
         config=run.config,
@@ -63,6 +63,7 @@ def render_page(run: Run, folder: Path) -> str:
         colours=scripts,
         policy=_policy([*figures.values(), f"<script>{scripts}</script>"]),
         weights=_weights(run),
+        weights_as_map=len(order) > charts.MOST_LINES,
         clusters=run.clustering.clusters[:CLUSTERS_SHOWN],
         selected=read_selected(folder, order, SELECTED_SHOWN),
         held_out=read_held_out(folder, HELD_OUT_SHOWN),
@@ -116,7 +117,9 @@ def _policy(parts: list[str]) -> str:
     scripts = [script for part in parts for script in _SCRIPT.findall(part)]
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{value}'" for value in hashes)
-    return f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {allowed}; base-uri 'none'; form-action 'none'"
+    return (
+        f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {allowed}; base-uri 'none'; form-action 'none'"
+    )
 
 
 _NONE = "–"
@@ -127,7 +130,7 @@ def _integer(value: int | None) -> str:
 
 
 def _figure(value: float | None, digits: int = 3) -> str:
-    return _NONE if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
+    return _NONE if value is None or not math.isfinite(value) else f"{value:,.{digits}f}".replace("-", "−")
 
 
 def _percent(value: float | None, digits: int = 0) -> str:

@@ -161,7 +161,7 @@ def _score_parts(parts: list[_Part], spec: ScorerSpec, cluster: Cluster, workers
     )
     counts: list[dict[str, Any]] = []
     for batch in work.iter_batches(batch_size=1) if parts else ():
-        counts.append({name: values[0].item() for name, values in batch.items()})
+        counts.append(_only(batch))
         if counts[-1]["failure"]:
             raise InputError(counts[-1]["failure"])
         progress.advance(sum(count["rows"] for count in counts), total, "rows")
@@ -183,7 +183,7 @@ class ScorePart:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Score the unit named in the batch of one, unless its output is there; return counts, never scores."""
-        part = _Part(**{name: values[0].item() for name, values in batch.items()})
+        part = _Part(**_only(batch))
         try:
             if not Path(part.target).exists():
                 self._write(part, *self._score(part))
@@ -212,6 +212,11 @@ class ScorePart:
         values = pa.array(scores, pa.float64(), mask=~np.isfinite(scores))
         with atomic_path(part.target) as path:
             pq.write_table(pa.table({"row_id": row_ids, part.column: values}), path)
+
+
+def _only(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The one row of a batch as plain values."""
+    return {name: values.tolist()[0] for name, values in batch.items()}
 
 
 def _one_row(values: dict[str, Any]) -> dict[str, np.ndarray]:

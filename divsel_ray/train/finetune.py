@@ -153,7 +153,7 @@ def _trainer(
 ) -> tuple[Any, Any]:
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+    from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class CompletionTrainer(Trainer):
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
@@ -195,6 +195,7 @@ def _trainer(
         data_collator=lambda batch: collate(batch, padding),
         callbacks=[LossLog()],
     )
+    trainer.remove_callback(PrinterCallback)
     model.to(arguments.device)
     return trainer, model
 

@@ -31,7 +31,7 @@ def adapter(model, tmp_path_factory):
         Conversation(f"{i:032x}", [{"role": "user", "content": p}, {"role": "assistant", "content": "green green"}])
         for i, p in enumerate(PROMPTS * 4)
     ]
-    finetune(model, rows, [], TrainConfig(model=model, epochs=6, learning_rate=0.05, max_tokens=32), 0, folder)
+    finetune(model, rows, [], TrainConfig(model=model, epochs=10, learning_rate=0.01, max_tokens=32), 0, folder)
     return str(folder / "adapter")
 
 

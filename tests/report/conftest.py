@@ -144,7 +144,12 @@ def row_ids(start: int, stop: int) -> list[str]:
 def answers(ids: Sequence[str], text: str) -> dict[str, Any]:
     """Columns of a generation shard."""
     prompt = [{"role": "user", "content": f"question {HOSTILE}"}]
-    return {"row_id": ids, "prompt_messages": [prompt] * len(ids), "gold": ["gold answer"] * len(ids), "generated": [text] * len(ids)}
+    return {
+        "row_id": ids,
+        "prompt_messages": [prompt] * len(ids),
+        "gold": ["gold answer"] * len(ids),
+        "generated": [text] * len(ids),
+    }
 
 
 def gaps(ids: Sequence[str], values: Sequence[float | None], held_out: Sequence[bool]) -> dict[str, Any]:

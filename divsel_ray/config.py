@@ -102,9 +102,9 @@ class FitRewardConfig(Section):
     prompts: int = Field(400, ge=8, description="Prompts drawn from the pool; each gives three preference pairs.")
     held_out: int = Field(80, ge=2, description="Further prompts kept for measuring accuracy.")
     epochs: int = Field(1, ge=1, description="Passes over the pairs.")
-    learning_rate: float = Field(1e-4, gt=0, description="AdamW, constant.")
+    learning_rate: float = Field(5e-4, gt=0, description="AdamW; falls linearly to a twentieth.")
     max_tokens: int = Field(96, ge=16, description="Prompt and completion together.")
-    trained_layers: int = Field(2, ge=0, description="Top encoder layers that are trained with the head.")
+    trained_layers: int = Field(3, ge=0, description="Top encoder layers that are trained with the head.")
 
 
 class RewardConfig(Section):

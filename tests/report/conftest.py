@@ -20,7 +20,7 @@ from divsel_ray.store import Stage, Store, write_json
 HOSTILE = """<script>alert(1)</script></script><img src=x onerror=alert(2)> {{ 7*7 }} {% raw %} "double" 'single' 🦜 `tick`"""
 K, HELD_OUT = 3, 2
 WEIGHTS = ([0.5, 0.3, 0.2], [0.4, 0.2, 0.4], [0.2, 0.2, 0.6])
-REASONS = {f"no reply {HOSTILE}": 2, "not JSON": 1}
+REASONS = {"not JSON": 1, f"no reply {HOSTILE}": 2}
 
 
 def make_config(rounds: int, fit: bool = True) -> Config:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from divsel_ray.errors import InputError
-from divsel_ray.report.page import write_report
+from divsel_ray.report.page import _measure, write_report
 
 MakeRun = Callable[..., Path]
 
@@ -71,6 +71,12 @@ def test_the_headline_and_the_key_figures_say_what_was_selected(make_run: MakeRu
     assert "bad rows of 40 read" in text
     assert "3.25 → 2.25" in text  # held-out loss
     assert "2.00 → 1.00" in text  # held-out gap: mean of 1 and 3, then of 0.5 and 1.5
+
+
+def test_reasons_for_bad_rows_are_listed_by_their_number(make_run: MakeRun) -> None:
+    text = read(write_report(make_run(rounds=0))).text
+    listed = text[text.index("Rows set aside") :]
+    assert 0 < listed.index("no reply") < listed.index("not JSON 1")
 
 
 def test_direction_update_rule_and_bound_guards_are_said(make_run: MakeRun) -> None:
@@ -164,6 +170,14 @@ def test_the_shown_settings_make_the_same_configuration(make_run: MakeRun) -> No
     page = read(write_report(folder))
     settings = next(text for text in page.texts if text.startswith("budget:"))
     assert parse_config(settings, "page") == read_run(folder).config
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "–"), (float("nan"), "–"), (2.0, "2.00"), (-0.001057, "−0.00106"), (99.0, "99.0"), (1234.5, "1,234"), (0.0, "0.00")],
+)
+def test_measures_keep_three_significant_digits_on_any_scale(value: float | None, shown: str) -> None:
+    assert _measure(value) == shown
 
 
 def test_a_folder_without_a_finished_run_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def plan(
         cluster = connect()
         check_cluster(settings, cluster)
         typer.echo(
-            f"{cluster.nodes} node(s), {cluster.cpus:g} usable CPUs, {cluster.gpus:g} GPUs, {cluster.memory_gib:.1f} GiB: every stage fits"
+            f"{cluster.nodes} node(s), {cluster.cpus:g} usable CPUs, {cluster.gpus:g} GPUs, {cluster.memory_gib:.1f} GiB: it all fits"
         )
 
 

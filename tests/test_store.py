@@ -31,6 +31,7 @@ def test_the_key_does_not_depend_on_the_order_of_settings():
 
 def test_a_stage_is_committed_only_after_commit(tmp_path):
     stage = Store(tmp_path).stage("pool", 1, {}, [])
+    stage.start()
     (stage.folder / "part.parquet").write_text("rows")
     assert not stage.committed
     stage.commit({"rows": 1})
@@ -42,6 +43,7 @@ def test_a_stage_is_committed_only_after_commit(tmp_path):
 @pytest.mark.parametrize("damage", [lambda p: p.write_text("ro"), lambda p: p.unlink()])
 def test_a_damaged_output_is_not_committed(tmp_path, damage):
     stage = Store(tmp_path).stage("pool", 1, {}, [])
+    stage.start()
     (stage.folder / "part.parquet").write_text("rows")
     stage.commit({})
     damage(stage.folder / "part.parquet")
@@ -50,6 +52,7 @@ def test_a_damaged_output_is_not_committed(tmp_path, damage):
 
 def test_a_half_written_manifest_is_no_commit(tmp_path):
     stage = Store(tmp_path).stage("pool", 1, {}, [])
+    stage.start()
     stage.commit({})
     (stage.folder / MANIFEST).write_text('{"files": {')
     assert not stage.committed
@@ -75,6 +78,7 @@ def test_a_folder_is_replaced_whole(tmp_path):
 
 def test_leftovers_of_a_killed_write_are_removed_by_the_commit(tmp_path):
     stage = Store(tmp_path).stage("pool", 1, {}, [])
+    stage.start()
     (stage.folder / "part.parquet.tmp-0123").write_text("half")
     (stage.folder / "part.parquet").write_text("whole")
     stage.commit({})

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,7 @@ def read_run(folder: str | Path) -> Run:
         rows=manifest["rows"],
         row_ids_sha256=manifest["row_ids_sha256"],
         inputs=manifest["inputs"],
-        finished=datetime.fromtimestamp((Path(folder) / MANIFEST).stat().st_mtime, UTC),
+        finished=datetime.fromisoformat(manifest["finished"]),
         execution=manifest["execution"],
         config=config,
         pool=Pool(**{name: stages["pool"].facts[name] for name in Pool.__dataclass_fields__}),

@@ -59,7 +59,8 @@ def test_the_transformers_engine_writes_what_generate_writes_one_by_one(model):
     for prompt, completion in zip(prompts, completions, strict=True):
         import torch
 
-        ids = reference.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False, pad_token_id=0)[0][len(prompt) :].tolist()
+        output = reference.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False, pad_token_id=0)
+        ids = output[0][len(prompt) :].tolist()
         ids = ids[: ids.index(3)] if 3 in ids else ids
         assert completion.tokens == len(ids)
         assert completion.text == tokenizer.decode(ids, skip_special_tokens=True)

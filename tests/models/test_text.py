@@ -6,7 +6,10 @@ from transformers import AutoTokenizer
 from divsel_ray.models.text import cut_completion, encode_completion, encode_prompt, render_prompt
 from tests.models.tiny import save_tokenizer
 
-CHAT = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 QUESTION = [{"role": "user", "content": "how are you"}]
 
 

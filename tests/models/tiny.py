@@ -70,7 +70,7 @@ def save_language_model(folder: Path, seed: int = 0) -> Path:
 def save_encoder(folder: Path, seed: int = 0) -> Path:
     """A two-layer BERT of 32 dimensions, readable by sentence-transformers and as a reward model's base."""
     import torch
-    from transformers import BertConfig, BertModel
+    from transformers import BertModel
 
     save_tokenizer(folder)
     torch.manual_seed(seed)

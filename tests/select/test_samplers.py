@@ -64,7 +64,9 @@ def test_another_seed_gives_another_draw():
     assert draws[0] != draws[1]
 
 
-@pytest.mark.parametrize("scores", [[0.0, 1e3, -1e3, 1.0], [np.nan] * 4, [5.0] * 4, [0.0, np.nan, 1e300, -1e300], [np.inf, 1.0, -np.inf, 2.0]])
+@pytest.mark.parametrize(
+    "scores", [[0.0, 1e3, -1e3, 1.0], [np.nan] * 4, [5.0] * 4, [0.0, np.nan, 1e300, -1e300], [np.inf, 1.0, -np.inf, 2.0]]
+)
 def test_odd_scores_give_finite_odds(scores):
     quality = fill_missing(np.array(scores), np.zeros(4, dtype=int), 1)
     odds = log_odds(quality, np.zeros(4, dtype=int), 1, temperature=1.0)

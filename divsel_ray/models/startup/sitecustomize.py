@@ -6,4 +6,4 @@ from pathlib import Path
 # A working copy that is not installed is not on the path yet when this runs.
 sys.path.append(str(Path(__file__).parents[3]))
 
-import divsel_ray  # noqa: E402, F401
+import divsel_ray  # noqa: F401

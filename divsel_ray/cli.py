@@ -148,9 +148,8 @@ def plan(
         Console().print(table)
         cluster = connect()
         check_cluster(settings, cluster)
-        typer.echo(
-            f"{cluster.nodes} node(s), {cluster.cpus:g} usable CPUs, {cluster.gpus:g} GPUs, {cluster.memory_gib:.1f} GiB: it all fits"
-        )
+        size = f"{cluster.cpus:g} usable CPUs, {cluster.gpus:g} GPUs, {cluster.memory_gib:.1f} GiB"
+        typer.echo(f"{cluster.nodes} node(s), {size}: every stage fits")
 
 
 @app.command()

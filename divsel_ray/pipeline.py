@@ -87,10 +87,10 @@ def refine(job: Job, pool: Stage, clusters: Stage, quality: Stage | None, reward
         selected = job.draw(number, size, pool, clusters, quality, before)
         if number == 1 and job.refine_.held_out:
             job.score(0, selected, job.generate(0, selected, None), reward)
-        model = job.train(number, selected)
+        model = job.train(number, selected, before)
         generated = job.generate(number, selected, model)
         scored = job.score(number, selected, generated, reward)
-        before = Before(selected, job.weights(number, selected, clusters, scored))
+        before = Before(selected, model, job.weights(number, selected, clusters, scored))
         draws.append(selected)
     return draws
 

@@ -83,6 +83,8 @@ def connect() -> Cluster:
     if not ray.is_initialized():
         # Ray Data's second reader takes seconds to list a handful of files.
         os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
+        # Ray's core writes harmless warnings about every actor pool over the progress bars.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         common = {"log_to_driver": False, "logging_level": logging.ERROR}
         if started_here:
             cores = os.cpu_count() or 1

@@ -31,7 +31,7 @@ from divsel_ray.score.stage import build_reward, reward_reference, score_exchang
 from divsel_ray.select.stage import DrawPlan, draw_round
 from divsel_ray.select.weights import ClusterGaps, cluster_gaps, update_weights
 from divsel_ray.store import Stage, Store, atomic_path, write_json
-from divsel_ray.train.stage import adapter_folder, train_round
+from divsel_ray.train.stage import Round, adapter_folder, train_round
 
 VERSIONS = {
     "pool": 1,
@@ -183,15 +183,20 @@ class Job:
         """Rows to select: the budget, or the whole pool where fewer are allowed."""
         return min(self.config.budget, pool.facts["rows"]) if self.config.allow_fewer else self.config.budget
 
-    def train(self, number: int, draw: Stage) -> Stage:
+    def train(self, number: int, draw: Stage, before: Before | None) -> Stage:
         """The base model fine-tuned on all rows selected so far."""
         config, seed = self.refine_.train, self.config.seed
-        rows, held_out = draw.folder / "selected_rows.parquet", draw.folder / "held_out_rows.parquet"
+
+        def build(folder: Path) -> dict[str, Any]:
+            base_loss = before.model.facts["held_out_loss_base"] if before else None
+            round_ = Round(draw.folder / "selected_rows.parquet", draw.folder / "held_out_rows.parquet", seed, base_loss)
+            return train_round(round_, config, folder, self.cluster_, self.progress)
+
         return self._make(
             _name(number, "train"),
             {**_settings(config), "seed": seed, "world_size": config.workers.count, "threads": config.workers.cpus},
             [draw.key, fingerprint(config.model)],
-            lambda folder: train_round(rows, held_out, config, seed, folder, self.cluster_, self.progress),
+            build,
             lambda facts: (
                 f"{facts['steps']} steps, held-out loss {facts['held_out_loss_base']:.3f} -> {facts['held_out_loss']:.3f}"
             ),
@@ -315,9 +320,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Before:
-    """What the next round's draw needs of the last one."""
+    """What a round needs of the last one."""
 
     draw: Stage
+    model: Stage
     weights: Stage
 
 

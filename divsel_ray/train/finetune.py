@@ -75,8 +75,10 @@ def completion_loss(model: Any, batch: dict[str, Any]) -> tuple[Any, int]:
 
     labels = batch["labels"]
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
-    logits = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] + 1).logits[:, :-1].float()
-    loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="sum")
+    logits = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] + 1).logits.float()
+    # The last position predicts nothing: giving it a label to ignore spares a copy of the logits without it.
+    targets = torch.nn.functional.pad(labels, (0, 1), value=-100)
+    loss = torch.nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1), reduction="sum")
     return loss, int((labels != -100).sum())
 
 
@@ -104,6 +106,7 @@ def finetune(
     config: TrainConfig,
     seed: int,
     folder: Path,
+    base_loss: float | None = None,
     prepare: Callable[[Any], Any] = lambda trainer: trainer,
 ) -> dict[str, Any]:
     """Fine-tune adapters on `rows` and save them in PEFT's format (safetensors) to `folder/adapter`.
@@ -113,10 +116,11 @@ def finetune(
     Args:
         model_folder: base model.
         rows: what to train on.
-        held_out: rows whose loss is measured before and after.
+        held_out: rows whose loss is measured before (unless `base_loss` is known) and after.
         config: hyper-parameters.
         seed: of the adapters' initial values and the order of rows.
         folder: where the adapter and the losses go.
+        base_loss: the untuned model's loss on `held_out`, where an earlier round measured it.
         prepare: hook that a distributed caller wraps the Trainer with.
 
     Returns:
@@ -132,7 +136,7 @@ def finetune(
     padding = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
     train, valid = (encode(tokenizer, part, config.max_tokens) for part in (rows, held_out))
     trainer, model = _trainer(model_folder, train, padding, config, seed, folder)
-    before = mean_loss(model, valid, padding, config.batch_size)
+    before = mean_loss(model, valid, padding, config.batch_size) if base_loss is None else base_loss
     result = prepare(trainer).train()
     after = mean_loss(trainer.model, valid, padding, config.batch_size)
     if trainer.is_world_process_zero():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import threading
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,25 @@ def adapter_folder(folder: Path) -> Path:
     return folder / "training" / "adapter"
 
 
-def train_round(
-    rows_file: Path, held_out_file: Path, config: TrainConfig, seed: int, folder: Path, cluster: Cluster, progress: Progress
-) -> dict[str, Any]:
-    """Fine-tune on the rows of a Parquet file (row_id, messages); leave `training/adapter` and `training/losses.jsonl`.
+@dataclass(frozen=True)
+class Round:
+    """What one round trains on.
+
+    Attributes:
+        rows: Parquet (row_id, messages) of the rows selected so far.
+        held_out: likewise, rows whose loss is measured.
+        seed: of the adapters and the order of rows.
+        base_loss: the untuned model's loss on the held-out rows, where an earlier round measured it.
+    """
+
+    rows: Path
+    held_out: Path
+    seed: int
+    base_loss: float | None = None
+
+
+def train_round(round_: Round, config: TrainConfig, folder: Path, cluster: Cluster, progress: Progress) -> dict[str, Any]:
+    """Fine-tune on a round's rows; leave `training/adapter` and `training/losses.jsonl`.
 
     An interrupted round is done again from its start: the same seed and rows give the same adapter.
 
@@ -45,19 +62,16 @@ def train_round(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    if cluster.local:
+        # No node of this machine is ever taken away; the watcher is one more process to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     attempt, state = f"attempt-{uuid.uuid4().hex[:12]}", folder / ".state"
     with atomic_path(folder / "training") as output:
         output.mkdir()
         gpus = cluster.gpus_per_worker(config.workers)
         trainer = TorchTrainer(
             _train_worker,
-            train_loop_config={
-                "rows": str(rows_file),
-                "held_out": str(held_out_file),
-                "config": config.model_dump(),
-                "seed": seed,
-                "folder": str(output),
-            },
+            train_loop_config={"round": round_, "config": config, "folder": str(output)},
             scaling_config=ScalingConfig(
                 num_workers=config.workers.count or 1,
                 use_gpu=gpus > 0,
@@ -105,18 +119,20 @@ def _watch(losses: Path, progress: Progress, stop: threading.Event) -> None:
 def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     from ray.train.huggingface.transformers import prepare_trainer
 
-    config = TrainConfig.model_validate(settings["config"])
+    config: TrainConfig = settings["config"]
+    round_: Round = settings["round"]
     return finetune(
         resolve_model(config.model),
-        _conversations(settings["rows"]),
-        _conversations(settings["held_out"]),
+        _conversations(round_.rows),
+        _conversations(round_.held_out),
         config,
-        settings["seed"],
+        round_.seed,
         Path(settings["folder"]),
+        round_.base_loss,
         prepare_trainer,
     )
 
 
-def _conversations(file: str) -> list[Conversation]:
+def _conversations(file: Path) -> list[Conversation]:
     rows = pq.read_table(file, columns=["row_id", "messages"]).sort_by("row_id").to_pylist()
     return [Conversation(row["row_id"], row["messages"]) for row in rows]

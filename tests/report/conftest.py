@@ -63,6 +63,7 @@ class FakeRun:
     def commit(self, name: str, facts: Mapping[str, Any], tables: Mapping[str, Any] | None = None) -> Stage:
         """A committed stage with these Parquet files."""
         stage = Store(self.root).stage(name, 1, {}, [])
+        stage.start()
         for file, columns in (tables or {}).items():
             pq.write_table(pa.table(columns), stage.folder / file)
         stage.commit(facts)
@@ -106,6 +107,7 @@ class FakeRun:
 
     def train(self, name: str, number: int) -> None:
         stage = Store(self.root).stage(f"{name}/train", 1, {}, [])
+        stage.start()
         (stage.folder / "training").mkdir()
         lines = [json.dumps({"step": step, "steps": 3, "loss": 3.0 - 0.1 * step}) for step in (1, 2, 3)]
         (stage.folder / "training" / "losses.jsonl").write_text("\n".join(lines) + "\n")
@@ -121,6 +123,7 @@ class FakeRun:
     def weigh(self, name: str, number: int) -> None:
         before, after = WEIGHTS[number - 1], WEIGHTS[number]
         stage = Store(self.root).stage(f"{name}/weights", 1, {}, [])
+        stage.start()
         clusters = [{"scored": 2, "before": b, "after": a} for b, a in zip(before, after, strict=True)]
         write_json(stage.folder / "weights.json", clusters)
         self.commit(f"{name}/weights", {"weights": after, "moved": 0.2, "between": -0.1 if number == 2 else 0.3})
@@ -133,7 +136,10 @@ class FakeRun:
         ]
         execution = {"python": "3.12.0", "device": f"cpu {HOSTILE}", "cores": 2, "versions": {"ray": "2.60.0"}}
         manifest = {"rows": 6, "row_ids_sha256": "ab" * 32, "config": config.model_dump(mode="json"), "stages": stages}
-        write_json(self.root / "manifest.json", {**manifest, "inputs": [f"chats {HOSTILE}.jsonl"], "execution": execution})
+        write_json(
+            self.root / "manifest.json",
+            {**manifest, "finished": "2026-01-02T03:04:05+00:00", "inputs": [f"chats {HOSTILE}.jsonl"], "execution": execution},
+        )
 
 
 def row_ids(start: int, stop: int) -> list[str]:

@@ -6,7 +6,6 @@ lists every stage, and which of them are committed already, without doing any.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 from pydantic import BaseModel
 
 from divsel_ray.cluster.stage import build_clusters
@@ -23,13 +23,14 @@ from divsel_ray.data.inputs import find_inputs, fingerprint_inputs
 from divsel_ray.data.stage import build_pool, take_rows
 from divsel_ray.embed.stage import embed_pool
 from divsel_ray.generate.stage import Fleet
-from divsel_ray.models.references import fingerprint
+from divsel_ray.models.references import fingerprint, resolve_model, unconverted
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
+from divsel_ray.score.gaps import pair_exchanges, write_gaps
 from divsel_ray.score.spec import ScorerSpec
 from divsel_ray.score.stage import build_reward, reward_reference, score_exchanges, score_pool
 from divsel_ray.select.stage import DrawPlan, draw_round
-from divsel_ray.select.weights import ClusterGaps, cluster_gaps, update_weights
+from divsel_ray.select.weights import cluster_gaps, explain_weights, update_weights
 from divsel_ray.store import Stage, Store, atomic_path, write_json
 from divsel_ray.train.stage import Round, adapter_folder, train_round
 
@@ -188,6 +189,7 @@ class Job:
         config, seed = self.refine_.train, self.config.seed
 
         def build(folder: Path) -> dict[str, Any]:
+            self._fetch_model()
             base_loss = before.model.facts["held_out_loss_base"] if before else None
             round_ = Round(draw.folder / "selected_rows.parquet", draw.folder / "held_out_rows.parquet", seed, base_loss)
             return train_round(round_, config, folder, self.cluster_, self.progress)
@@ -208,6 +210,7 @@ class Job:
         names = ["held_out", "selected"] if trained else ["held_out"]
 
         def build(folder: Path) -> dict[str, Any]:
+            self._fetch_model()
             parts = [pq.read_table(draw.folder / f"{name}_rows.parquet", columns=["row_id", "messages"]) for name in names]
             prompts = folder / "prompts.parquet"
             _write_table(pa.concat_tables(parts).sort_by("row_id"), prompts)
@@ -235,6 +238,13 @@ class Job:
             self._fleet.close()
         return facts
 
+    def _fetch_model(self) -> None:
+        """Convert the language model, where it comes in a form that must be, before a stage that loads it waits for it."""
+        reference = self.refine_.train.model
+        if unconverted(reference):
+            self.progress.note(f"converting {reference} once for this machine, about a minute; its own terms of use apply")
+            ray.get(ray.remote(resolve_model).remote(reference))
+
     def close(self) -> None:
         """End the actors that outlive a stage."""
         if self._fleet is not None:
@@ -247,18 +257,22 @@ class Job:
 
         def build(folder: Path) -> dict[str, Any]:
             pairs = pa.concat_tables([pq.read_table(file) for file in generated.files("shard-*.parquet")])
-            _write_table(_exchanges(pairs), folder / "exchanges.parquet")
+            _write_table(pair_exchanges(pairs), folder / "exchanges.parquet")
             scores = folder / "scores.parquet"
             score_exchanges(str(folder / "exchanges.parquet"), spec, scores, self.cluster_, config.workers, self.progress)
             held_out = set(pq.read_table(draw.folder / "held_out.parquet")["row_id"].to_pylist())
-            return _write_gaps(pairs["row_id"].to_pylist(), held_out, scores, folder / "gaps.parquet")
+            return write_gaps(pairs["row_id"].to_pylist(), held_out, scores, folder / "gaps.parquet")
 
         return self._make(
             _name(number, "score"),
             {"scorer": "reward", "max_tokens": spec.max_tokens, "batch_tokens": spec.batch_tokens},
             [generated.key, *inputs],
             build,
-            lambda facts: f"mean gap {facts['mean_gap']:.3f}, held-out gap {facts['held_out_gap']:.3f}",
+            lambda facts: ", ".join(
+                f"gap {facts[name]:.3f} on {rows} rows"
+                for name, rows in (("mean_gap", "selected"), ("held_out_gap", "held-out"))
+                if facts[name] is not None
+            ),
         )
 
     def weights(self, number: int, draw: Stage, clusters: Stage, scored: Stage) -> Stage:
@@ -274,7 +288,7 @@ class Job:
             by_cluster = cluster_gaps(values, cluster, clusters.facts["k"], shrinkage=config.shrinkage)
             before = np.array(draw.facts["weights"])
             after = update_weights(before, by_cluster, config)
-            write_json(folder / "weights.json", _explain(clusters.facts["sizes"], by_cluster, before, after))
+            write_json(folder / "weights.json", explain_weights(clusters.facts["sizes"], by_cluster, before, after))
             moved = float(np.abs(after - before).sum() / 2)
             return {"weights": after.tolist(), "moved": moved, "between": by_cluster.between, "direction": config.direction}
 
@@ -339,56 +353,3 @@ def _settings(section: BaseModel, *left_out: str) -> dict[str, Any]:
 def _write_table(table: pa.Table, path: Path) -> None:
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)
-
-
-def _exchanges(pairs: pa.Table) -> pa.Table:
-    """Every prompt twice: with its gold and with its generated completion."""
-    kinds = [
-        pa.table(
-            {
-                "row_id": [f"{row_id}:{kind}" for row_id in pairs["row_id"].to_pylist()],
-                "messages": pairs["prompt_messages"],
-                "completion": pairs[kind],
-            }
-        )
-        for kind in ("gold", "generated")
-    ]
-    return pa.concat_tables(kinds)
-
-
-def _write_gaps(row_ids: list[str], held_out: set[str], scores: Path, target: Path) -> dict[str, Any]:
-    """Join rewards by row id and write row_id, gold, generated, gap, held_out; report the means."""
-    table = pq.read_table(scores)
-    reward = dict(zip(table["row_id"].to_pylist(), table["score"].to_pylist(), strict=True))
-    gold = np.array([reward[f"{row_id}:gold"] for row_id in row_ids], dtype=np.float64)
-    generated = np.array([reward[f"{row_id}:generated"] for row_id in row_ids], dtype=np.float64)
-    apart = np.array([row_id in held_out for row_id in row_ids], dtype=bool)
-    gap = gold - generated
-    columns = {"row_id": row_ids, "gold": gold, "generated": generated, "gap": gap, "held_out": apart}
-    _write_table(pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()}), target)
-    return {
-        "mean_gap": _mean(gap[~apart]),
-        "held_out_gap": _mean(gap[apart]),
-        "held_out_reward": _mean(generated[apart]),
-        "missing": int(np.isnan(gap).sum()),
-    }
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else 0.0
-
-
-def _explain(sizes: list[int], gaps: ClusterGaps, before: np.ndarray, after: np.ndarray) -> list[dict[str, Any]]:
-    columns = {
-        "cluster": np.arange(len(sizes)),
-        "size": np.array(sizes),
-        "scored": gaps.scored,
-        "mean_gap": gaps.mean,
-        "standard_error": gaps.standard_error,
-        "shrunk_gap": gaps.shrunk,
-        "before": before,
-        "after": after,
-    }
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*(c.tolist() for c in columns.values()), strict=True)]
-    return [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in rows]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 from divsel_ray.errors import InputError
-from divsel_ray.models.gguf import converted_package
+from divsel_ray.models.gguf import converted_folder, converted_package
 from divsel_ray.store import file_digest
 
 PACKAGE = "package:"
@@ -47,6 +47,14 @@ def packaged_data(reference: str) -> list[Path]:
     return sorted(files)
 
 
+def unconverted(reference: str) -> bool:
+    """Whether `resolve_model` would have to convert the model first, which takes about a minute."""
+    if not reference.startswith(PACKAGE):
+        return False
+    name = reference.removeprefix(PACKAGE)
+    return _model_folder(name) is None and not converted_folder(name, _distribution(name).version).is_dir()
+
+
 def fingerprint(reference: str) -> str:
     """What identifies a model's content: 16 hex digits of its files' names, sizes and sampled bytes.
 
@@ -76,17 +84,23 @@ def _sampled_digest(path: Path) -> str:
 
 
 def _packaged_model(name: str) -> Path:
-    files = packaged_files(name)
-    folders = [path.parent for path in files if path.name == "config.json" and (path.parent / "tokenizer_config.json").is_file()]
-    if folders:
-        return min(folders, key=lambda folder: len(folder.parts))
+    folder = _model_folder(name)
+    if folder is not None:
+        return folder
     converted = converted_package(name, _distribution(name).version)
     if converted is None:
         raise InputError(f"{PACKAGE}{name}: the package carries neither a transformers model nor GGUF chunks")
     return converted
 
 
-def _distribution(name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _model_folder(name: str) -> Path | None:
+    """The folder of a transformers model inside the package, if it carries one."""
+    found = [path.parent for path in packaged_files(name) if path.name == "config.json"]
+    folders = [folder for folder in found if (folder / "tokenizer_config.json").is_file()]
+    return min(folders, key=lambda folder: len(folder.parts), default=None)
+
+
+def _distribution(name: str) -> Distribution:
     try:
         return distribution(name)
     except PackageNotFoundError:
@@ -97,4 +111,5 @@ def _distribution(name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
 
 def packaged_files(name: str) -> list[Path]:
     """The files of an installed distribution; InputError when it is not installed."""
-    return [Path(str(file.locate())) for file in _distribution(name).files or [] if file.locate().is_file()]
+    paths = [Path(str(file.locate())) for file in _distribution(name).files or []]
+    return [path for path in paths if path.is_file()]

@@ -8,7 +8,9 @@ overall mean m by its noise, because six rows per cluster are mostly noise.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -129,3 +131,19 @@ def _within_guards(wanted: np.ndarray, before: np.ndarray, k: int, config: Weigh
         smallest, largest = (middle, largest) if below else (smallest, middle)
     clipped = np.clip(np.exp(largest) * wanted, low, high)
     return clipped / clipped.sum() * mass
+
+
+def explain_weights(sizes: list[int], gaps: ClusterGaps, before: np.ndarray, after: np.ndarray) -> list[dict[str, Any]]:
+    """One plain row per cluster: size, scored rows, mean gap with its error, weight before and after. (k,) arrays in."""
+    columns = {
+        "cluster": np.arange(len(sizes)),
+        "size": np.array(sizes),
+        "scored": gaps.scored,
+        "mean_gap": gaps.mean,
+        "standard_error": gaps.standard_error,
+        "shrunk_gap": gaps.shrunk,
+        "before": before,
+        "after": after,
+    }
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*(c.tolist() for c in columns.values()), strict=True)]
+    return [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in rows]

@@ -64,7 +64,8 @@ def build_pool(
         `sampled_from` (distinct rows), `rows`, `tokens`, `score_missing`.
 
     Raises:
-        InputError: no good row, more bad rows than allowed (`quarantine.jsonl` stays to be looked at), or no such tokenizer.
+        InputError: no good row, more bad rows than allowed (`quarantine.jsonl` stays to be looked at), a score column
+            without a number, or no such tokenizer.
     """
     resolve_model(tokenizer)
     named = sorted(zip(source_names(inputs), inputs, strict=True))
@@ -80,7 +81,12 @@ def build_pool(
         _remove(layout.raw)
         raise
     _remove(layout.raw)
-    return _facts(files, parts)
+    facts = _facts(files, parts)
+    if config.score_column and facts["score_missing"] == facts["rows"]:
+        raise InputError(
+            f"pool.score_column {config.score_column}: not one row has a number under that key; name a numeric column of the input"
+        )
+    return facts
 
 
 def take_rows(pool_files: Sequence[str], row_ids: Sequence[str]) -> pa.Table:

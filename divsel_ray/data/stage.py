@@ -84,7 +84,7 @@ def build_pool(
     facts = _facts(files, parts)
     if config.score_column and facts["score_missing"] == facts["rows"]:
         raise InputError(
-            f"pool.score_column {config.score_column}: not one row has a number under that key; name a numeric column of the input"
+            f"pool.score_column {config.score_column}: no row has a number under that key; name a numeric column of the input"
         )
     return facts
 

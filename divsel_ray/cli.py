@@ -179,11 +179,11 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 _QUICKSTART = (
-    "About 6 minutes on two cores, 5 GiB of memory; the first run also converts Gemma once (about a minute).\n"
+    "About 7 minutes on two cores, 9 GiB of memory; the first run also converts Gemma once (about a minute).\n"
     "The reward model is a small stand-in fitted on the pool: it shows the loop at work and is no judge of quality.\n"
     "Gemma is used under its own terms: https://ai.google.dev/gemma/terms"
 )
-_QUICKSTART_FAST = _QUICKSTART.replace("About 6 minutes", "About 3 minutes")
+_QUICKSTART_FAST = _QUICKSTART.replace("About 7 minutes", "About 4 minutes")
 
 
 def _describe(config: Config, folder: Path) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import ray
@@ -85,14 +88,25 @@ def connect() -> Cluster:
         os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
         # Ray's core writes harmless warnings about every actor pool over the progress bars.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        common = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if started_here:
-            cores = os.cpu_count() or 1
-            ray.init(address="local", num_cpus=2 * cores + 4, include_dashboard=False, **common)
-        else:
-            ray.init(**common)
+        here = {"address": "local", "num_cpus": 2 * (os.cpu_count() or 1) + 4, "include_dashboard": False}
+        with _native_stderr_hidden():
+            ray.init(**(here if started_here else {}), log_to_driver=False, logging_level=logging.ERROR)
         _quiet_data()
     return describe(local=started_here)
+
+
+@contextlib.contextmanager
+def _native_stderr_hidden() -> Iterator[None]:
+    """Hide what Ray's core writes while it starts: it announces the log level it was just told to keep. Errors are raised."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def describe(*, local: bool = False) -> Cluster:

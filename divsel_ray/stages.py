@@ -243,7 +243,7 @@ class Job:
         reference = self.refine_.train.model
         if unconverted(reference):
             self.progress.note(f"converting {reference} once for this machine, about a minute; its own terms of use apply")
-            ray.get(ray.remote(resolve_model).remote(reference))
+            ray.get(ray.remote(max_calls=1)(resolve_model).remote(reference))
 
     def close(self) -> None:
         """End the actors that outlive a stage."""

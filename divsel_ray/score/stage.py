@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def build_reward(
     return dict(read_json(facts))
 
 
-@ray.remote(max_retries=2)
+@ray.remote(max_retries=2, max_calls=1)
 def _fit(pool_files: list[str], config: RewardConfig, seed: int, folder: Path, steps: Path) -> None:
     assert config.fit is not None
     exchanges = draw_exchanges(pool_files, config.fit.prompts + config.fit.held_out, seed)
@@ -151,21 +151,40 @@ class _Part:
 def _score_parts(parts: list[_Part], spec: ScorerSpec, cluster: Cluster, workers: Workers, progress: Progress) -> dict[str, Any]:
     started = time.perf_counter()
     total = sum(_size(part) for part in parts)
+    counts: list[dict[str, Any]] = []
+    for count in _run_parts(parts, spec, cluster, workers):
+        counts.append(count)
+        if count["failure"]:
+            raise InputError(count["failure"])
+        progress.advance(sum(count["rows"] for count in counts), total, "rows")
+    return {**_summary(counts), "seconds": round(time.perf_counter() - started, 3)}
+
+
+def _run_parts(parts: list[_Part], spec: ScorerSpec, cluster: Cluster, workers: Workers) -> Iterator[dict[str, Any]]:
+    """Score the units, each as it is done: many by a pool of actors, a single one by a task.
+
+    A task finds a process in which an earlier one has loaded the libraries; a new actor spends seconds on that.
+    """
+    gpus = 0 if spec.kind == "column" else cluster.gpus_per_worker(workers)
+    threads = max(1, int(workers.cpus))
+    if len(parts) == 1:
+        task = ray.remote(num_cpus=workers.cpus, num_gpus=gpus, max_retries=2)(_score_alone)
+        yield ray.get(task.remote(parts[0], spec, threads))
+        return
     work = ray.data.from_items([asdict(part) for part in parts], override_num_blocks=max(1, len(parts))).map_batches(
         ScorePart,
         batch_size=1,
-        fn_constructor_kwargs={"spec": spec, "threads": max(1, int(workers.cpus))},
+        fn_constructor_kwargs={"spec": spec, "threads": threads},
         compute=ray.data.ActorPoolStrategy(size=cluster.count(workers, max(1, len(parts)))),
         num_cpus=workers.cpus,
-        num_gpus=0 if spec.kind == "column" else cluster.gpus_per_worker(workers),
+        num_gpus=gpus,
     )
-    counts: list[dict[str, Any]] = []
     for batch in work.iter_batches(batch_size=1) if parts else ():
-        counts.append(_only(batch))
-        if counts[-1]["failure"]:
-            raise InputError(counts[-1]["failure"])
-        progress.advance(sum(count["rows"] for count in counts), total, "rows")
-    return {**_summary(counts), "seconds": round(time.perf_counter() - started, 3)}
+        yield _only(batch)
+
+
+def _score_alone(part: _Part, spec: ScorerSpec, threads: int) -> dict[str, Any]:
+    return _only(ScorePart(spec, threads)(_one_row(asdict(part))))
 
 
 def _size(part: _Part) -> int:

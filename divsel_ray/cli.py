@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -61,7 +62,14 @@ def quickstart(
         folder = out or Path("runs") / ("quickstart-fast" if fast else "quickstart")
         _say(quiet, _describe(config, folder))
         _say(quiet, _QUICKSTART_FAST if fast else _QUICKSTART)
-        _run(config, folder, progress, f"divsel quickstart{' --fast' * fast} --out {folder}", quiet, as_json)
+        _run(
+            config,
+            folder,
+            progress,
+            shlex.join(["divsel", "quickstart", *(["--fast"] * fast), "--out", str(folder), *(overrides or [])]),
+            quiet,
+            as_json,
+        )
 
 
 @app.command()
@@ -84,7 +92,7 @@ def run(
             settings,
             folder,
             progress,
-            " ".join(["divsel run", str(config), "--out", str(folder), *(overrides or [])]),
+            shlex.join(["divsel", "run", str(config), "--out", str(folder), *(overrides or [])]),
             quiet,
             as_json,
         )

@@ -43,7 +43,7 @@ def run_job(config: Config, out: str | Path, progress: Progress | None = None) -
         if config.refine is not None:
             require_engine(config.refine.generate.engine)
         job = Job(config, store, progress or Silent(), connect())
-        check_cluster(config, job.cluster_)
+        check_cluster(config, job.hardware)
         draws = run_stages(job)
         _write_result(job, draws)
     return store.root
@@ -83,9 +83,9 @@ def refine(job: Job, pool: Stage, clusters: Stage, quality: Stage | None, reward
     """Algorithm 1: draw, fine-tune, generate, score, move the weights; N times."""
     draws: list[Stage] = []
     before: Before | None = None
-    for number, size in enumerate(round_sizes(_budget(job, pool), job.refine_.rounds), start=1):
+    for number, size in enumerate(round_sizes(_budget(job, pool), job.refinement.rounds), start=1):
         selected = job.draw(number, size, pool, clusters, quality, before)
-        if number == 1 and job.refine_.held_out:
+        if number == 1 and job.refinement.held_out:
             job.score(0, selected, job.generate(0, selected, None), reward)
         model = job.train(number, selected, before)
         generated = job.generate(number, selected, model)

@@ -74,14 +74,14 @@ class Job:
         self.inputs = find_inputs(self.config.pool.data)
 
     @property
-    def cluster_(self) -> Cluster:
+    def hardware(self) -> Cluster:
         """The cluster of a job that runs."""
         if self.cluster is None:
             raise RuntimeError("a dry job makes no stage")
         return self.cluster
 
     @property
-    def refine_(self) -> RefineConfig:
+    def refinement(self) -> RefineConfig:
         """The refinement settings of a job that has rounds."""
         if self.config.refine is None:
             raise RuntimeError("this job has no rounds")
@@ -108,7 +108,7 @@ class Job:
             "embed",
             _settings(config),
             [pool.key, fingerprint(config.model)],
-            lambda folder: embed_pool(pool.files(), config, folder, self.cluster_, self.progress),
+            lambda folder: embed_pool(pool.files(), config, folder, self.hardware, self.progress),
             lambda facts: f"{facts['rows']:,} rows in {facts['dimension']} dimensions",
         )
 
@@ -120,7 +120,7 @@ class Job:
             {**_settings(config), "seed": seed},
             [embeddings.key],
             lambda folder: build_clusters(
-                embeddings.files(), config.resolved(embeddings.facts["rows"]), seed, folder, self.cluster_, self.progress
+                embeddings.files(), config.resolved(embeddings.facts["rows"]), seed, folder, self.hardware, self.progress
             ),
             lambda facts: f"{facts['k']} clusters after {facts['iterations']} iterations, inertia {facts['inertia']:.4g}",
         )
@@ -134,7 +134,7 @@ class Job:
             "reward",
             {**config.fit.model_dump(), "seed": self.config.seed},
             [pool.key, fingerprint(config.fit.base)],
-            lambda folder: build_reward(pool.files(), config, self.config.seed, folder, self.cluster_, self.progress),
+            lambda folder: build_reward(pool.files(), config, self.config.seed, folder, self.hardware, self.progress),
             lambda facts: f"stand-in reward model, held-out accuracy {facts['held_out_accuracy']:.2f}",
         )
 
@@ -152,7 +152,7 @@ class Job:
             "quality",
             {"source": config.source, "max_tokens": spec.max_tokens, "batch_tokens": spec.batch_tokens},
             [pool.key, *inputs],
-            lambda folder: score_pool(pool.files(), spec, folder, self.cluster_, config.workers, self.progress),
+            lambda folder: score_pool(pool.files(), spec, folder, self.hardware, config.workers, self.progress),
             lambda facts: f"{facts['rows']:,} rows, mean {facts['mean']:.3g}, {facts['missing']:,} missing",
         )
 
@@ -186,13 +186,13 @@ class Job:
 
     def train(self, number: int, draw: Stage, before: Before | None) -> Stage:
         """The base model fine-tuned on all rows selected so far."""
-        config, seed = self.refine_.train, self.config.seed
+        config, seed = self.refinement.train, self.config.seed
 
         def build(folder: Path) -> dict[str, Any]:
             self._fetch_model()
             base_loss = before.model.facts["held_out_loss_base"] if before else None
             round_ = Round(draw.folder / "selected_rows.parquet", draw.folder / "held_out_rows.parquet", seed, base_loss)
-            return train_round(round_, config, folder, self.cluster_, self.progress)
+            return train_round(round_, config, folder, self.hardware, self.progress)
 
         return self._make(
             _name(number, "train"),
@@ -206,7 +206,7 @@ class Job:
 
     def generate(self, number: int, draw: Stage, trained: Stage | None) -> Stage:
         """Completions of the selected and the held-out prompts; by the base model for held-out ones only when untrained."""
-        config = self.refine_.generate
+        config = self.refinement.generate
         names = ["held_out", "selected"] if trained else ["held_out"]
 
         def build(folder: Path) -> dict[str, Any]:
@@ -227,20 +227,20 @@ class Job:
 
     def _generate(self, prompts: Path, adapter: str | None, folder: Path) -> dict[str, Any]:
         """Use the fleet, and end it where the cluster cannot hold it beside what comes next."""
-        refinement, scoring = self.refine_, self._reward_config.workers
+        refinement, scoring = self.refinement, self._reward_config.workers
         training = refinement.train.workers
         if self._fleet is None:
             rank = refinement.train.lora_rank
-            self._fleet = Fleet(refinement.train.model, refinement.generate, rank, self.config.seed, self.cluster_)
+            self._fleet = Fleet(refinement.train.model, refinement.generate, rank, self.config.seed, self.hardware)
         facts = self._fleet.generate(prompts, adapter, folder, self.progress)
         others = [(training, training.count or 1), (scoring, scoring.count or 1)]
-        if not self.cluster_.holds_together((refinement.generate.workers, self._fleet.size), *others):
+        if not self.hardware.holds_together((refinement.generate.workers, self._fleet.size), *others):
             self._fleet.close()
         return facts
 
     def _fetch_model(self) -> None:
         """Convert the language model, where it comes in a form that must be, before a stage that loads it waits for it."""
-        reference = self.refine_.train.model
+        reference = self.refinement.train.model
         if unconverted(reference):
             self.progress.note(f"converting {reference} once for this machine, about a minute; its own terms of use apply")
             ray.get(ray.remote(max_calls=1)(resolve_model).remote(reference))
@@ -259,7 +259,7 @@ class Job:
             pairs = pa.concat_tables([pq.read_table(file) for file in generated.files("shard-*.parquet")])
             _write_table(pair_exchanges(pairs), folder / "exchanges.parquet")
             scores = folder / "scores.parquet"
-            score_exchanges(str(folder / "exchanges.parquet"), spec, scores, self.cluster_, config.workers, self.progress)
+            score_exchanges(str(folder / "exchanges.parquet"), spec, scores, self.hardware, config.workers, self.progress)
             held_out = set(pq.read_table(draw.folder / "held_out.parquet")["row_id"].to_pylist())
             return write_gaps(pairs["row_id"].to_pylist(), held_out, scores, folder / "gaps.parquet")
 
@@ -277,7 +277,7 @@ class Job:
 
     def weights(self, number: int, draw: Stage, clusters: Stage, scored: Stage) -> Stage:
         """The next round's cluster weights, every cluster explained."""
-        config = self.refine_.weights
+        config = self.refinement.weights
 
         def build(folder: Path) -> dict[str, Any]:
             selected = pq.read_table(draw.folder / "selected.parquet", columns=["row_id", "cluster"])

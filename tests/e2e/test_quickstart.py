@@ -50,8 +50,7 @@ def test_the_last_rounds_completions_differ_from_the_base_models(run):
 
     base, last = held_out(0), held_out(2)
     assert len(base) == 16
-    # Four optimiser steps leave many greedy answers of 32 tokens as they were; an adapter that was not used leaves all.
-    assert sum(base[row_id] != last[row_id] for row_id in base) >= 4
+    assert sum(base[row_id] != last[row_id] for row_id in base) >= 8
 
 
 def test_weights_sum_to_one_and_changed(run):

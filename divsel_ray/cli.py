@@ -11,8 +11,9 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,6 +23,9 @@ from rich.table import Table
 from divsel_ray.config import Config, build_config, dump_config, load_config, quickstart_config, quickstart_text
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.progress import Progress, Silent, Terminal
+
+if TYPE_CHECKING:
+    from divsel_ray.cluster.choose import Choice
 
 app = typer.Typer(
     name="divsel",
@@ -159,6 +163,70 @@ def plan(
         check_cluster(settings, cluster)
         size = f"{cluster.cpus:g} usable CPUs, {cluster.gpus:g} GPUs, {cluster.memory_gib:.1f} GiB"
         typer.echo(f"{cluster.nodes} node(s), {size}: every stage fits")
+
+
+@app.command("choose-k")
+def choose_k(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML configuration of the job; optional with --embeddings.", metavar="CONFIG")
+    ] = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    grid: Annotated[
+        str, typer.Option(help="Numbers of clusters, e.g. 64,128,256. Default: powers of two, 64 to 8192, up to rows / 20.")
+    ] = "",
+    embeddings: Annotated[
+        Path | None, typer.Option(help="Folder of Parquet files with row_id and embedding, instead of the job's own.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how well several numbers of clusters fit the data, and recommend one, with the reason and a plot.
+
+    Stability: how far k-means on different subsamples finds the same clusters (adjusted Rand index, 1 is the same).
+
+    Silhouette: how much nearer rows are to their own cluster than to the next; simplified on all rows, standard on a sample.
+
+    Where the two do not point to one k, the default stands and the reason says so. Singletons and sizes are shown too.
+
+    A k that is measured is kept: a stopped command continues, and a longer grid measures only what is new.
+
+    Example: [bold]divsel choose-k job.yaml --out runs/job --grid 64,128,256,512[/bold]
+
+    Example: [bold]divsel choose-k --embeddings vectors/ cluster.max_iter=20[/bold]
+    """
+    with _reported(quiet) as progress:
+        from divsel_ray import choose_k as chooser
+        from divsel_ray.cluster.choose import parse_grid
+
+        if config is not None and "=" in config.name and not config.exists():
+            config, overrides = None, [str(config), *(overrides or [])]
+        wanted = parse_grid(grid) if grid else None
+        settings = chooser.load_settings(config, embeddings, overrides or [])
+        folder = out or Path("runs") / (config.stem if config else "choose-k")
+        with _resumable("the same command"):
+            found = chooser.choose_k(settings, folder, wanted, embeddings, progress)
+        choice = chooser.read_choice(found)
+        if not (quiet or as_json):
+            Console().print(_candidates(choice))
+        paths = {"measures": str(found / "choose-k.json"), "plot": str(found / "choose-k.html")}
+        _result({**asdict(choice.recommendation), **paths}, as_json)
+
+
+def _candidates(choice: Choice) -> Table:
+    """One line for each k, the recommended one in bold; narrow enough for 80 columns."""
+    sample = f"{choice.candidates[0].silhouette_rows:,} rows"
+    silhouettes = ("silhouette\nsimplified", f"standard\n{sample}")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("k", "inertia", *silhouettes, "stability\n(ARI)", "single-\ntons", "smallest\ncluster", "largest\ncluster"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in choice.candidates:
+        standard = "-" if one.silhouette is None else f"{one.silhouette:.3f}"
+        stability = "-" if one.stability is None else f"{one.stability:.2f} ± {one.stability_deviation:.2f}"
+        measures = (f"{one.inertia:,.5g}", f"{one.simplified_silhouette:.3f}", standard, stability)
+        style = "bold" if one.k == choice.recommendation.k else None
+        table.add_row(str(one.k), *measures, str(one.singletons), f"{one.smallest:,}", f"{one.largest:,}", style=style)
+    return table
 
 
 @app.command()

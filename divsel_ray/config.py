@@ -80,11 +80,23 @@ class ClusterConfig(Section):
     k: int | None = Field(
         None, ge=1, description="Number of clusters. Default: 256, or a twentieth of the pool where that is less."
     )
-    init: Literal["k-means++", "random"] = Field("k-means++", description="How the first centroids are chosen.")
+    metric: Literal["euclidean", "cosine"] = Field(
+        "euclidean", description="cosine: rows and centroids have unit length (spherical k-means)."
+    )
+    init: Literal["k-means++", "k-means||", "random"] = Field(
+        "k-means++", description="How the first centroids are chosen; k-means|| takes few passes over the rows."
+    )
     n_init: int = Field(1, ge=1, description="Starts; the one with the lowest inertia wins.")
     max_iter: int = Field(50, ge=1, description="Iterations at most.")
     tol: float = Field(1e-4, ge=0, description="Stop when squared centroid movement falls below tol x mean variance.")
-    n_shards: int = Field(2, ge=1, description="Partitions of the rows; actors are at most this many.")
+    progressive: bool = Field(False, description="First iterations on growing samples of the rows, the last on all.")
+    fit_rows: int | None = Field(None, ge=1, description="Fit on a sample of about so many rows, then assign all. Default: all.")
+    size_cap: float | None = Field(None, ge=1, description="Largest cluster, over the mean size. Default: no limit.")
+    n_shards: int = Field(2, ge=1, description="Partitions of the rows; actors are at most this many. Never changes a result.")
+    mode: Literal["auto", "memory", "streaming"] = Field(
+        "auto", description="Keep rows in memory, or read them again on every pass. Never changes a result."
+    )
+    workers: Workers = Workers()
 
     def resolved(self, rows: int) -> ClusterConfig:
         """This section with `k` set for a pool of so many rows."""

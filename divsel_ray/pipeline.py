@@ -101,7 +101,7 @@ def _budget(job: Job, pool: Stage) -> int:
 
 def check_cluster(config: Config, cluster: Cluster) -> None:
     """Refuse, before anything starts, what could never be placed."""
-    sections = {"embed": config.embed.workers, "quality": config.quality.workers}
+    sections = {"embed": config.embed.workers, "cluster": config.cluster.workers, "quality": config.quality.workers}
     if config.reward is not None:
         sections["reward"] = config.reward.workers
     if config.refine is not None:

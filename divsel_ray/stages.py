@@ -37,7 +37,7 @@ from divsel_ray.train.stage import Round, adapter_folder, train_round
 VERSIONS = {
     "pool": 1,
     "embed": 1,
-    "cluster": 1,
+    "cluster": 2,
     "reward": 1,
     "quality": 1,
     "draw": 1,
@@ -117,7 +117,7 @@ class Job:
         config, seed = self.config.cluster, self.config.seed
         return self._make(
             "cluster",
-            {**_settings(config), "seed": seed},
+            {**_settings(config, "n_shards", "mode"), "seed": seed},
             [embeddings.key],
             lambda folder: build_clusters(
                 embeddings.files(), config.resolved(embeddings.facts["rows"]), seed, folder, self.hardware, self.progress

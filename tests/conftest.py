@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 os.environ.update({"RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1", "RAY_DATA_USE_DATASOURCE_V2": "0"})
+# Tests have small arrays; threads that wait for each other cost more than they give, most of all on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
 

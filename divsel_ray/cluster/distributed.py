@@ -1,4 +1,4 @@
-"""k-means on Ray: shard actors keep the rows, a coordinator actor runs Lloyd's loop over them, the driver looks on.
+"""k-means on Ray: shard actors keep the rows, a coordinator actor runs the loop over them, the driver looks on.
 
 Centroids go out, sums, counts and farthest rows come back; rows never pass through the driver or the coordinator. A
 killed actor is started again and reads its rows again, and the call it was answering is repeated; answers depend on rows
@@ -8,90 +8,131 @@ and arguments only, so the result stays the same.
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
+import torch
+from ray.data.block import BlockAccessor
 
-from divsel_ray.cluster import kernels, lloyd, rows
-from divsel_ray.cluster.kernels import Float32, Rows
-from divsel_ray.cluster.lloyd import Fit, Settings, Shards
+from divsel_ray.cluster import balance, lloyd, rows, shards
+from divsel_ray.cluster.journal import Journal
+from divsel_ray.cluster.kernels import Rows
+from divsel_ray.cluster.lloyd import Fit, Settings
+from divsel_ray.cluster.rows import Held, Partition, Streamed
 from divsel_ray.cluster.shard import Shard
+from divsel_ray.cluster.shards import Geometry, Shards
 from divsel_ray.config import Workers
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
-from divsel_ray.store import atomic_path
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Fields = TypeVar("Fields", bound=tuple[Any, ...])
+Mode = Literal["auto", "memory", "streaming"]
 
-WORKERS = Workers(count=None, cpus=1, gpus=0)
 START_SECONDS = 600.0
 """How long actors may take to get a place in the cluster."""
 CALL_SECONDS = 3600.0
 """How long one pass over a partition, or the restart of a lost actor, may take."""
 POLL_SECONDS = 0.2
+MEMORY_SHARE = 0.6
+"""Share of the cluster's memory that rows may fill before they are streamed."""
+BALANCING_ITERATIONS = 5
+"""Assignments with a size cap; the best is kept."""
+STATE_BYTES = 24
+"""What a shard remembers of a row besides the row."""
 _RESTARTED = {"max_restarts": -1, "max_task_retries": -1}
 
 
 @dataclass(frozen=True)
-class Block:
-    """Consecutive rows in Ray's object store, the first of which has global number `first`."""
+class Blocks:
+    """Consecutive rows in Ray's object store: arrays, or Arrow tables with a column of vectors.
+
+    Attributes:
+        first: global number of the first row.
+        references: the blocks, in order.
+        column: of the vectors, in tables.
+    """
 
     first: int
-    rows: Any
+    references: tuple[Any, ...]
+    column: str = "embedding"
 
 
-Source = rows.Partition | Block
+Source = Partition | Blocks
+
+
+@dataclass(frozen=True)
+class Holding:
+    """How shard actors hold their rows.
+
+    Attributes:
+        streamed: read files anew on every pass.
+        normalised: scale rows to unit length.
+        workers: how many actors, with which resources.
+    """
+
+    streamed: bool = False
+    normalised: bool = False
+    workers: Workers = Workers()
 
 
 class ShardActor:
-    """Keeps the rows of some partitions; reads them at the first question after each start."""
+    """Holds the rows of some partitions; reads them at the first question after each start."""
 
-    def __init__(self, sources: list[Source]) -> None:
-        self._sources = sources
+    def __init__(self, sources: list[Source], holding: Holding) -> None:
+        self._sources, self._holding = sources, holding
         self._shards: list[Shard] | None = None
+        torch.set_num_threads(max(1, int(holding.workers.cpus)))
 
     def ready(self) -> bool:
         """Answers once the actor has a place."""
         return True
 
-    def ask(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+    def ask(self, question: Any, *args: Any, **kwargs: Any) -> list[Any]:
         """One answer per partition."""
         if self._shards is None:
-            self._shards = [Shard(_load(source), source.first) for source in self._sources]
-        return [getattr(shard, method)(*args, **kwargs) for shard in self._shards]
+            self._shards = [Shard(open_source(source, self._holding), source.first) for source in self._sources]
+        return [question(shard, *args, **kwargs) for shard in self._shards]
 
-    def write(self, source: str, target: str, centroids: Float32) -> None:
-        """See `write_clusters`."""
-        write_clusters(source, target, centroids)
+    def total(self, question: Any, *args: Any, **kwargs: Any) -> Any:
+        """The sum of the answers of all partitions."""
+        return shards.add(self.ask(question, *args, **kwargs))
+
+    def run(self, task: Any, *args: Any) -> Any:
+        """Call a function that needs none of the partitions."""
+        return task(*args)
 
 
-def _load(source: Source) -> Rows:
-    return ray.get(source.rows) if isinstance(source, Block) else rows.read(source)
+def open_source(source: Source, holding: Holding) -> Held | Streamed:
+    """The rows of a partition, held or streamed."""
+    device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
+    if isinstance(source, Partition) and holding.streamed:
+        return Streamed(source, device, normalised=holding.normalised)
+    matrix = rows.read(source) if isinstance(source, Partition) else _fetch(source)
+    return Held(rows.normalise(matrix) if holding.normalised else matrix, device)
 
 
-def write_clusters(source: str, target: str, centroids: Float32) -> None:
-    """Assign the rows of one embedding file and write `row_id, cluster, distance`; a file that exists is left alone.
+def _fetch(blocks: Blocks) -> Rows:
+    parts = [ray.get(reference) for reference in blocks.references]
+    arrays = [part if isinstance(part, (np.ndarray, torch.Tensor)) else _vectors(part, blocks.column) for part in parts]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
-    Args:
-        source: Parquet file with `row_id` and `embedding`.
-        target: Parquet file to write; `distance` is the Euclidean distance to the row's own centroid.
-        centroids: (k, d).
-    """
-    if Path(target).exists():
-        return
-    table = pq.read_table(source, columns=["row_id", "embedding"], partitioning=None)
-    labels, squared = kernels.assign(rows.to_matrix(table["embedding"]), centroids)
-    columns = {"row_id": table["row_id"].cast(pa.string()), "cluster": pa.array(labels), "distance": pa.array(np.sqrt(squared))}
-    with atomic_path(target) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+
+def _vectors(block: Any, column: str) -> Rows:
+    """The vectors of a Ray Data block, as float16 or float32."""
+    if isinstance(block, pa.Table) and pa.types.is_fixed_size_list(block[column].type):
+        return rows.to_matrix(block[column])
+    values = BlockAccessor.for_block(block).to_numpy(column)
+    matrix = np.stack(values) if values.dtype == object else values
+    return matrix if matrix.dtype in (np.float16, np.float32) else matrix.astype(np.float32)
 
 
 class RayShards:
@@ -100,23 +141,33 @@ class RayShards:
     def __init__(self, actors: Sequence[Any]) -> None:
         self.actors = list(actors)
 
-    def map(self, method: Callable[Concatenate[Shard, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
+    def map(self, question: Callable[Concatenate[Shard, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
         """Ask all partitions at once."""
+        return [answer for answers in self._ask("ask", question, args, kwargs) for answer in answers]
+
+    def total(self, question: Callable[Concatenate[Shard, P], Fields], *args: P.args, **kwargs: P.kwargs) -> Fields:
+        """The same, added up first by each actor and then here."""
+        return shards.add(self._ask("total", question, args, kwargs))
+
+    def _ask(self, method: str, question: Any, args: Any, kwargs: Any) -> list[Any]:
         stored = [ray.put(value) if isinstance(value, np.ndarray) else value for value in args]
-        asked = [actor.ask.remote(method.__name__, *stored, **kwargs) for actor in self.actors]
-        return [answer for answers in ray.get(asked, timeout=CALL_SECONDS) for answer in answers]
+        asked = [getattr(actor, method).remote(question, *stored, **kwargs) for actor in self.actors]
+        answers: list[Any] = ray.get(asked, timeout=CALL_SECONDS)
+        return answers
 
 
 class Coordinator:
-    """Runs Lloyd's loop over the shard actors, and says meanwhile where it is."""
+    """Runs a loop over the shard actors, and says meanwhile where it is."""
 
     def __init__(self, actors: list[Any]) -> None:
         self._shards = RayShards(actors)
         self._state: tuple[int, int, str] | None = None
+        torch.set_num_threads(1)
 
-    def fit(self, settings: Settings, variance: float) -> Fit:
-        """See `lloyd.fit`."""
-        return lloyd.fit(self._shards, settings, variance, self._report)
+    def run(self, loop: str, *args: Any) -> Any:
+        """Call `loop` (module:function) as `loop(shards, *args, report)`."""
+        module, _, name = loop.partition(":")
+        return getattr(importlib.import_module(module), name)(self._shards, *args, self._report)
 
     def state(self) -> tuple[int, int, str] | None:
         """Work done, work in all, and its unit; None before anything is done."""
@@ -127,17 +178,20 @@ class Coordinator:
 
 
 @contextlib.contextmanager
-def start_shards(sources: Sequence[Source], cluster: Cluster) -> Iterator[RayShards]:
+def start_shards(sources: Sequence[Source], cluster: Cluster, holding: Holding | None = None) -> Iterator[RayShards]:
     """Shard actors for these partitions, as many as the cluster holds; they end with the block.
 
     Raises:
         JobError: the cluster gave them no place, or Ray lost them for good.
     """
-    count = cluster.count(WORKERS, len(sources))
-    actor_class = ray.remote(num_cpus=WORKERS.cpus, **_RESTARTED)(ShardActor)
-    actors = [actor_class.remote(list(sources[low:high])) for low, high in rows.bounds(len(sources), count)]
+    holding = holding or Holding()
+    workers = holding.workers
+    count = cluster.count(workers, len(sources))
+    options = {"num_cpus": workers.cpus, "num_gpus": cluster.gpus_per_worker(workers), **_RESTARTED}
+    actor_class = ray.remote(**options)(ShardActor)
+    actors = [actor_class.remote(list(sources[low:high]), holding) for low, high in rows.bounds(len(sources), count)]
     try:
-        _await_places(actors)
+        _await_places(actors, workers)
         yield RayShards(actors)
     except ray.exceptions.RayError as error:
         raise JobError(f"k-means: {_last_line(error)}") from error
@@ -150,55 +204,65 @@ def _last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 
-def _await_places(actors: Sequence[Any]) -> None:
+def _await_places(actors: Sequence[Any], workers: Workers) -> None:
     try:
         ray.get([actor.ready.remote() for actor in actors], timeout=START_SECONDS)
     except ray.exceptions.GetTimeoutError:
-        message = f"k-means: {len(actors)} actors with {WORKERS.cpus:g} CPU each found no place in {START_SECONDS:g} s"
+        message = f"k-means: {len(actors)} actors with {workers.cpus:g} CPU each found no place in {START_SECONDS:g} s"
         raise JobError(f"{message}; free CPUs of the cluster or lower cluster.n_shards") from None
 
 
-def fit(shards: RayShards, settings: Settings, name_row: Callable[[int], str], progress: Progress) -> Fit:
-    """Check the rows, then cluster them.
+def fit(
+    held: RayShards, settings: Settings, geometry: Geometry, progress: Progress, journal: Journal | None = None
+) -> Fit:
+    """Cluster rows that `check_rows` found finite.
 
     Args:
-        shards: the partitions.
+        held: the partitions.
         settings: see `lloyd.Settings`.
-        name_row: how messages call a row, given its global number.
+        geometry: of all rows.
         progress: told of centroids drawn, then of iterations.
+        journal: see `lloyd.fit`; its file must be on storage that every node sees.
 
     Raises:
-        InputError: there are fewer rows than clusters, or a row is not finite.
+        InputError: there are fewer rows than clusters.
         JobError: the coordinator was lost for good.
     """
-    count, variance = check_rows(shards, name_row)
-    if settings.k > count:
-        raise too_many_clusters(settings.k, count)
-    coordinator = ray.remote(num_cpus=0, max_concurrency=2, **_RESTARTED)(Coordinator).remote(shards.actors)
+    if settings.k > geometry.rows:
+        raise too_many_clusters(settings.k, geometry.rows)
+    result: Fit = coordinate(held, "divsel_ray.cluster.distributed:run_fit", (settings, geometry, journal), progress)
+    return result
+
+
+def run_fit(held: Shards, settings: Settings, geometry: Geometry, journal: Journal | None, report: lloyd.Report) -> Fit:
+    """`lloyd.fit` and, with a size cap, `balance.balanced_fit`, as the coordinator calls it."""
+    found = lloyd.fit(held, settings, geometry, report, journal)
+    if settings.max_size is None:
+        return found
+    best = balance.balanced_fit(
+        held, found.centroids, settings.max_size, BALANCING_ITERATIONS, report, spherical=settings.spherical
+    ).best
+    return replace(
+        found, centroids=best.centroids, inertia=best.inertia, sizes=best.counts, thresholds=best.thresholds
+    )
+
+
+def coordinate(held: RayShards, loop: str, args: tuple[Any, ...], progress: Progress) -> Any:
+    """Have a coordinator actor, which takes no CPU, run a loop over the partitions.
+
+    Args:
+        held: the partitions.
+        loop: `module:function`, called with the partitions, `args` and a function to report to.
+        args: plain values and k-sized arrays.
+        progress: told of what the loop reports.
+    """
+    coordinator = ray.remote(num_cpus=0, max_concurrency=2, **_RESTARTED)(Coordinator).remote(held.actors)
     try:
-        result = coordinator.fit.remote(settings, variance)
+        result = coordinator.run.remote(loop, *args)
         _watch(coordinator, result, progress)
-        fitted: Fit = ray.get(result)
-        return fitted
+        return ray.get(result)
     finally:
         ray.kill(coordinator)
-
-
-def check_rows(shards: Shards, name_row: Callable[[int], str]) -> tuple[int, float]:
-    """Number of rows and mean variance of the features.
-
-    Raises:
-        InputError: a row is not finite, or its norm exceeds 1e18.
-    """
-    count, bad, variance = lloyd.combine_inspections(shards.map(Shard.inspect))
-    if bad is not None:
-        raise InputError(f"{name_row(bad)}: a NaN, infinite or huge value; expected a finite vector, mend or remove that row")
-    return count, variance
-
-
-def too_many_clusters(k: int, count: int) -> InputError:
-    """What is said when there are more clusters than rows."""
-    return InputError(f"k {k} exceeds the pool's {count} rows; lower cluster.k")
 
 
 def _watch(coordinator: Any, result: Any, progress: Progress) -> None:
@@ -210,26 +274,85 @@ def _watch(coordinator: Any, result: Any, progress: Progress) -> None:
             progress.advance(*state)
 
 
-def write_files(shards: RayShards, pairs: Sequence[tuple[str, str]], centroids: Float32, progress: Progress) -> None:
-    """Have the actors write one cluster file per embedding file.
+def check_rows(held: Shards, dimension: int, name_row: Callable[[int], str], *, directions: bool = False) -> Geometry:
+    """What is known of all rows, once they are found to be usable.
 
     Args:
-        shards: their actors do the work.
-        pairs: embedding file and cluster file.
-        centroids: (k, d).
-        progress: told of files written.
+        held: the partitions.
+        dimension: features of a row.
+        name_row: how messages call a row, given its global number.
+        directions: whether every row must have one.
+
+    Raises:
+        InputError: a row is not finite, or its norm exceeds 1e18; with `directions`, or a row is zero.
     """
-    stored = ray.put(centroids)
-    actors = shards.actors
-    pending = [actors[i % len(actors)].write.remote(*pair, stored) for i, pair in enumerate(pairs)]
+    findings = shards.inspect(held, dimension)
+    if findings.bad is not None:
+        value = "a NaN, infinite or huge value; expected a finite vector, mend or remove that row"
+        raise InputError(f"{name_row(findings.bad)}: {value}")
+    if directions and findings.zero is not None:
+        raise InputError(f"{name_row(findings.zero)}: a vector of zeros has no direction; remove that row or use metric euclidean")
+    return findings.geometry
+
+
+def too_many_clusters(k: int, count: int) -> InputError:
+    """What is said when there are more clusters than rows."""
+    return InputError(f"k {k} exceeds the pool's {count} rows; lower cluster.k")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Whether rows are kept or streamed, and why in one line."""
+
+    streamed: bool
+    reason: str
+
+
+def plan_memory(files: rows.Files, cluster: Cluster, mode: Mode) -> Plan:
+    """Keep the rows of these files in memory where the cluster has room for them."""
+    needed = files.rows * (files.dimension * (2 if files.half else 4) + STATE_BYTES) / 2**30
+    available = MEMORY_SHARE * cluster.memory_gib
+    streamed = needed > available if mode == "auto" else mode == "streaming"
+    fits = f"{files.rows:,} vectors take {needed:.2g} GiB, {available:.2g} GiB are free for them"
+    manner = "streamed from Parquet on every pass" if streamed else "kept in memory"
+    return Plan(streamed, f"{fits}: {manner}" if mode == "auto" else f"{fits}: {manner}, as configured")
+
+
+def run_all(held: RayShards, task: Callable[..., Any], calls: Sequence[tuple[Any, ...]], progress: Progress, unit: str) -> None:
+    """Have the actors do independent tasks.
+
+    Args:
+        held: their actors do the work.
+        task: a function of this package.
+        calls: arguments of each call.
+        progress: told of calls done.
+        unit: what a call makes.
+
+    Raises:
+        JobError: no call ended for an hour.
+    """
+    actors = held.actors
+    pending = [actors[i % len(actors)].run.remote(task, *call) for i, call in enumerate(calls)]
     while pending:
         done, pending = ray.wait(pending, timeout=CALL_SECONDS)
         if not done:
-            raise JobError(f"k-means: no cluster file written in {CALL_SECONDS:g} s; see whether the cluster lost its nodes")
+            raise JobError(f"k-means: no {unit} written in {CALL_SECONDS:g} s; see whether the cluster lost its nodes")
         ray.get(done)
-        progress.advance(len(pairs) - len(pending), len(pairs), "files")
+        progress.advance(len(calls) - len(pending), len(calls), unit)
 
 
-def put_blocks(array: Rows, parts: int) -> list[Source]:
+def put_array(array: Rows, parts: int) -> list[Source]:
     """An array (n, d) cut into at most `parts` blocks in the object store."""
-    return [Block(low, ray.put(np.ascontiguousarray(array[low:high]))) for low, high in rows.bounds(len(array), parts)]
+    return [Blocks(low, (ray.put(np.ascontiguousarray(array[low:high])),)) for low, high in rows.bounds(len(array), parts)]
+
+
+def put_dataset(dataset: Any, column: str, parts: int) -> list[Source]:
+    """The blocks of a Ray Dataset, in its order, in at most `parts` runs of nearly equal length."""
+    entries = [entry for bundle in dataset.iter_internal_ref_bundles() for entry in bundle.blocks if entry.metadata.num_rows]
+    counts, references = [entry.metadata.num_rows for entry in entries], [entry.ref for entry in entries]
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(int)
+    cuts = np.unique(np.searchsorted(starts[:-1], [low for low, _ in rows.bounds(int(starts[-1]), parts)]))
+    ends = [*cuts[1:], len(references)]
+    return [
+        Blocks(int(starts[low]), tuple(references[low:high]), column) for low, high in zip(cuts, ends, strict=True) if low < high
+    ]

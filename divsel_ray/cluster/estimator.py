@@ -3,48 +3,64 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from rich.console import Console
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from divsel_ray.cluster import distributed, kernels, rows
-from divsel_ray.cluster.kernels import Float32, Int32, Rows
-from divsel_ray.cluster.lloyd import LocalShards, Settings, Shards
+from divsel_ray.cluster import balance, distributed, kernels, lloyd
+from divsel_ray.cluster.datasource import Data, DataSource, is_array, open_data, to_rows
+from divsel_ray.cluster.distributed import Holding
+from divsel_ray.cluster.exact import Float32
+from divsel_ray.cluster.journal import Journal
+from divsel_ray.cluster.kernels import Int32
+from divsel_ray.cluster.lloyd import Fit, Settings
+from divsel_ray.cluster.rows import normalise
 from divsel_ray.cluster.shard import Shard
+from divsel_ray.cluster.shards import Geometry, LocalShards, Shards
 from divsel_ray.errors import InputError
-from divsel_ray.progress import Silent
-from divsel_ray.resources import connect
-
-Data = Any
-"""An array (n, d), a folder of Parquet files, or a list of them (columns `row_id` and `embedding`)."""
+from divsel_ray.progress import Progress, Silent, Terminal
+from divsel_ray.resources import Cluster, connect
 
 
 class KMeans(ClusterMixin, BaseEstimator):
-    """Lloyd's k-means with k-means++ (Arthur and Vassilvitskii 2007), its rows spread over Ray actors.
+    """Lloyd's k-means (Lloyd 1982), its rows spread over Ray actors.
 
-    The result depends on the data, the parameters and the seed, never on the number of actors; for float16 vectors not
-    on `n_shards` either.
+    The result depends on the data, the parameters and the seed, byte for byte; never on `n_shards`, on `mode`, on the
+    number of actors or nodes, or on which of them were lost meanwhile.
 
     Args:
         n_clusters: number of clusters k.
-        init: "k-means++", "random", or first centroids (k, d).
+        init: "k-means++" (Arthur and Vassilvitskii 2007), "k-means||" (Bahmani et al. 2012; few passes over the rows),
+            "random", or first centroids (k, d).
         n_init: starts; the one with the lowest inertia wins. An array `init` makes one start.
         max_iter: iterations of a start at most.
         tol: stop when the squared movement of all centroids is at most tol x the mean variance of the features.
-        metric: "euclidean".
-        seed: of the first centroids.
+        metric: "euclidean", or "cosine": rows and centroids are scaled to unit length (Dhillon and Modha 2001).
+        progressive: first iterations on growing nested samples of the rows, the last ones on all.
+        fit_rows: fit on a hashed sample of about so many rows, then assign all; None for all.
+        max_size: rows per cluster at most (`balance.balanced_fit`); None for no limit. `predict` knows no such limit.
+        seed: of every draw.
         n_shards: partitions of the rows; actors are at most this many.
+        mode: "memory" keeps the rows, "streaming" reads Parquet files again on every pass, "auto" sees what fits.
+        checkpoint: file that keeps the last iteration, so that a fit that was killed continues when it is called again.
+        verbose: say how rows are held, and show progress.
 
     Attributes:
         cluster_centers_: (k, d) float32.
         labels_: (n,) int32, nearest centroid of each row of the fitted data.
         inertia_: sum of squared distances of the rows to their centroids.
-        n_iter_: iterations of the best start.
+        n_iter_: iterations of the best start over all rows.
         n_features_in_: d.
+        history_: every iteration of the best start, see `lloyd.Step`.
+
+    Example:
+        >>> from divsel_ray import KMeans
+        >>> KMeans(n_clusters=2).fit([[0, 0], [0, 1], [9, 9], [9, 8]]).labels_
+        array([1, 1, 0, 0], dtype=int32)
     """
 
     def __init__(
@@ -56,8 +72,14 @@ class KMeans(ClusterMixin, BaseEstimator):
         max_iter: int = 300,
         tol: float = 1e-4,
         metric: str = "euclidean",
+        progressive: bool = False,
+        fit_rows: int | None = None,
+        max_size: int | None = None,
         seed: int = 0,
         n_shards: int = 2,
+        mode: str = "auto",
+        checkpoint: str | Path | None = None,
+        verbose: bool = False,
     ) -> None:
         self.n_clusters = n_clusters
         self.init = init
@@ -65,27 +87,36 @@ class KMeans(ClusterMixin, BaseEstimator):
         self.max_iter = max_iter
         self.tol = tol
         self.metric = metric
+        self.progressive = progressive
+        self.fit_rows = fit_rows
+        self.max_size = max_size
         self.seed = seed
         self.n_shards = n_shards
+        self.mode = mode
+        self.checkpoint = checkpoint
+        self.verbose = verbose
 
     def fit(self, X: Data, y: None = None) -> KMeans:
         """Cluster the rows of `X`. Starts a local Ray where none runs.
 
         Raises:
-            InputError: a parameter or the data is wrong; there are fewer rows than clusters; a row is not finite.
+            InputError: a parameter or the data is wrong; there are fewer rows than clusters; a row is not finite, or of
+                length zero with metric "cosine".
         """
-        source = _Source(X, self.n_shards)
-        settings = self._settings(source.dimension)
-        if self.n_clusters > source.rows:
-            raise distributed.too_many_clusters(self.n_clusters, source.rows)
+        self._check_parameters()
         cluster = connect()
-        with distributed.start_shards(source.partitions(), cluster) as shards:
-            fitted = distributed.fit(shards, settings, source.name_row, Silent())
-            self.labels_ = _labels(shards, fitted.centroids)
+        source = open_data(X, self.n_shards)
+        settings = self._settings(source)
+        progress = Terminal(Console(stderr=True)) if self.verbose else Silent()
+        with distributed.start_shards(source.partitions(), cluster, self._holding(source, cluster, progress)) as shards:
+            geometry = self._look(shards, source)
+            fitted = distributed.fit(shards, settings, geometry, progress, self._journal(source, settings, geometry))
+            self.labels_ = _labels(shards, fitted)
         self.cluster_centers_ = fitted.centroids
         self.inertia_ = fitted.inertia
         self.n_iter_ = fitted.iterations
         self.n_features_in_ = source.dimension
+        self.history_ = list(fitted.history)
         _warn_of_empty(int((fitted.sizes == 0).sum()), self.n_clusters)
         return self
 
@@ -98,36 +129,99 @@ class KMeans(ClusterMixin, BaseEstimator):
         """
         if not hasattr(self, "cluster_centers_"):
             raise NotFittedError("KMeans is not fitted; call fit first")
-        source = _Source(X, self.n_shards)
+        if not is_array(X):
+            cluster = connect()
+        source = open_data(X, self.n_shards)
         if source.dimension != self.n_features_in_:
             raise InputError(f"X has {source.dimension} dimensions, the fitted centroids have {self.n_features_in_}")
         if source.rows == 0:
             return np.empty(0, np.int32)
         if source.array is not None:
-            return _checked_labels(LocalShards([Shard(source.array)]), source, self.cluster_centers_)
-        cluster = connect()
-        with distributed.start_shards(source.partitions(), cluster) as shards:
-            return _checked_labels(shards, source, self.cluster_centers_)
+            cosine = self.metric == "cosine"
+            shards: Shards = LocalShards([Shard(normalise(source.array) if cosine else source.array)])
+            return self._assigned(shards, source)
+        with distributed.start_shards(source.partitions(), cluster, self._holding(source, cluster, Silent())) as held:
+            return self._assigned(held, source)
 
-    def _settings(self, dimension: int) -> Settings:
+    def _assigned(self, shards: Shards, source: DataSource) -> Int32:
+        self._look(shards, source)
+        return np.concatenate(shards.map(Shard.labels, self.cluster_centers_))
+
+    def _look(self, shards: Shards, source: DataSource) -> Geometry:
+        directions = self.metric == "cosine"
+        return distributed.check_rows(shards, source.dimension, source.name_row, directions=directions)
+
+    def _holding(self, source: DataSource, cluster: Cluster, progress: Progress) -> Holding:
+        normalised = self.metric == "cosine"
+        if source.files is None:
+            return Holding(normalised=normalised)
+        plan = distributed.plan_memory(source.files, cluster, cast(distributed.Mode, self.mode))
+        progress.note(plan.reason)
+        return Holding(plan.streamed, normalised)
+
+    def _check_parameters(self) -> None:
         for name in ("n_clusters", "n_init", "max_iter", "n_shards"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or value < 1:
-                raise InputError(f"{name}={value!r}: expected an integer of at least 1")
-        if self.metric != "euclidean":
-            raise InputError(f"metric={self.metric!r}: expected 'euclidean'; normalise the rows to cluster by cosine")
+            _check_count(name, getattr(self, name))
+        for name in ("fit_rows", "max_size"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
+        _check_choice("metric", self.metric, ("euclidean", "cosine"))
+        _check_choice("mode", self.mode, ("auto", "memory", "streaming"))
+        if isinstance(self.init, str):
+            _check_choice("init", self.init, ("k-means++", "k-means||", "random"), " or an array of first centroids")
         if not self.tol >= 0:
             raise InputError(f"tol={self.tol!r}: expected a number of at least 0")
-        init = _check_init(self.init, (self.n_clusters, dimension))
-        return Settings(int(self.n_clusters), init, int(self.n_init), int(self.max_iter), float(self.tol), int(self.seed))
+
+    def _settings(self, source: DataSource) -> Settings:
+        k = int(self.n_clusters)
+        if k > source.rows:
+            raise distributed.too_many_clusters(k, source.rows)
+        if self.max_size is not None and self.max_size * k < source.rows:
+            raise InputError(f"max_size={self.max_size}: {k} clusters of that size cannot hold {source.rows} rows")
+        init = self.init if isinstance(self.init, str) else _first_centroids(self.init, (k, source.dimension))
+        if self.mode == "streaming" and source.files is None:
+            raise InputError("mode='streaming' reads Parquet files; X is held in memory, use mode='auto' or give a folder")
+        share = 1.0 if self.fit_rows is None else min(1.0, self.fit_rows / source.rows)
+        return Settings(
+            k=k,
+            init=cast(lloyd.Init, init),
+            n_init=int(self.n_init),
+            max_iter=int(self.max_iter),
+            tol=float(self.tol),
+            seed=int(self.seed),
+            spherical=self.metric == "cosine",
+            progressive=bool(self.progressive),
+            share=share,
+            max_size=self.max_size,
+        )
+
+    def _journal(self, source: DataSource, settings: Settings, geometry: Geometry) -> Journal | None:
+        if self.checkpoint is None:
+            return None
+        names = source.files.paths if source.files else ()
+        return Journal(self.checkpoint, lloyd.identity(settings, geometry, names))
 
 
-def _check_init(init: Any, shape: tuple[int, int]) -> Any:
-    if isinstance(init, str):
-        if init not in ("k-means++", "random"):
-            raise InputError(f"init={init!r}: expected 'k-means++', 'random' or an array of first centroids")
-        return init
-    centroids = _to_rows(init, "init").astype(np.float32)
+def _labels(shards: Shards, fitted: Fit) -> Int32:
+    if fitted.thresholds is None:
+        return np.concatenate(shards.map(Shard.labels, fitted.centroids))
+    assigned = shards.map(balance.balanced_labels, fitted.centroids, fitted.thresholds)
+    return np.concatenate([assignment.labels for assignment in assigned])
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, (int, np.integer)) or value < 1:
+        raise InputError(f"{name}={value!r}: expected an integer of at least 1")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...], also: str = "") -> None:
+    if value not in choices:
+        raise InputError(f"{name}={value!r}: expected {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}{also}")
+
+
+def _first_centroids(init: Any, shape: tuple[int, int]) -> Float32:
+    rows = to_rows(init, "init")
+    centroids = rows.astype(np.float32) if isinstance(rows, np.ndarray) else rows.float().numpy()
     if centroids.shape != shape:
         raise InputError(f"init has shape {centroids.shape}; expected {shape}, one row per cluster")
     if not (kernels.squared_norms(centroids) <= kernels.LARGEST_SQUARED_NORM).all():
@@ -135,62 +229,6 @@ def _check_init(init: Any, shape: tuple[int, int]) -> Any:
     return centroids
 
 
-def _to_rows(X: Any, name: str) -> Rows:
-    try:
-        array = np.asarray(X)
-        if array.dtype not in (np.float16, np.float32):
-            with np.errstate(over="ignore"):
-                array = array.astype(np.float32)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} is {type(X).__name__}; expected numbers, an array (n, d)") from None
-    if array.ndim != 2 or array.shape[1] == 0:
-        raise InputError(f"{name} has shape {array.shape}; expected two dimensions, one vector per row")
-    return array
-
-
-def _checked_labels(shards: Shards, source: _Source, centroids: Float32) -> Int32:
-    distributed.check_rows(shards, source.name_row)
-    return _labels(shards, centroids)
-
-
-def _labels(shards: Shards, centroids: Float32) -> Int32:
-    return np.concatenate([assignment.labels for assignment in shards.map(Shard.assign, centroids)])
-
-
 def _warn_of_empty(empty: int, k: int) -> None:
     if empty:
         warnings.warn(f"{empty} of {k} clusters are empty: too few distinct rows", ConvergenceWarning, stacklevel=3)
-
-
-class _Source:
-    """An array or Parquet files, looked at but not yet read; exactly one of `array` and `files` is set."""
-
-    def __init__(self, X: Data, n_shards: int) -> None:
-        self._n_shards = n_shards
-        self.array: Rows | None = None
-        self.files: rows.Files | None = None
-        if type(X).__module__.startswith("ray.data"):
-            raise InputError(
-                "X is a Ray Dataset; expected an array, or Parquet files: write it with write_parquet and give the folder"
-            )
-        if isinstance(X, (str, Path)) or _is_list_of_paths(X):
-            self.files = rows.check_files(rows.list_files(X))
-            self.rows, self.dimension = self.files.rows, self.files.dimension
-        else:
-            self.array = _to_rows(X, "X")
-            self.rows, self.dimension = self.array.shape
-
-    def partitions(self) -> Sequence[distributed.Source]:
-        """What the shard actors are started with; an array goes into Ray's object store."""
-        if self.array is not None:
-            return distributed.put_blocks(self.array, self._n_shards)
-        assert self.files is not None
-        return rows.partition(self.files, self._n_shards)
-
-    def name_row(self, index: int) -> str:
-        """How messages call a row, given its global number."""
-        return f"X: row {index}" if self.files is None else rows.name_row(self.files, index)
-
-
-def _is_list_of_paths(X: Any) -> bool:
-    return isinstance(X, (list, tuple)) and bool(X) and all(isinstance(path, (str, Path)) for path in X)

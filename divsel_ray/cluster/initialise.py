@@ -1,20 +1,36 @@
-"""The first centroids: k-means++ (Arthur and Vassilvitskii 2007) and random rows.
+"""The first centroids: random rows, k-means++ (Arthur and Vassilvitskii 2007), k-means|| (Bahmani et al. 2012).
 
-Both draw rows by keys `log(u) / weight`, the largest key wins (Efraimidis and Spirakis 2006, A-ES in logarithms): a draw
-with probability proportional to the weight. `u` is hashed from (seed, start, step, row number), so each part of the rows
-names its best and the best of those is the draw, however the rows are split.
+Every draw follows from hashes of (seed, start, step, row number) and from distances in integers, which are the same
+numbers in any order of summation. The partitions of the rows therefore never show in what is drawn.
+
+k-means++ draws one centroid after the other, each with probability proportional to the squared distance D to the nearest
+one so far. Here candidates are drawn in batches, by the distances before the batch, and each is accepted with probability
+D now / D then, which makes its distribution the sequential one (rejection sampling): a matrix product per batch, and a
+few dozen rounds over the partitions where there were k.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from divsel_ray.cluster.kernels import Float32, Float64, Int64, Rows
+from divsel_ray.cluster.exact import Float32, Float64, Int64
+from divsel_ray.cluster.kernels import Rows, slices
+from divsel_ray.cluster.shard import Shard
+from divsel_ray.cluster.shards import Geometry, LocalShards, Shards
 
+Told = Callable[[int], None]
+"""Told how many centroids are drawn."""
+PARALLEL_ROUNDS = 5
+"""Rounds of k-means||; Bahmani et al. 2012, section 5, see no gain beyond."""
+LARGEST_BATCH = 64
 _MASK = (1 << 64) - 1
+_PRODUCT_ELEMENTS = 1 << 20
+_RANDOM, _CANDIDATE, _ACCEPT, _PARALLEL = range(4)
 
 
 class Draw(NamedTuple):
@@ -22,24 +38,29 @@ class Draw(NamedTuple):
 
     seed: int
     start: int
+    purpose: int
     step: int
 
 
 class Sample(NamedTuple):
-    """Drawn rows, best key first: keys (m,), global row numbers (m,), rows (m, d) float32."""
+    """Drawn rows: keys (m,), global row numbers (m,), rows (m, d) float32."""
 
     keys: Float64
     indices: Int64
     rows: Float32
 
 
-def uniforms(draw: Draw, indices: Int64) -> Float64:
-    """Numbers in (0, 1), one per global row number, by the SplitMix64 hash (Steele, Lea and Flood 2014)."""
+def hashes(draw: Draw, indices: Int64) -> npt.NDArray[np.uint64]:
+    """64 random bits for each global row number, by SplitMix64 (Steele, Lea and Flood 2014)."""
     key = 0
     for part in draw:
         key = _mix(key ^ (part & _MASK))
-    mixed = _mix_array(_mix_array(indices.astype(np.uint64)) ^ np.uint64(key))
-    return ((mixed >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return _mix_array(_mix_array(indices.astype(np.uint64)) ^ np.uint64(key))
+
+
+def uniforms(draw: Draw, indices: Int64) -> Float64:
+    """Numbers in (0, 1), one per global row number."""
+    return ((hashes(draw, indices) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
 def _mix(value: int) -> int:
@@ -56,25 +77,251 @@ def _mix_array(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def sample(rows: Rows, weights: Float64, count: int, draw: Draw, first: int = 0) -> Sample:
-    """Draw rows without replacement, with probabilities proportional to their weights.
+class IntegerDistances:
+    """Squared distances of rows to their nearest centroid drawn so far, as exact integers.
+
+    Rows are rounded to integers of so few bits that a float64 matrix product of them is exact.
 
     Args:
-        rows: (n, d), a part of all rows.
-        weights: (n,) non-negative; rows of weight 0 come last, by row number.
-        count: at most so many rows.
-        draw: what the random numbers depend on besides the row number.
-        first: global number of the first row.
+        blocks: the rows, from their first to their last, each time it is called.
+        count: number of rows.
+        geometry: of all rows.
+        multiplicity: (n,) how often each row counts; None for once.
+
+    Attributes:
+        nearest: (n,) the squared distances, infinite before the first centroid.
     """
-    indices = np.arange(first, first + len(rows), dtype=np.int64)
-    with np.errstate(divide="ignore", over="ignore"):
-        keys = np.log(uniforms(draw, indices)) / weights
-    at = np.flatnonzero(keys == keys.max())[:1] if count == 1 else np.argsort(-keys, kind="stable")[:count]
-    return Sample(keys[at], indices[at], rows[at].astype(np.float32))
+
+    def __init__(
+        self, blocks: Callable[[], Any], count: int, geometry: Geometry, multiplicity: Int64 | None = None
+    ) -> None:
+        self._blocks = blocks
+        self._multiplicity = multiplicity
+        self._exponent, self._shift = _precision(geometry)
+        self.nearest = np.full(count, np.inf)
+        self._cumulative: Int64 | None = None
+
+    def add(self, centroids: Float32) -> None:
+        """Take more drawn rows (m, d) into account."""
+        if not len(centroids):
+            return
+        columns = _integers(centroids, self._exponent)
+        norms = columns.square().sum(dim=1)
+        for at, rows in self._blocks():
+            for part in slices(len(rows), max(rows.shape[1], len(centroids)), _PRODUCT_ELEMENTS):
+                numbers = _integers(rows[part], self._exponent).to(rows.device)
+                products = torch.addmm(norms.to(rows.device), numbers, columns.to(rows.device).T, alpha=-2)
+                squared = products.amin(dim=1) + numbers.square().sum(dim=1)
+                whole = slice(at + part.start, at + part.stop)
+                np.minimum(self.nearest[whole], squared.cpu().numpy(), out=self.nearest[whole])
+        self._cumulative = None
+
+    @property
+    def weights(self) -> Int64:
+        """Sampling weights (n,): the squared distances, at least 1 where they are not 0."""
+        scaled = np.ldexp(self.nearest, -self._shift).astype(np.int64)
+        weights = np.maximum(scaled, self.nearest > 0)
+        return weights if self._multiplicity is None else weights * self._multiplicity
+
+    def total(self) -> int:
+        """Sum of the weights."""
+        if self._cumulative is None:
+            self._cumulative = np.cumsum(self.weights)
+        return int(self._cumulative[-1]) if len(self._cumulative) else 0
+
+    def find(self, targets: list[int]) -> Int64:
+        """Numbers of the rows at which the running sum of weights first exceeds each target."""
+        self.total()
+        assert self._cumulative is not None
+        return np.searchsorted(self._cumulative, np.array(targets, np.int64), side="right").astype(np.int64)
 
 
-def merge(parts: list[Sample], count: int) -> Sample:
-    """The draw from all rows, given the draws from the parts; equal keys go to the lower row number."""
+def _precision(geometry: Geometry) -> tuple[int, int]:
+    """Exponent of the rounding step of the rows, and bits by which squared distances are shortened to weights."""
+    bits = (51 - max(1, geometry.dimension - 1).bit_length()) // 2
+    largest = int(np.frexp(geometry.largest)[1])
+    return largest - bits, max(0, 53 + geometry.rows.bit_length() - 62)
+
+
+def _integers(rows: Rows, exponent: int) -> torch.Tensor:
+    return torch.as_tensor(rows).double().mul_(2.0**-exponent).round_()
+
+
+def exact_squares(left: Float32, right: Float32, geometry: Geometry) -> Float64:
+    """Squared distances (m, l) between rows (m, d) and (l, d), in the integers that rows are drawn by."""
+    exponent, _ = _precision(geometry)
+    a, b = _integers(left, exponent), _integers(right, exponent)
+    squares = a.square().sum(dim=1)[:, None] - 2 * a @ b.T + b.square().sum(dim=1)
+    return squares.numpy()
+
+
+def random_rows(shards: Shards, k: int, seed: int, start: int) -> Float32:
+    """k distinct row numbers, all equally likely: those of the largest hashed keys."""
+    parts = shards.map(_random_rows, k, Draw(seed, start, _RANDOM, 0))
     whole = Sample(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
-    order = np.lexsort((whole.indices, -whole.keys))[:count]
-    return Sample(*(field[order] for field in whole))
+    return whole.rows[np.lexsort((whole.indices, -whole.keys))[:k]]
+
+
+def _random_rows(shard: Shard, count: int, draw: Draw) -> Sample:
+    keys = uniforms(draw, shard.numbers)
+    at = np.argsort(-keys, kind="stable")[:count].astype(np.int64)
+    return Sample(keys[at], shard.numbers[at], _single(shard.take(at)))
+
+
+def _single(rows: Rows) -> Float32:
+    return torch.as_tensor(rows).float().numpy()
+
+
+def plus_plus(shards: Shards, k: int, seed: int, start: int, geometry: Geometry, told: Told) -> Float32:
+    """k-means++; once all rows lie on drawn ones, further centroids are random rows.
+
+    Args:
+        shards: partitions of at least k rows.
+        k: number of centroids.
+        seed: with `start`, what the draws are hashed from.
+        start: see `seed`.
+        geometry: of all rows.
+        told: see `Told`.
+
+    Returns:
+        (k, d) float32.
+    """
+    centroids = random_rows(shards, 1, seed, start)
+    known, drawn = 0, 0
+    while len(centroids) < k:
+        totals = _tell_all(shards, centroids, known, geometry)
+        known = len(centroids)
+        if not any(total for _, total in totals):
+            return np.concatenate([centroids, random_rows(shards, k - known, seed, start + 1)])
+        steps = np.arange(drawn, drawn + min(known, LARGEST_BATCH, k - known), dtype=np.int64)
+        drawn += len(steps)
+        candidates = _candidates(shards, hashes(Draw(seed, start, _CANDIDATE, 0), steps), totals, centroids, geometry)
+        accepted = _accept(candidates, uniforms(Draw(seed, start, _ACCEPT, 0), steps), geometry)
+        centroids = np.concatenate([centroids, candidates.rows[accepted]])
+        told(len(centroids))
+    return centroids
+
+
+class Candidates(NamedTuple):
+    """Drawn rows: which draws they answer (m,), the rows (m, d), and their squared distances (m,) to the centroids."""
+
+    draws: Int64
+    rows: Float32
+    distances: Float64
+
+
+Totals = list[tuple[int, int]]
+"""For each partition, the number of its first row and the sum of its weights."""
+
+
+def _accept(candidates: Candidates, coins: Float64, geometry: Geometry) -> list[int]:
+    accepted: list[int] = []
+    squares = exact_squares(candidates.rows, candidates.rows, geometry)
+    for i, before in enumerate(candidates.distances):
+        now = min([before, *(squares[i, j] for j in accepted)])
+        if coins[i] * before < now:
+            accepted.append(i)
+    return accepted
+
+
+def _tell_all(shards: Shards, centroids: Float32, known: int, geometry: Geometry) -> Totals:
+    """Tell the shards of the centroids after the first `known`; if one forgot those, tell all of all."""
+    answers = shards.map(_tell, centroids[known:], known, geometry)
+    if None in answers:
+        answers = shards.map(_tell, centroids, 0, geometry)
+    return [answer for answer in answers if answer is not None]
+
+
+def _tell(shard: Shard, centroids: Float32, known: int, geometry: Geometry) -> tuple[int, int] | None:
+    told, distances = shard.memory.get("seeding", (-1, None))
+    if known == 0:
+        distances = IntegerDistances(shard.tensors, len(shard), geometry, shard.memory.get("multiplicity"))
+    elif told != known:
+        return None
+    distances.add(centroids)
+    shard.memory["seeding"] = (known + len(centroids), distances)
+    return shard.first, distances.total()
+
+
+def _candidates(
+    shards: Shards, bits: npt.NDArray[np.uint64], totals: Totals, centroids: Float32, geometry: Geometry
+) -> Candidates:
+    """The rows under random points of the running sum of weights over all partitions."""
+    whole = sum(total for _, total in totals)
+    targets = [int(value) * whole >> 64 for value in bits]
+    answers = shards.map(_find, targets, totals, len(centroids))
+    if None in answers:
+        totals = _tell_all(shards, centroids, 0, geometry)
+        answers = shards.map(_find, targets, totals, len(centroids))
+    found = Candidates(*(np.concatenate([answer[i] for answer in answers if answer is not None]) for i in range(3)))
+    order = np.argsort(found.draws)
+    return Candidates(*(field[order] for field in found))
+
+
+def _find(shard: Shard, targets: list[int], totals: Totals, known: int) -> Candidates | None:
+    told, distances = shard.memory.get("seeding", (-1, None))
+    if told != known:
+        return None
+    before = sum(total for first, total in totals if first < shard.first)
+    draws = [i for i, target in enumerate(targets) if before <= target < before + distances.total()]
+    at = distances.find([targets[i] - before for i in draws])
+    return Candidates(np.array(draws, np.int64), _single(shard.take(at)), distances.nearest[at])
+
+
+def forget(shards: Shards) -> None:
+    """Free what the shards remember of the draws."""
+    shards.map(_forget)
+
+
+def _forget(shard: Shard) -> None:
+    shard.memory.pop("seeding", None)
+
+
+def parallel(shards: Shards, k: int, seed: int, start: int, geometry: Geometry, told: Told) -> Float32:
+    """k-means|| (Bahmani et al. 2012, Algorithm 2): few passes over the rows, each of which draws many.
+
+    In each of five rounds every row is drawn with probability min(1, (k / 2) D / sum of D) on its own; the drawn rows,
+    weighted by how many rows are nearest to each, are then thinned by k-means++. With too few distinct rows drawn,
+    k-means++ over all rows takes over.
+
+    Args:
+        shards: partitions of at least k rows.
+        k: number of centroids.
+        seed: with `start`, what the draws are hashed from.
+        start: see `seed`.
+        geometry: of all rows.
+        told: see `Told`.
+
+    Returns:
+        (k, d) float32.
+    """
+    candidates, known = random_rows(shards, 1, seed, start), 0
+    for step in range(PARALLEL_ROUNDS):
+        whole = sum(total for _, total in _tell_all(shards, candidates, known, geometry))
+        known, question = len(candidates), (Draw(seed, start, _PARALLEL, step), k / 2, whole)
+        drawn = shards.map(_spread, known, *question)
+        if None in drawn:
+            _tell_all(shards, candidates, 0, geometry)
+            drawn = shards.map(_spread, known, *question)
+        candidates = np.concatenate([candidates, *(rows for part in drawn for rows in part or [])])
+        told(k * (step + 1) // (PARALLEL_ROUNDS + 1))
+    candidates = np.unique(candidates, axis=0)
+    if len(candidates) < k:
+        return plus_plus(shards, k, seed, start, geometry, told)
+    weighted = Shard(candidates)
+    weighted.memory["multiplicity"] = np.sum(shards.map(_popularity, candidates), axis=0)
+    return plus_plus(LocalShards([weighted]), k, seed, start, geometry, told)
+
+
+def _spread(shard: Shard, known: int, draw: Draw, expected: float, whole: int) -> list[Float32] | None:
+    """The rows that draw themselves, as a list so that answers compare."""
+    told, distances = shard.memory.get("seeding", (-1, None))
+    if told != known:
+        return None
+    coins = uniforms(draw, shard.numbers)
+    at = np.flatnonzero(coins * whole < expected * distances.weights.astype(np.float64))
+    return [_single(shard.take(at.astype(np.int64)))]
+
+
+def _popularity(shard: Shard, candidates: Float32) -> Int64:
+    return np.bincount(shard.labels(candidates), minlength=len(candidates)).astype(np.int64)

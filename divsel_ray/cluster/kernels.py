@@ -1,70 +1,111 @@
-"""The array kernels of Lloyd's k-means (Lloyd 1982): assign, accumulate, relocate, finish. NumPy only.
+"""The array kernels of Lloyd's k-means (Lloyd 1982): assign, reassign, accumulate. PyTorch on a CPU or a GPU, no Ray.
 
 Every kernel answers for a part of the rows so that the answers of all parts combine into the answer for the whole, and
-none depends on where the rows were cut:
-
-- labels: a float32 matrix product screens the centroids, and whatever lies within its rounding error of the nearest is
-  settled by a float64 distance that is computed row by row. How a BLAS orders its sums therefore never shows.
-- sums of float16 rows are exact in float64 (see `accumulate`), and inertia is an exact sum (see `exact_parts`).
+none depends on where the rows were cut, nor on how a matrix product orders its sums: a fast product screens the centroids
+(`screen.Screen`), and whatever lies within its error bound of the nearest is settled by a float64 distance that is
+computed row by row.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-Rows = npt.NDArray[Any]
-"""Vectors, shape (n, d), float16 or float32."""
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
+from divsel_ray.cluster.exact import Float32, Float64, Grid, Int64
+from divsel_ray.cluster.screen import Screen
+
+Rows = npt.NDArray[Any] | torch.Tensor
+"""Vectors, shape (n, d), float16, bfloat16 or float32."""
 Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
 
-CHUNK_ELEMENTS = 1 << 20
-"""Elements of one temporary array at most: 4 MiB in float32, 8 MiB in float64."""
+BLOCK_ELEMENTS = 1 << 22
+"""Elements of the rows that are handled together."""
 CACHED_ELEMENTS = 1 << 16
-"""The same where only one pass is made over the rows, so that the temporary stays in a core's cache."""
+"""Elements of a float64 temporary, so that it stays in a core's cache."""
 LARGEST_SQUARED_NORM = 1e36
 """Rows beyond it would overflow the float32 matrix product."""
-_UNIT_ROUNDOFF = 2.0**-24
-_LOWEST_EXPONENT = -150
-_EXPONENTS = 320
+FULL_PASS_SHARE = 0.8
+"""With more of the centroids moved, a whole assignment costs less than a reassignment."""
 
 
 class Assignment(NamedTuple):
-    """The nearest centroid of each row: labels (n,) and squared Euclidean distances (n,)."""
+    """The nearest centroid of each row: labels (n,) and squared Euclidean distances (n,) float64."""
 
     labels: Int32
-    squared_distances: Float32
+    squared_distances: Float64
 
 
-class Farthest(NamedTuple):
-    """Rows far from their centroids, farthest first.
+class Known(NamedTuple):
+    """What a pass leaves for the next one, one element per row.
 
-    Attributes: squared distances (m,), global row numbers (m,), labels (m,) and the rows themselves (m, d).
+    Attributes:
+        norms: (n,) float32 squared norms.
+        labels: (n,) int32 nearest centroids.
+        upper: (n,) float32, half the squared distance to the own centroid is not above it.
+        second: (n,) float32, half the squared distance to any other centroid is not below it.
     """
 
-    squared_distances: Float32
-    indices: Int64
-    labels: Int32
-    rows: Rows
+    norms: torch.Tensor
+    labels: torch.Tensor
+    upper: torch.Tensor
+    second: torch.Tensor
+
+    @classmethod
+    def empty(cls, n: int) -> Known:
+        """Room for `n` rows."""
+        floats = [torch.empty(n, dtype=torch.float32) for _ in range(3)]
+        return cls(floats[0], torch.empty(n, dtype=torch.int32), floats[1], floats[2])
+
+    def part(self, start: int, stop: int) -> Known:
+        """The same memory, seen through a range of rows."""
+        return Known(*(field[start:stop] for field in self))
 
 
-def chunks(n: int, width: int, elements: int) -> Iterator[slice]:
+class Move(NamedTuple):
+    """An update of the centroids (k, d), as a reassignment needs to know it.
+
+    Attributes:
+        after: centroids to assign to.
+        moved: (m,) int64 indices of those that changed.
+        position: (k,) int64 place in `moved`, -1 for the others.
+    """
+
+    after: Float32
+    moved: Int64
+    position: torch.Tensor
+
+    @classmethod
+    def between(cls, before: Float32, after: Float32) -> Move:
+        """Compare two sets of centroids."""
+        moved = np.flatnonzero((before != after).any(axis=1))
+        position = torch.full((len(before),), -1, dtype=torch.int64)
+        position[torch.from_numpy(moved)] = torch.arange(len(moved))
+        return cls(after, moved, position)
+
+
+def slices(n: int, width: int, elements: int) -> Iterator[slice]:
     """Consecutive slices of `n` rows, each of at most `elements` elements when a row has `width` of them."""
     step = max(1, elements // max(1, width))
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
 
 
-def pair_distances(rows: Rows, others: Rows) -> Float64:
+def wide(rows: Rows) -> Float64:
+    """Rows in float64, in NumPy."""
+    if isinstance(rows, np.ndarray):
+        return rows.astype(np.float64)
+    rows = rows.cpu()
+    return rows.double().numpy() if rows.dtype == torch.bfloat16 else rows.numpy().astype(np.float64)
+
+
+def pair_distances(rows: Rows, others: Float32 | Float64) -> Float64:
     """Squared Euclidean distance of each row to its partner, or of all rows to one vector, in float64.
 
-    A row's distance is the same bits whatever rows stand beside it.
+    A row's distance is the same bits whatever rows stand beside it, and on whatever device the rows are.
 
     Args:
         rows: (n, d).
@@ -74,10 +115,18 @@ def pair_distances(rows: Rows, others: Rows) -> Float64:
         (n,) squared distances.
     """
     result = np.empty(len(rows), np.float64)
-    for part in chunks(len(rows), rows.shape[1], CACHED_ELEMENTS):
-        partner = others if others.ndim == 1 else others[part]
-        difference = rows[part].astype(np.float64) - partner
+    for part in slices(len(rows), rows.shape[1], CACHED_ELEMENTS):
+        difference = wide(rows[part])
+        difference -= others if others.ndim == 1 else others[part]
         result[part] = np.square(difference, out=difference).sum(axis=1)
+    return result
+
+
+def own_distances(rows: Rows, centroids: Float32, labels: Int32) -> Float64:
+    """Squared distances (n,) of rows to the centroids they are labelled with."""
+    result = np.empty(len(rows), np.float64)
+    for part in slices(len(rows), rows.shape[1], CACHED_ELEMENTS):
+        result[part] = pair_distances(rows[part], centroids[labels[part]])
     return result
 
 
@@ -86,142 +135,170 @@ def squared_norms(rows: Rows) -> Float64:
     return pair_distances(rows, np.zeros(rows.shape[1]))
 
 
+def screen(rows: torch.Tensor, centroids: Float32, largest_norm: float) -> Screen:
+    """Centroids ready to be compared with rows like these."""
+    return Screen(centroids, squared_norms(centroids), largest_norm, rows.dtype, rows.device)
+
+
 def assign(rows: Rows, centroids: Float32) -> Assignment:
     """The nearest centroid of every row; ties go to the lowest index.
 
     Args:
         rows: (n, d) finite vectors, squared norms at most `LARGEST_SQUARED_NORM`.
         centroids: (k, d).
+    """
+    tensor = torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
+    known = Known.empty(len(rows))
+    norms = squared_norms(rows)
+    known.norms[:] = torch.from_numpy(norms)
+    assign_all(tensor, centroids, screen(tensor, centroids, float(np.sqrt(norms.max(initial=0)))), known)
+    labels = known.labels.numpy()
+    return Assignment(labels, own_distances(rows, centroids, labels))
+
+
+def assign_all(rows: torch.Tensor, centroids: Float32, screen: Screen, known: Known) -> None:
+    """Find the nearest of all centroids for rows of which only the norms are known.
+
+    Args:
+        rows: (n, d).
+        centroids: (k, d).
+        screen: made of these centroids.
+        known: of these rows; labels and bounds are set.
+    """
+    for start in range(0, len(rows), screen.batch):
+        stop = min(start + screen.batch, len(rows))
+        _assign_batch(rows[start:stop], centroids, screen, known.part(start, stop))
+
+
+def _assign_batch(rows: torch.Tensor, centroids: Float32, screen: Screen, known: Known) -> None:
+    products = screen.products(rows, known.norms.to(rows.device))
+    at = torch.arange(len(rows), device=rows.device)
+    nearest = _lowest_column(products)
+    best = products[at, nearest]
+    upper = screen.upper(best)
+    reach = screen.reach(upper)
+    products[at, nearest] = torch.inf
+    lowest = _lowest(products)
+    known.labels[:], known.upper[:], known.second[:] = nearest, upper, screen.lower(lowest)
+    doubtful = torch.nonzero(lowest <= reach)[:, 0]
+    if len(doubtful):
+        products[at, nearest] = best
+        row, centroid = torch.nonzero(products[doubtful] <= reach[doubtful, None], as_tuple=True)
+        labels, squared = settle(rows[doubtful], centroids, row.cpu().numpy(), centroid.cpu().numpy())
+        _note(known, doubtful.cpu(), labels, squared)
+
+
+def _note(known: Known, at: torch.Tensor, labels: Int32, squared: Float64) -> None:
+    """Rows that were settled: any other centroid is at least as far as the own one, nothing more is known."""
+    half = torch.from_numpy(squared / 2)
+    known.labels[at] = torch.from_numpy(labels)
+    known.upper[at] = (half * (1 + 1e-6)).float()
+    known.second[at] = (half * (1 - 1e-6)).float()
+
+
+def settle(rows: Rows, centroids: Float32, row: Int64, centroid: Int64) -> tuple[Int32, Float64]:
+    """The nearest of each row's candidates by exact comparison; ties go to the lowest index.
+
+    Args:
+        rows: (n, d), each of which has a candidate.
+        centroids: (k, d).
+        row: (p,) ascending row numbers of the candidate pairs.
+        centroid: (p,) their centroids.
 
     Returns:
-        labels (n,) int32 and squared distances (n,) float32.
+        labels (n,) and squared distances (n,).
     """
-    labels = np.empty(len(rows), np.int32)
-    centroid_norms = squared_norms(centroids)
-    for part in chunks(len(rows), max(centroids.shape), CHUNK_ELEMENTS):
-        labels[part] = _nearest(rows[part].astype(np.float32), centroids, centroid_norms)
-    own = np.empty(len(rows), np.float32)
-    for part in chunks(len(rows), rows.shape[1], CHUNK_ELEMENTS):
-        own[part] = pair_distances(rows[part], centroids[labels[part]])
-    return Assignment(labels, own)
+    distances = np.empty(len(row), np.float64)
+    for part in slices(len(row), rows.shape[1], CACHED_ELEMENTS):
+        distances[part] = pair_distances(rows[row[part]], centroids[centroid[part]])
+    order = np.lexsort((centroid, distances, row))
+    firsts = order[np.flatnonzero(np.diff(row[order], prepend=-1))]
+    return centroid[firsts].astype(np.int32), distances[firsts]
 
 
-def _nearest(rows: Float32, centroids: Float32, centroid_norms: Float64) -> Int32:
-    scores = rows @ centroids.T
-    scores *= -2
-    scores += centroid_norms.astype(np.float32)
-    labels = scores.argmin(axis=1).astype(np.int32)
-    reach = scores[np.arange(len(rows)), labels] + 2 * _rounding_error(rows, centroid_norms)
-    candidates = scores <= np.nextafter(reach.astype(np.float32), np.float32(np.inf))[:, None]
-    unsettled = np.flatnonzero(np.count_nonzero(candidates, axis=1) > 1)
-    for part in chunks(len(unsettled), centroids.shape[0], CHUNK_ELEMENTS):
-        at = unsettled[part]
-        labels[at] = _settle(rows[at], centroids, candidates[at])
-    return labels
+def reassign(rows: torch.Tensor, move: Move, moved: Screen, everything: Screen, known: Known) -> None:
+    """Find the nearest centroids after a move, from the nearest ones before it.
+
+    Only moved centroids can take a row whose own centroid stands still, or is still nearer than any other that stands
+    still was before: one product with those that moved tells. The other rows are assigned anew. This is Hamerly's
+    (2010) bound on the second nearest centroid, kept tight by looking at every centroid that moves at all: the largest
+    movement, by which it is usually loosened, stays large long after most centroids have come to rest.
+
+    Args:
+        rows: (n, d).
+        move: what the update did.
+        moved: screen of the centroids that moved.
+        everything: screen of all centroids after the move.
+        known: of these rows and the centroids before; brought up to date.
+    """
+    lost = []
+    for start in range(0, len(rows), moved.batch):
+        stop = min(start + moved.batch, len(rows))
+        lost.append(_reassign_batch(rows[start:stop], move, moved, known.part(start, stop)) + start)
+    anew = torch.cat(lost)
+    if len(anew):
+        part = Known(*(field[anew] for field in known))
+        assign_all(rows[anew.to(rows.device)], move.after, everything, part)
+        for whole, field in zip(known, part, strict=True):
+            whole[anew] = field
 
 
-def _rounding_error(rows: Float32, centroid_norms: Float64) -> Float64:
-    """Bound on the error of `|c|^2 - 2 x.c` in float32, whatever the order of summation (Higham 2002, Eq. 3.5)."""
-    reach = np.sqrt(squared_norms(rows)) + math.sqrt(centroid_norms.max())
-    return (rows.shape[1] + 8) * (_UNIT_ROUNDOFF * reach**2 + 2.0**-126)
+def _reassign_batch(rows: torch.Tensor, move: Move, screen: Screen, known: Known) -> torch.Tensor:
+    """Returns the rows to assign anew; the others are brought up to date."""
+    products = screen.products(rows, known.norms.to(rows.device))
+    own = move.position[known.labels.long()]
+    followed = torch.nonzero(own >= 0)[:, 0]
+    column = own[followed]
+    upper = screen.upper(products[followed, column]).cpu()
+    products[followed, column] = torch.inf
+    known.upper[followed] = upper
+    lost = followed[upper >= known.second[followed]]
+    reach = screen.reach(known.upper.to(rows.device))
+    lowest = _lowest(products)
+    known.second[:] = torch.minimum(known.second, screen.lower(lowest).cpu())
+    taken = (lowest <= reach).cpu()
+    taken[lost] = False
+    at = torch.nonzero(taken)[:, 0]
+    if len(at):
+        row, column = (index.cpu() for index in torch.nonzero(products[at] <= reach[at, None], as_tuple=True))
+        row = torch.cat([row, torch.arange(len(at))])
+        centroid = torch.cat([torch.from_numpy(move.moved)[column], known.labels[at].long()])
+        order = torch.argsort(row, stable=True)
+        _note(known, at, *settle(rows[at], move.after, row[order].numpy(), centroid[order].numpy()))
+    return lost
 
 
-def _settle(rows: Float32, centroids: Float32, candidates: npt.NDArray[np.bool_]) -> Int32:
-    at, centroid = np.nonzero(candidates)
-    distances = np.empty(len(at), np.float64)
-    for part in chunks(len(at), rows.shape[1], CHUNK_ELEMENTS):
-        distances[part] = pair_distances(rows[at[part]], centroids[centroid[part]])
-    order = np.lexsort((centroid, distances, at))
-    firsts = np.flatnonzero(np.diff(at, prepend=-1))
-    return centroid[order][firsts].astype(np.int32)
+def _lowest_column(products: torch.Tensor) -> torch.Tensor:
+    """Column (n,) of a lowest entry of each row. NumPy's search is several times faster than PyTorch's on a CPU.
+
+    Non-negative float16 order like their bits taken as integers; where a product was rounded below zero any such entry
+    may be named, which the screen's error bound allows for.
+    """
+    if products.device.type != "cpu":
+        return products.argmin(dim=1)
+    ordered = products.view(torch.int16) if products.dtype == torch.float16 else products
+    return torch.from_numpy(ordered.numpy().argmin(axis=1))
 
 
-def accumulate(rows: Rows, labels: Int32, k: int) -> tuple[Float64, Int64]:
-    """Sum and number of the rows of each cluster.
+def _lowest(products: torch.Tensor) -> torch.Tensor:
+    """Lowest entry (n,) of each row, or any negative one where there is one; infinite without columns."""
+    if not products.shape[1]:
+        return torch.full((len(products),), torch.inf, dtype=products.dtype, device=products.device)
+    if products.device.type == "cpu" and products.dtype == torch.float16:
+        return products.view(torch.int16).amin(dim=1).view(torch.float16)
+    return products.amin(dim=1)
 
-    For float16 rows the sums are exact, hence the same bits in any order and for any partition of the rows: a float16 is
-    a multiple of 2^-24, so a float64 holds every partial sum while rows x largest absolute value stays below 2^29 (over
-    500 million rows of unit vectors). Sums of float32 rows are rounded and follow the order of the rows.
+
+def accumulate(rows: torch.Tensor, labels: torch.Tensor, sums: torch.Tensor, grid: Grid, sign: int = 1) -> None:
+    """Add rows to the sums of their clusters, or take them away; exact, hence the same in any order.
 
     Args:
         rows: (n, d).
         labels: (n,) in [0, k).
-        k: number of clusters.
-
-    Returns:
-        sums (k, d) float64 and counts (k,) int64.
+        sums: (k, d) float64, changed in place.
+        grid: what the rows are rounded to.
+        sign: 1 or -1.
     """
-    sums = np.zeros((k, rows.shape[1]), np.float64)
-    for part in chunks(len(rows), rows.shape[1], CHUNK_ELEMENTS):
-        order = np.argsort(labels[part], kind="stable")
-        present, firsts = np.unique(labels[part][order], return_index=True)
-        sums[present] += np.add.reduceat(rows[part][order].astype(np.float64), firsts, axis=0)
-    return sums, np.bincount(labels, minlength=k).astype(np.int64)
-
-
-def farthest(rows: Rows, assignment: Assignment, count: int, first: int = 0) -> Farthest:
-    """The rows farthest from their centroids; rows that lie on their centroid are never among them.
-
-    Args:
-        rows: (n, d).
-        assignment: labels and squared distances of these rows.
-        count: at most so many rows.
-        first: global number of the first row.
-    """
-    at = np.argsort(-assignment.squared_distances, kind="stable")[:count]
-    at = at[assignment.squared_distances[at] > 0]
-    return Farthest(assignment.squared_distances[at], at.astype(np.int64) + first, assignment.labels[at], rows[at])
-
-
-def merge_farthest(parts: list[Farthest], count: int) -> Farthest:
-    """The farthest rows of all parts; equal distances go to the lower row number."""
-    whole = Farthest(*(np.concatenate([part[i] for part in parts]) for i in range(4)))
-    order = np.lexsort((whole.indices, -whole.squared_distances))[:count]
-    return Farthest(*(field[order] for field in whole))
-
-
-def relocate(sums: Float64, counts: Int64, far: Farthest) -> tuple[Float64, Int64]:
-    """Give each empty cluster one of the farthest rows, which leaves its old cluster (scikit-learn's rule).
-
-    Args:
-        sums: (k, d) sums of the clusters' rows.
-        counts: (k,) rows per cluster.
-        far: farthest rows, best first; the i-th goes to the i-th empty cluster. With too few, some clusters stay empty.
-
-    Returns:
-        new sums (k, d) and counts (k,).
-    """
-    sums, counts = sums.copy(), counts.copy()
-    empty = np.flatnonzero(counts == 0)
-    for cluster, label, row in zip(empty, far.labels, far.rows, strict=False):
-        sums[label] -= row
-        counts[label] -= 1
-        sums[cluster] = row
-        counts[cluster] = 1
-    return sums, counts
-
-
-def finish(sums: Float64, counts: Int64, centroids: Float32) -> Float32:
-    """New centroids (k, d) float32: sums / counts. A cluster without rows keeps its centroid, it never becomes zero."""
-    means = sums / np.maximum(counts, 1)[:, None]
-    return np.where(counts[:, None] > 0, means, centroids).astype(np.float32)
-
-
-def exact_parts(values: Float32 | Float64) -> Int64:
-    """Non-negative numbers as one integer per binary exponent; parts add up exactly, in any order, to one total.
-
-    A float32 is a 24-bit integer times a power of two, so int64 counters hold half a trillion of them. A float64 is
-    split into two float32 (48 of its 53 bits).
-    """
-    parts = np.zeros(_EXPONENTS, np.int64)
-    high = values.astype(np.float32)
-    for piece in (high, (values - high).astype(np.float32)):
-        mantissa, exponent = np.frexp(piece)
-        np.add.at(parts, exponent - _LOWEST_EXPONENT, np.rint(mantissa.astype(np.float64) * 2**24).astype(np.int64))
-    return parts
-
-
-def exact_total(parts: Int64) -> float:
-    """The sum that `exact_parts` (or a sum of several) stands for, rounded once."""
-    whole = sum(int(part) << power for power, part in enumerate(parts))
-    return math.ldexp(float(whole), _LOWEST_EXPONENT - 24)
+    for part in slices(len(rows), rows.shape[1], BLOCK_ELEMENTS // 4):
+        values = grid.round(rows[part])
+        sums.index_add_(0, labels[part].to(sums.device, torch.int64), values, alpha=sign)

@@ -1,4 +1,4 @@
-"""Lloyd's algorithm with k-means++ over partitions of the rows, wherever those live.
+"""Lloyd's algorithm over partitions of the rows, wherever those live.
 
 The loop is scikit-learn's `KMeans(algorithm="lloyd")`: assign, update, move rows into empty clusters, stop when the squared
 movement of the centroids falls to `tol` x the mean variance of the features. Labels that no longer change leave the sums,
@@ -7,40 +7,23 @@ and so the centroids, exactly as they were: that stop is the case of no movement
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import reduce
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from divsel_ray.cluster import initialise, kernels
-from divsel_ray.cluster.initialise import Draw
-from divsel_ray.cluster.kernels import Float32, Int64
-from divsel_ray.cluster.shard import Inspection, Partial, Shard
+from divsel_ray.cluster import initialise, progressive, repair
+from divsel_ray.cluster.exact import Float32, Int64, exact_total
+from divsel_ray.cluster.journal import Journal
+from divsel_ray.cluster.shard import Shard
+from divsel_ray.cluster.shards import Geometry, Shards
 
-P = ParamSpec("P")
-T = TypeVar("T")
 Report = Callable[[int, int, str], None]
 """Called with work done, work in all, and its unit."""
-
-
-class Shards(Protocol):
-    """The partitions of the rows."""
-
-    def map(self, method: Callable[Concatenate[Shard, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
-        """Ask every partition the same question (a method of `Shard`); answers in the order of the rows."""
-
-
-class LocalShards:
-    """Partitions in this process."""
-
-    def __init__(self, shards: list[Shard]) -> None:
-        self._shards = shards
-
-    def map(self, method: Callable[Concatenate[Shard, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
-        """Ask one partition after the other."""
-        return [method(shard, *args, **kwargs) for shard in self._shards]
+Init = Literal["k-means++", "k-means||", "random"]
 
 
 @dataclass(frozen=True)
@@ -49,24 +32,69 @@ class Settings:
 
     Attributes:
         k: number of clusters.
-        init: k-means++, random rows, or first centroids (k, d).
+        init: how the first centroids are drawn, or themselves (k, d).
         n_init: starts; the lowest inertia wins, then the earliest start. First centroids given as an array make one start.
-        max_iter: iterations of each start at most.
+        max_iter: iterations over all rows of each start at most.
         tol: stop when the squared movement of all centroids is at most tol x the mean variance of the features.
         seed: of the draws.
+        spherical: centroids have unit length (Dhillon and Modha 2001); rows are expected to.
+        progressive: first iterations on growing nested samples.
+        share: of the rows that are looked at before the last assignment.
+        max_size: rows per cluster at most, for whoever balances the clusters afterwards (`balance.balanced_fit`).
     """
 
     k: int
-    init: Literal["k-means++", "random"] | Float32 = "k-means++"
+    init: Init | Float32 = "k-means++"
     n_init: int = 1
     max_iter: int = 300
     tol: float = 1e-4
     seed: int = 0
+    spherical: bool = False
+    progressive: bool = False
+    share: float = 1.0
+    max_size: int | None = None
 
     @property
     def starts(self) -> int:
         """Starts that differ."""
         return self.n_init if isinstance(self.init, str) else 1
+
+
+class Step(NamedTuple):
+    """One iteration.
+
+    Attributes:
+        iteration: its number within the start, from 1; samples of a progressive fit count too.
+        rows: rows it looked at.
+        inertia: sum of the squared distances of those rows to the centroids that it began with.
+        moved: centroids it changed.
+        seconds: since the start's first iteration began, at its end.
+    """
+
+    iteration: int
+    rows: int
+    inertia: float
+    moved: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a start is.
+
+    Attributes:
+        centroids: (k, d) float32.
+        stage: number of the sample, of those that `_shares` names.
+        iterations: updates on the last of them, by default all rows.
+        converged: whether the loop has ended by itself.
+        history: every iteration so far.
+    """
+
+    centroids: Float32
+    stage: int = 0
+    iterations: int = 0
+    converged: bool = False
+    history: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,9 +104,11 @@ class Fit:
     Attributes:
         centroids: (k, d) float32.
         inertia: sum of the squared distances of all rows to their centroids.
-        iterations: updates of the centroids.
+        iterations: updates of the centroids on all rows.
         sizes: (k,) rows per cluster.
         converged: False when `max_iter` ended the loop.
+        history: its iterations.
+        thresholds: (k,) with a size cap, see `balance.Balanced`.
     """
 
     centroids: Float32
@@ -86,99 +116,203 @@ class Fit:
     iterations: int
     sizes: Int64
     converged: bool
+    history: tuple[Step, ...] = ()
+    thresholds: Int64 | None = None
 
 
 def _ignore(done: int, total: int, unit: str) -> None:
     pass
 
 
-def combine_inspections(parts: list[Inspection]) -> tuple[int, int | None, float]:
-    """Number of rows, first bad row or None, and mean variance of the features (not meaningful with a bad row)."""
-    rows = sum(part.rows for part in parts)
-    bad = next((part.bad for part in parts if part.bad is not None), None)
-    mean = _total(parts, "sums") / max(rows, 1)
-    mean_square = kernels.exact_total(_total(parts, "squared_norms")) / max(rows, 1)
-    return rows, bad, max(0.0, mean_square - float(np.square(mean).sum())) / len(mean)
-
-
-def fit(shards: Shards, settings: Settings, variance: float, report: Report = _ignore) -> Fit:
+def fit(
+    shards: Shards, settings: Settings, geometry: Geometry, report: Report = _ignore, journal: Journal | None = None
+) -> Fit:
     """Cluster finite rows.
 
     Args:
         shards: partitions that hold at least `settings.k` rows.
         settings: see `Settings`.
-        variance: mean variance of the features, the unit of `settings.tol`.
+        geometry: of all rows.
         report: told of centroids drawn and of iterations done, over all starts.
+        journal: keeps the state after each iteration; a fit that finds its own continues from there.
     """
-    best: Fit | None = None
-    for start in range(settings.starts):
-        centroids = first_centroids(shards, settings, start, report)
-        result = _run(shards, centroids, settings, variance, _shifted(report, start, settings))
-        if best is None or result.inertia < best.inertia:
-            best = result
+    saved = _unpack(journal.read()) if journal else Saved()
+    best, state = saved.best, saved.state
+    seen = progressive.view(shards, settings.seed, settings.share)
+    for start in range(saved.start, settings.starts):
+        if state is None:
+            state = State(first_centroids(seen, settings, start, geometry, report))
+        told = _Told(report, journal, start, settings, best)
+        result = _finish(shards, _run(shards, state, settings, geometry, told), settings, geometry)
+        best = result if best is None or result.inertia < best.inertia else best
+        state = None
     assert best is not None
     return best
 
 
-def first_centroids(shards: Shards, settings: Settings, start: int, report: Report = _ignore) -> Float32:
+def first_centroids(
+    shards: Shards, settings: Settings, start: int, geometry: Geometry, report: Report = _ignore
+) -> Float32:
     """The first centroids (k, d) of a start."""
     if not isinstance(settings.init, str):
         return np.asarray(settings.init, np.float32)
+    k, seed = settings.k, settings.seed
     if settings.init == "random":
-        drawn = shards.map(Shard.sample, settings.k, Draw(settings.seed, start, 0))
-        return initialise.merge(drawn, settings.k).rows
-    return _plus_plus(shards, settings, start, report)
-
-
-def _plus_plus(shards: Shards, settings: Settings, start: int, report: Report) -> Float32:
-    """k-means++ (Arthur and Vassilvitskii 2007, section 2.2): one row, then k - 1 rows by squared distance."""
-    first = shards.map(Shard.sample, 1, Draw(settings.seed, start, 0))
-    centroids = initialise.merge(first, 1).rows
-    for step in range(1, settings.k):
-        draw = Draw(settings.seed, start, step)
-        proposals = shards.map(Shard.propose, centroids[-1:], step - 1, draw)
-        kept = [proposal for proposal in proposals if proposal is not None]
-        if len(kept) < len(proposals):
-            again = shards.map(Shard.propose, centroids, 0, draw)
-            kept = [proposal for proposal in again if proposal is not None]
-        centroids = np.concatenate([centroids, initialise.merge(kept, 1).rows])
-        report(start * settings.k + step + 1, settings.starts * settings.k, "centroids")
+        return initialise.random_rows(shards, k, seed, start)
+    draw = initialise.plus_plus if settings.init == "k-means++" else initialise.parallel
+    centroids = draw(shards, k, seed, start, geometry, lambda drawn: report(start * k + drawn, settings.starts * k, "centroids"))
+    initialise.forget(shards)
     return centroids
 
 
-def _shifted(report: Report, start: int, settings: Settings) -> Callable[[int], None]:
-    done_before, total = start * settings.max_iter, settings.starts * settings.max_iter
-    return lambda iteration: report(done_before + iteration, total, "iterations")
+@dataclass(frozen=True)
+class _Told:
+    """Whom a start tells of its iterations."""
+
+    report: Report
+    journal: Journal | None
+    start: int
+    settings: Settings
+    best: Fit | None
+
+    def __call__(self, state: State) -> None:
+        most = self.settings.max_iter
+        self.report(self.start * most + state.iterations, self.settings.starts * most, "iterations")
+        if self.journal:
+            self.journal.write(_pack(Saved(self.start, state, self.best)))
 
 
-def _run(shards: Shards, centroids: Float32, settings: Settings, variance: float, report: Callable[[int], None]) -> Fit:
-    converged, iteration = False, 0
-    while not converged and iteration < settings.max_iter:
-        iteration += 1
-        updated = update(shards, centroids)
-        movement = np.square(updated.astype(np.float64) - centroids).sum()
-        converged = bool(movement <= settings.tol * variance)
-        centroids = updated
-        report(iteration)
-    final = _measure(shards, centroids)
-    return Fit(centroids, kernels.exact_total(final.inertia), iteration, final.counts, converged)
+def _run(shards: Shards, state: State, settings: Settings, geometry: Geometry, told: Callable[[State], None]) -> State:
+    shares = _shares(settings, geometry)
+    before = state.history[-1].seconds if state.history else 0.0
+    began = time.perf_counter() - before
+    while not state.converged and state.iterations < settings.max_iter:
+        share = shares[state.stage]
+        view = progressive.view(shards, settings.seed, share)
+        update = advance(view, state.centroids, geometry, settings.spherical)
+        step = Step(len(state.history) + 1, update.rows, update.inertia, update.moved, time.perf_counter() - began)
+        state = replace(state, centroids=update.centroids, history=(*state.history, step))
+        if state.stage < len(shares) - 1:
+            state = replace(state, stage=state.stage + progressive.settled(state.history, update.movement))
+        else:
+            converged = update.movement <= settings.tol
+            state = replace(state, iterations=state.iterations + 1, converged=converged)
+        told(state)
+    return state
 
 
-def update(shards: Shards, centroids: Float32) -> Float32:
-    """One iteration: the centroids (k, d) that follow."""
-    sums, counts, _ = _measure(shards, centroids)
+def _shares(settings: Settings, geometry: Geometry) -> tuple[float, ...]:
+    """Shares of the rows to iterate on, one after the other."""
+    samples = progressive.shares(geometry.rows, settings.k) if settings.progressive else ()
+    return (*(share for share in samples if share < settings.share), settings.share)
+
+
+class Update(NamedTuple):
+    """What an iteration did.
+
+    Attributes:
+        centroids: (k, d), the new ones.
+        rows: rows it looked at.
+        inertia: of those rows with the old centroids.
+        moved: centroids that changed.
+        movement: their squared movement over the mean variance of the features.
+    """
+
+    centroids: Float32
+    rows: int
+    inertia: float
+    moved: int
+    movement: float
+
+
+def advance(shards: Shards, centroids: Float32, geometry: Geometry, spherical: bool = False) -> Update:
+    """One iteration: assign, update, repair emptied clusters.
+
+    The inertia follows from the sums alone, `sum |x|^2 - sum_j (2 c_j . S_j - n_j |c_j|^2)`, which spares a look at every
+    row; on samples the norms are taken as those of all rows on average.
+    """
+    sums, counts = shards.total(Shard.measure, centroids, geometry.grid)
+    rows, wide = int(counts.sum()), centroids.astype(np.float64)
+    inertia = geometry.squares * (rows / geometry.rows) - float(
+        2 * (wide * sums).sum() - (counts * np.square(wide).sum(axis=1)).sum()
+    )
+    mean = sums.sum(axis=0) / rows
+    variance = max(geometry.squares / geometry.rows - float(np.square(mean).sum()), 0.0) / geometry.dimension
     empty = int((counts == 0).sum())
     if empty:
-        parts = shards.map(Shard.farthest, centroids, empty)
-        sums, counts = kernels.relocate(sums, counts, kernels.merge_farthest(parts, empty))
-    return kernels.finish(sums, counts, centroids)
+        far = repair.merge_farthest(shards.map(Shard.farthest, centroids, empty), empty)
+        sums, counts = repair.relocate(sums, counts, far, geometry.grid)
+    updated = repair.finish(sums, counts, centroids, spherical=spherical)
+    movement = float(np.square(updated - wide).sum())
+    moved = int((updated != centroids).any(axis=1).sum())
+    return Update(updated, rows, max(inertia, 0.0), moved, movement / variance if movement else 0.0)
 
 
-def _measure(shards: Shards, centroids: Float32) -> Partial:
-    parts = shards.map(Shard.measure, centroids)
-    return Partial(*(_total(parts, name) for name in Partial._fields))
+def _finish(shards: Shards, state: State, settings: Settings, geometry: Geometry) -> Fit:
+    """Use every cluster, and measure exactly."""
+    centroids, counts = fill(shards, state.centroids, geometry)
+    inertia = exact_total(np.sum(shards.map(Shard.inertia, centroids), axis=0))
+    return Fit(centroids, inertia, state.iterations, counts, state.converged, state.history)
 
 
-def _total(parts: list[Any], name: str) -> Any:
-    """The sum of one field, in the order of the rows."""
-    return reduce(np.add, (getattr(part, name) for part in parts))
+def fill(shards: Shards, centroids: Float32, geometry: Geometry) -> tuple[Float32, Int64]:
+    """Put centroids without rows on the farthest rows, until none is left or no row is away from its centroid.
+
+    A centroid that lies on a row keeps it, so every round settles at least one more cluster for good.
+
+    Returns:
+        centroids (k, d) and sizes (k,).
+    """
+    while True:
+        counts = shards.total(Shard.measure, centroids, geometry.grid).counts
+        empty = np.flatnonzero(counts == 0)
+        if not len(empty):
+            return centroids, counts
+        far = repair.merge_farthest(shards.map(Shard.farthest, centroids, len(empty)), len(empty))
+        _, firsts = np.unique(far.rows, axis=0, return_index=True)
+        if not len(firsts):
+            return centroids, counts
+        centroids = centroids.copy()
+        centroids[empty[: len(firsts)]] = far.rows[np.sort(firsts)]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a journal keeps: the start that runs, where it is, and the best of the starts before."""
+
+    start: int = 0
+    state: State | None = None
+    best: Fit | None = None
+
+
+def _pack(saved: Saved) -> dict[str, Any]:
+    arrays: dict[str, Any] = {"start": saved.start}
+    for name, part in (("state", saved.state), ("best", saved.best)):
+        if part is not None:
+            values = {field.name: getattr(part, field.name) for field in fields(part)}
+            arrays |= {f"{name}.{key}": np.array(value) for key, value in values.items() if value is not None}
+    return arrays
+
+
+def _unpack(arrays: dict[str, Any] | None) -> Saved:
+    if arrays is None:
+        return Saved()
+    parts = {}
+    for name, kind in (("state", State), ("best", Fit)):
+        values = {key.removeprefix(f"{name}."): value for key, value in arrays.items() if key.startswith(f"{name}.")}
+        parts[name] = kind(**{key: _plain(key, value) for key, value in values.items()}) if values else None
+    return Saved(int(arrays["start"]), parts["state"], parts["best"])
+
+
+def _plain(name: str, value: Any) -> Any:
+    if name == "history":
+        return tuple(Step(int(row[0]), int(row[1]), float(row[2]), int(row[3]), float(row[4])) for row in value)
+    return value if value.ndim else value.item()
+
+
+def identity(settings: Settings, geometry: Geometry, names: Sequence[str]) -> str:
+    """What a journal's state belongs to: another setting, file or row gives another one."""
+    asked = asdict(settings)
+    if not isinstance(settings.init, str):
+        asked["init"] = hashlib.sha256(np.ascontiguousarray(settings.init).tobytes()).hexdigest()
+    return hashlib.sha256(repr((asked, geometry, tuple(names))).encode()).hexdigest()

@@ -6,16 +6,19 @@ halffloat, float or double).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
-from divsel_ray.cluster.kernels import Rows
+from divsel_ray.cluster.exact import Int64
+from divsel_ray.cluster.kernels import BLOCK_ELEMENTS, Rows, slices, squared_norms
 from divsel_ray.errors import InputError
 
 
@@ -30,19 +33,27 @@ class Segment:
 
 @dataclass(frozen=True)
 class Partition:
-    """Consecutive rows, the first of which has global number `first`."""
+    """Consecutive rows, the first of which has global number `first`; `half` where all files store float16."""
 
     first: int
     segments: tuple[Segment, ...]
+    dimension: int
+    half: bool
+
+    @property
+    def rows(self) -> int:
+        """Rows of all segments."""
+        return sum(segment.stop - segment.start for segment in self.segments)
 
 
 @dataclass(frozen=True)
 class Files:
-    """Checked embedding files: paths, rows of each, and the dimension of the vectors."""
+    """Checked embedding files: paths, rows of each, the dimension of the vectors, and whether all are float16."""
 
     paths: tuple[str, ...]
     counts: tuple[int, ...]
     dimension: int
+    half: bool
 
     @property
     def rows(self) -> int:
@@ -76,7 +87,7 @@ def check_files(paths: Sequence[str]) -> Files:
     Raises:
         InputError: a file is not Parquet, lacks a column, or its vectors have another type or dimension.
     """
-    counts, dimensions = [], []
+    counts, dimensions, halves = [], [], []
     for path in paths:
         try:
             file = pq.ParquetFile(path)
@@ -85,12 +96,13 @@ def check_files(paths: Sequence[str]) -> Files:
         with file:
             counts.append(file.metadata.num_rows)
             dimensions.append(_dimension(path, file.schema_arrow))
+            halves.append(file.schema_arrow.field("embedding").type.value_type == pa.float16())
     for path, dimension in zip(paths, dimensions, strict=True):
         if dimension != dimensions[0]:
             raise InputError(
                 f"{path}: vectors have {dimension} dimensions, those of {paths[0]} have {dimensions[0]}; embed again"
             )
-    return Files(tuple(paths), tuple(counts), dimensions[0])
+    return Files(tuple(paths), tuple(counts), dimensions[0], all(halves))
 
 
 def _dimension(path: str, schema: Any) -> int:
@@ -111,7 +123,10 @@ def bounds(rows: int, parts: int) -> list[tuple[int, int]]:
 
 def partition(files: Files, parts: int) -> list[Partition]:
     """Cut the rows of all files into at most `parts` contiguous partitions."""
-    return [Partition(start, tuple(_segments(files, start, stop))) for start, stop in bounds(files.rows, parts)]
+    return [
+        Partition(start, tuple(_segments(files, start, stop)), files.dimension, files.half)
+        for start, stop in bounds(files.rows, parts)
+    ]
 
 
 def _segments(files: Files, start: int, stop: int) -> Iterator[Segment]:
@@ -128,24 +143,123 @@ def read(part: Partition) -> Rows:
 
     A missing vector is read as NaN, so that it is reported with its row.
     """
-    return np.concatenate([to_matrix(_read_column(segment, "embedding")) for segment in part.segments])
+    matrix = np.empty((part.rows, part.dimension), np.float16 if part.half else np.float32)
+    for start, rows in read_blocks(part):
+        matrix[start : start + len(rows)] = rows
+    return matrix
 
 
-def _read_column(segment: Segment, column: str) -> Any:
+def read_blocks(part: Partition) -> Iterator[tuple[int, Rows]]:
+    """The same rows block by block, each with its place in the partition; little more than one block is in memory."""
+    start = 0
+    for segment in part.segments:
+        for column in _read_batches(segment, "embedding", max(1, BLOCK_ELEMENTS // part.dimension)):
+            rows = to_matrix(column)
+            yield start, rows if part.half else rows.astype(np.float32, copy=False)
+            start += len(rows)
+
+
+def _read_batches(segment: Segment, column: str, size: int) -> Iterator[Any]:
     """Only the row groups that overlap the segment are read."""
-    with pq.ParquetFile(segment.path) as file:
+    with pq.ParquetFile(segment.path, memory_map=True) as file:
         ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
         starts = np.concatenate([[0], ends[:-1]])
         groups = np.flatnonzero((ends > segment.start) & (starts < segment.stop))
-        table = file.read_row_groups([int(group) for group in groups], columns=[column])
-    values = table.column(column).slice(segment.start - int(starts[groups[0]]), segment.stop - segment.start)
-    return values.combine_chunks()
+        at = int(starts[groups[0]])
+        for batch in file.iter_batches(size, row_groups=[int(group) for group in groups], columns=[column], use_threads=False):
+            low, high = max(segment.start - at, 0), min(segment.stop - at, len(batch))
+            at += len(batch)
+            if low < high:
+                yield batch.column(0).slice(low, high - low)
+
+
+class Source(Protocol):
+    """Where a shard has its rows from."""
+
+    device: torch.device
+    dtype: torch.dtype
+    dimension: int
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Consecutive rows, each block with the number of its first row."""
+
+    def take(self, indices: Int64) -> torch.Tensor:
+        """Rows of these numbers, in this order."""
+
+
+class Held:
+    """Rows that are kept in memory, on a CPU or a GPU."""
+
+    def __init__(self, rows: Rows, device: str = "cpu") -> None:
+        with warnings.catch_warnings():
+            # Ray hands out read-only arrays; nothing here writes to them.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            self._rows = torch.as_tensor(rows).to(device)
+        self.device, self.dtype, self.dimension = self._rows.device, self._rows.dtype, self._rows.shape[1]
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._rows)
+
+    def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Views of the rows."""
+        for part in slices(len(self._rows), self.dimension, BLOCK_ELEMENTS):
+            yield part.start, self._rows[part]
+
+    def take(self, indices: Int64) -> torch.Tensor:
+        """Rows of these numbers, in this order."""
+        return self._rows[torch.from_numpy(indices).to(self.device)]
+
+
+class Streamed:
+    """Rows that are read from their files on every pass."""
+
+    def __init__(self, part: Partition, device: str = "cpu", *, normalised: bool = False) -> None:
+        self._part, self._normalised = part, normalised
+        self.device, self.dimension = torch.device(device), part.dimension
+        self.dtype = torch.float16 if part.half else torch.float32
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self._part.rows
+
+    def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Read the files from the first row to the last."""
+        for start, rows in read_blocks(self._part):
+            yield start, torch.from_numpy(normalise(rows) if self._normalised else rows).to(self.device)
+
+    def take(self, indices: Int64) -> torch.Tensor:
+        """Rows of these numbers, in this order; a pass over the files."""
+        found = torch.empty(len(indices), self.dimension, dtype=self.dtype, device=self.device)
+        order = np.argsort(indices, kind="stable")
+        ascending = indices[order]
+        for start, rows in self.blocks():
+            low, high = np.searchsorted(ascending, [start, start + len(rows)])
+            if low < high:
+                found[torch.from_numpy(order[low:high])] = rows[torch.from_numpy(ascending[low:high] - start)]
+        return found
+
+
+def normalise(rows: Rows) -> Rows:
+    """Rows (n, d) scaled to unit length and rounded to their own type; a row of zeros stays as it is."""
+    if isinstance(rows, torch.Tensor):
+        return (rows.double() / rows.double().norm(dim=1, keepdim=True).clamp_min(2.0**-500)).to(rows.dtype)
+    result = np.empty_like(rows)
+    for part in slices(len(rows), rows.shape[1], BLOCK_ELEMENTS // 4):
+        norms = np.sqrt(squared_norms(rows[part]))
+        result[part] = rows[part] / np.where(norms > 0, norms, 1)[:, None]
+    return result
 
 
 def to_matrix(column: Any) -> Rows:
     """A fixed-size list array of length n as a matrix (n, d), float16 or float32; missing vectors and values become NaN."""
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     halves = column.type.value_type == pa.float16()
+    if column.null_count == 0 and not pa.types.is_float64(column.type.value_type) and column.flatten().null_count == 0:
+        return column.flatten().to_numpy().reshape(-1, column.type.list_size)
     matrix = np.full((len(column), column.type.list_size), np.nan, np.float16 if halves else np.float32)
     valid = ~column.is_null().to_numpy(zero_copy_only=False)
     values = column.drop_null().flatten()
@@ -162,4 +276,5 @@ def name_row(files: Files, index: int) -> str:
         index: global row number.
     """
     segment = next(_segments(files, index, index + 1))
-    return f"{segment.path}: row {segment.start} (row_id {_read_column(segment, 'row_id')[0].as_py()})"
+    row_id = next(_read_batches(segment, "row_id", 1024))[0].as_py()
+    return f"{segment.path}: row {segment.start} (row_id {row_id})"

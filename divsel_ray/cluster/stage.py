@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from divsel_ray.cluster import distributed, rows
-from divsel_ray.cluster.kernels import Float32
+from divsel_ray.cluster import balance, distributed, lloyd, rows
+from divsel_ray.cluster.distributed import Holding, RayShards
+from divsel_ray.cluster.journal import Journal
 from divsel_ray.cluster.lloyd import Fit, Settings
+from divsel_ray.cluster.shard import Shard
+from divsel_ray.cluster.shards import Geometry
 from divsel_ray.config import ClusterConfig
 from divsel_ray.errors import InputError
 from divsel_ray.progress import Progress
@@ -18,6 +25,10 @@ from divsel_ray.store import atomic_path, read_json, write_json
 
 CENTROIDS = "centroids.npy"
 FACTS = "facts.json"
+THRESHOLDS = "thresholds.npy"
+JOURNAL = "fit.npz"
+HELD_ELEMENTS = 1 << 27
+"""Files of more are read several times rather than held while their clusters are written."""
 
 
 def build_clusters(
@@ -27,7 +38,9 @@ def build_clusters(
 
     Written to `folder`: `centroids.npy` (k, d) float32; `facts.json`, the facts below; and for each embedding file a Parquet
     file of the same base name with `row_id` string, `cluster` int32 and `distance` float32, the Euclidean distance to the
-    row's own centroid. In a folder that holds the first two the fit is not repeated, only missing files are written.
+    row's own centroid. In a folder that holds the first two the fit is not repeated, only missing files are written; while
+    the fit runs, `fit.npz` holds its last iteration, and a killed fit continues from there. With a size cap also
+    `thresholds.npy` (k,) int64, see `balance.Balanced`.
 
     Args:
         embedding_files: Parquet files with `row_id` and `embedding`; their base names differ.
@@ -51,27 +64,82 @@ def build_clusters(
         raise distributed.too_many_clusters(k, files.rows)
     pairs = [(path, str(folder / Path(path).name)) for path in files.paths]
     _check_names(pairs)
-    with distributed.start_shards(rows.partition(files, config.n_shards), cluster) as shards:
+    with open_rows(files, config, cluster, progress) as held:
         if not ((folder / CENTROIDS).is_file() and (folder / FACTS).is_file()):
-            settings = Settings(k, config.init, config.n_init, config.max_iter, config.tol, seed)
-            fit = distributed.fit(shards, settings, lambda index: rows.name_row(files, index), progress)
-            _write_centroids(folder / CENTROIDS, fit.centroids)
-            write_json(folder / FACTS, _facts(fit))
-        distributed.write_files(shards, pairs, np.load(folder / CENTROIDS), progress)
+            _fit(held, files, settings(config, k, seed, files.rows), check(held, files, config), folder, progress)
+        starts = np.cumsum([0, *files.counts]).tolist()
+        calls = [(*pair, starts[at], str(folder), config.metric == "cosine") for at, pair in enumerate(pairs)]
+        distributed.run_all(held, write_clusters, calls, progress, "files")
     return dict(read_json(folder / FACTS))
 
 
-def _check_names(pairs: list[tuple[str, str]]) -> None:
-    targets: dict[str, str] = {}
-    for source, target in pairs:
-        if target in targets:
-            raise InputError(f"{source}: has the base name of {targets[target]}; expected distinct names, rename one of them")
-        targets[target] = source
+@contextlib.contextmanager
+def open_rows(files: rows.Files, config: ClusterConfig, cluster: Cluster, progress: Progress) -> Iterator[RayShards]:
+    """Shard actors with the rows of these files; says how they hold them."""
+    plan = distributed.plan_memory(files, cluster, config.mode)
+    progress.note(plan.reason)
+    holding = Holding(plan.streamed, config.metric == "cosine", config.workers)
+    with distributed.start_shards(rows.partition(files, config.n_shards), cluster, holding) as held:
+        yield held
 
 
-def _write_centroids(path: Path, centroids: Float32) -> None:
+def check(held: RayShards, files: rows.Files, config: ClusterConfig) -> Geometry:
+    """What is known of all rows of these files.
+
+    Raises:
+        InputError: one of them cannot be used.
+    """
+    directions = config.metric == "cosine"
+    return distributed.check_rows(held, files.dimension, lambda index: rows.name_row(files, index), directions=directions)
+
+
+def settings(config: ClusterConfig, k: int, seed: int, count: int) -> Settings:
+    """What the configuration asks of a fit of so many rows."""
+    share = 1.0 if config.fit_rows is None else min(1.0, config.fit_rows / count)
+    spherical = config.metric == "cosine"
+    cap = None if config.size_cap is None else int(np.ceil(config.size_cap * count / k))
+    return Settings(
+        k, config.init, config.n_init, config.max_iter, config.tol, seed, spherical, config.progressive, share, cap
+    )
+
+
+def _fit(held: RayShards, files: rows.Files, asked: Settings, geometry: Geometry, folder: Path, progress: Progress) -> None:
+    journal = Journal(folder / JOURNAL, lloyd.identity(asked, geometry, files.paths))
+    fit = distributed.fit(held, asked, geometry, progress, journal)
+    _write_array(folder / CENTROIDS, fit.centroids)
+    if fit.thresholds is not None:
+        _write_array(folder / THRESHOLDS, fit.thresholds)
+    write_json(folder / FACTS, _facts(fit))
+    journal.remove()
+
+
+def write_clusters(source: str, target: str, first: int, folder: str, normalised: bool) -> None:
+    """Assign the rows of one embedding file and write `row_id, cluster, distance`; a file that exists is left alone.
+
+    Args:
+        source: Parquet file with `row_id` and `embedding`.
+        target: Parquet file to write; `distance` is the Euclidean distance to the row's own centroid.
+        first: global number of the file's first row.
+        folder: holds the centroids and, with a size cap, the thresholds.
+        normalised: scale rows to unit length.
+    """
+    if Path(target).exists():
+        return
+    part = rows.partition(rows.check_files([source]), 1)[0]
+    streamed = part.rows * part.dimension > HELD_ELEMENTS
+    shard = Shard(distributed.open_source(part, Holding(streamed, normalised)), first)
+    centroids, thresholds = np.load(Path(folder) / CENTROIDS), Path(folder) / THRESHOLDS
+    capped = thresholds.is_file()
+    labels, squared = balance.balanced_labels(shard, centroids, np.load(thresholds)) if capped else shard.assign(centroids)
+    ids = pq.read_table(source, columns=["row_id"], partitioning=None)["row_id"].cast(pa.string())
+    distances = np.sqrt(squared).astype(np.float32)
+    with atomic_path(target) as temporary:
+        pq.write_table(pa.table({"row_id": ids, "cluster": labels, "distance": distances}), temporary)
+
+
+def _write_array(path: Path, array: Any) -> None:
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, centroids, allow_pickle=False)
+        np.save(stream, array, allow_pickle=False)
 
 
 def _facts(fit: Fit) -> dict[str, Any]:
@@ -89,3 +157,11 @@ def _facts(fit: Fit) -> dict[str, Any]:
         "converged": fit.converged,
         "warnings": warnings,
     }
+
+
+def _check_names(pairs: list[tuple[str, str]]) -> None:
+    targets: dict[str, str] = {}
+    for source, target in pairs:
+        if target in targets:
+            raise InputError(f"{source}: has the base name of {targets[target]}; expected distinct names, rename one of them")
+        targets[target] = source

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from divsel_ray.cluster import kernels
-from divsel_ray.cluster.kernels import Assignment, Farthest
+from divsel_ray.cluster import kernels, screen
+from divsel_ray.cluster.exact import Grid
+from divsel_ray.cluster.shard import Shard
 
 VALUES = st.floats(-4, 4, width=16)
 
@@ -30,17 +32,36 @@ def test_assign_finds_the_nearest_centroid_and_ties_go_to_the_lowest_index(case)
     np.testing.assert_allclose(squared, distances.min(axis=1), rtol=1e-6)
 
 
+def sums_of(rows, labels, k):
+    sums = torch.zeros(k, rows.shape[1], dtype=torch.float64)
+    kernels.accumulate(torch.from_numpy(rows), torch.from_numpy(labels), sums, Grid.of(len(rows), 8.0))
+    return sums.numpy()
+
+
+def whole_sums(rows, labels, k):
+    return np.array([rows[labels == j].astype(np.float64).sum(axis=0) for j in range(k)])
+
+
 @given(rows_and_centroids(), st.integers(0, 30))
 @settings(max_examples=60, deadline=None)
-def test_sums_of_float16_rows_are_the_same_bits_however_they_are_cut(case, cut):
+def test_sums_are_the_same_bits_however_rows_are_cut(case, cut):
     rows, centroids = case
     labels = kernels.assign(rows, centroids).labels
-    sums, counts = kernels.accumulate(rows, labels, len(centroids))
-    parts = [kernels.accumulate(rows[part], labels[part], len(centroids)) for part in (slice(cut, None), slice(0, cut))]
-    assert (sums == parts[0][0] + parts[1][0]).all()
-    assert (counts == parts[0][1] + parts[1][1]).all()
-    expected = [rows[labels == j].astype(np.float64).sum(axis=0) for j in range(len(centroids))]
-    assert (sums == expected).all()
+    sums = sums_of(rows, labels, len(centroids))
+    parts = [sums_of(rows[part], labels[part], len(centroids)) for part in (slice(cut, None), slice(0, cut))]
+    assert (sums == parts[0] + parts[1]).all()
+    assert (sums == whole_sums(rows, labels, len(centroids))).all()
+
+
+def test_rows_that_are_taken_away_leave_the_sums_as_they_were():
+    rows = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    grid, labels = Grid.of(200, 8.0), torch.arange(200) % 7
+    sums = torch.zeros(7, 6, dtype=torch.float64)
+    kernels.accumulate(rows, labels, sums, grid)
+    before = sums.clone()
+    kernels.accumulate(rows[50:], labels[50:], sums, grid, -1)
+    kernels.accumulate(rows[50:].flip(0), labels[50:].flip(0), sums, grid)
+    assert (sums == before).all()
 
 
 def test_labels_of_near_ties_do_not_depend_on_the_neighbouring_rows():
@@ -55,17 +76,56 @@ def test_labels_of_near_ties_do_not_depend_on_the_neighbouring_rows():
     assert (whole.labels == brute_force(rows, centroids).argmin(axis=1)).all()
 
 
-def test_chunks_change_nothing(monkeypatch):
+def test_batches_change_nothing(monkeypatch):
     generator = np.random.default_rng(1)
     rows, centroids = generator.normal(size=(300, 7)).astype(np.float16), generator.normal(size=(11, 7)).astype(np.float32)
     whole = kernels.assign(rows, centroids)
-    sums, _ = kernels.accumulate(rows, whole.labels, 11)
-    for name in ("CHUNK_ELEMENTS", "CACHED_ELEMENTS"):
-        monkeypatch.setattr(kernels, name, 50)
+    for module, name in ((kernels, "BLOCK_ELEMENTS"), (kernels, "CACHED_ELEMENTS"), (screen, "PRODUCT_BYTES")):
+        monkeypatch.setattr(module, name, 100)
     cut = kernels.assign(rows, centroids)
     assert (cut.labels == whole.labels).all()
     assert (cut.squared_distances == whole.squared_distances).all()
-    assert (kernels.accumulate(rows, whole.labels, 11)[0] == sums).all()
+    assert (sums_of(rows, whole.labels, 11) == whole_sums(rows, whole.labels, 11)).all()
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+def test_rows_of_every_type_and_scale_are_assigned_exactly_in_both_precisions_of_the_screen(kind, scale, screen_types):
+    generator = torch.Generator().manual_seed(0)
+    rows = (torch.randn(400, 20, generator=generator) * scale).to(kind)
+    centroids = (torch.randn(60, 20, generator=generator) * scale).numpy()
+    distances = (rows.double()[:, None] - torch.from_numpy(centroids).double()).square().sum(dim=2)
+    labels, squared = kernels.assign(rows, centroids)
+    assert (labels == distances.argmin(dim=1).numpy()).all()
+    np.testing.assert_allclose(squared, distances.amin(dim=1).numpy(), rtol=1e-12)
+
+
+def test_float16_rows_at_the_edge_of_their_range_are_assigned_exactly(screen_types):
+    rows = np.array([[60000, -60000], [6e-8, 0], [-60000, 60000], [0, 1.2e-7]], np.float16)
+    assert kernels.assign(rows, rows.astype(np.float32)).labels.tolist() == [0, 1, 2, 3]
+
+
+@given(rows_and_centroids(), st.data())
+@settings(max_examples=150, deadline=None)
+def test_reassigning_after_any_moves_says_what_assigning_anew_says(case, data):
+    rows, centroids = case
+    shard = Shard(rows)
+    shard.labels(centroids)
+    for _ in range(4):
+        moved = data.draw(st.lists(st.integers(0, len(centroids) - 1), unique=True))
+        centroids = centroids.copy()
+        centroids[moved] = data.draw(hnp.arrays(np.float32, (len(moved), rows.shape[1]), elements=VALUES))
+        assert (shard.labels(centroids) == brute_force(rows, centroids).argmin(axis=1)).all()
+
+
+def test_reassigning_follows_a_whole_fit_in_both_precisions_of_the_screen(screen_types):
+    rows = np.random.default_rng(3).normal(size=(900, 12)).astype(np.float16)
+    centroids, shard = rows[:60].astype(np.float32), Shard(rows)
+    for _ in range(12):
+        labels = shard.labels(centroids)
+        assert (labels == brute_force(rows, centroids).argmin(axis=1)).all()
+        means = [rows[labels == j].mean(axis=0, dtype=np.float64) for j in range(60)]
+        centroids = np.where(np.arange(60)[:, None] % 3 == 0, centroids, means).astype(np.float32)
 
 
 def test_equal_centroids_leave_the_later_one_empty():
@@ -79,56 +139,6 @@ def test_an_offset_that_float32_cannot_hold_does_not_change_labels():
     labels, squared = kernels.assign(rows, centroids)
     assert labels.tolist() == [2, 0]
     assert squared.tolist() == [0.0, 0.0625]
-
-
-def test_an_emptied_cluster_takes_the_farthest_row_out_of_its_old_cluster():
-    rows = np.array([[0, 0], [2, 0], [10, 0], [1, 3]], np.float16)
-    centroids = np.array([[1, 0], [50, 50], [60, 60]], np.float32)
-    assignment = kernels.assign(rows, centroids)
-    sums, counts = kernels.accumulate(rows, assignment.labels, 3)
-    far = kernels.farthest(rows, assignment, 2)
-    assert far.indices.tolist() == [2, 3]
-    assert far.squared_distances.tolist() == [81.0, 9.0]
-    sums, counts = kernels.relocate(sums, counts, far)
-    assert counts.tolist() == [2, 1, 1]
-    assert kernels.finish(sums, counts, centroids).tolist() == [[1, 0], [10, 0], [1, 3]]
-
-
-def test_a_cluster_that_stays_empty_keeps_its_centroid():
-    sums, counts = np.array([[4.0, 8.0], [0.0, 0.0]]), np.array([4, 0])
-    assert kernels.finish(sums, counts, np.array([[9, 9], [7, 5]], np.float32)).tolist() == [[1, 2], [7, 5]]
-
-
-def test_a_row_on_its_centroid_is_never_relocated():
-    rows = np.array([[1, 1], [3, 3]], np.float32)
-    assignment = Assignment(np.array([0, 1], np.int32), np.array([0, 2], np.float32))
-    assert kernels.farthest(rows, assignment, 5, first=10).indices.tolist() == [11]
-
-
-def test_farthest_rows_of_parts_merge_by_distance_then_row_number():
-    def part(distances, indices):
-        n = len(indices)
-        rows = np.array(indices, np.float32)[:, None]
-        return Farthest(np.array(distances, np.float32), np.array(indices), np.arange(n, dtype=np.int32), rows)
-
-    merged = kernels.merge_farthest([part([4, 1], [7, 8]), part([9, 4], [3, 2])], 3)
-    assert merged.indices.tolist() == [3, 2, 7]
-    assert merged.rows[:, 0].tolist() == [3, 2, 7]
-
-
-@given(hnp.arrays(np.float32, st.integers(0, 40), elements=st.floats(0, 2.0**100, width=32)), st.integers(0, 40))
-@settings(max_examples=60, deadline=None)
-def test_exact_sums_are_fractions_sums_rounded_once(values, cut):
-    from fractions import Fraction
-
-    parts = kernels.exact_parts(values[cut:]) + kernels.exact_parts(values[:cut])
-    assert kernels.exact_total(parts) == float(sum(map(Fraction, values.tolist()), Fraction(0)))
-
-
-def test_exact_sums_keep_what_float32_would_lose():
-    values = np.array([2.0**60, 1.0, 2.0**-40])
-    assert kernels.exact_total(kernels.exact_parts(values[1:])) == 1 + 2.0**-40
-    assert kernels.exact_total(kernels.exact_parts(np.array([1 + 2.0**-40]))) == 1 + 2.0**-40
 
 
 @pytest.mark.parametrize("d", [1, 7, 8, 9, 127, 129, 384])

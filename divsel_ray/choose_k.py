@@ -1,0 +1,132 @@
+"""`divsel choose-k` below the command line: embeddings of a job or of a folder in, one recommended k out.
+
+Measures lie in `<out>/choose_k/<key>/`, one file for each k. The key hashes the embeddings and how they are clustered,
+not the grid: another grid measures only what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from divsel_ray.cluster import rows
+from divsel_ray.cluster.choose import Choice, check_grid, default_grid, elbow, recommend
+from divsel_ray.cluster.choosing import measure_grid
+from divsel_ray.config import Config, load_config, parse_config
+from divsel_ray.data.inputs import fingerprint_inputs
+from divsel_ray.errors import InputError
+from divsel_ray.pipeline import check_cluster
+from divsel_ray.progress import Progress, Silent
+from divsel_ray.report.choice import read_choice, write_choice
+from divsel_ray.resources import connect
+from divsel_ray.stages import Job
+from divsel_ray.store import Stage, Store
+
+STAGE, VERSION = "choose_k", 1
+__all__ = ["choose_k", "load_settings", "read_choice"]
+
+
+def load_settings(config: str | Path | None, embeddings: str | Path | None, overrides: Sequence[str]) -> Config:
+    """The job's configuration; where there is none but a folder of embeddings, the defaults.
+
+    Raises:
+        InputError: neither is given, or the configuration is wrong.
+    """
+    if config is not None:
+        return load_config(config, overrides)
+    if embeddings is None:
+        raise InputError("choose-k: nothing to cluster; name a configuration, or a folder of vectors with --embeddings")
+    return parse_config(yaml.safe_dump({"budget": 1, "pool": {"data": str(embeddings)}}), "choose-k", overrides)
+
+
+def choose_k(
+    config: Config,
+    out: str | Path,
+    grid: Sequence[int] | None = None,
+    embeddings: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Measure a grid of k and recommend one; returns the folder of `choose-k.json` (a `Choice`) and `choose-k.html`.
+
+    Args:
+        config: of the job. Its pool and embed stages run, or are found in `out`; `cluster.k` is not looked at.
+        out: the job's run folder.
+        grid: ascending; by default `choose.default_grid`.
+        embeddings: a folder of Parquet files with `row_id` and `embedding` to use instead of the job's own.
+        progress: where the user is told.
+
+    Raises:
+        InputError: the data does not fit the configuration, or the grid the number of rows.
+        JobError: another process holds the run folder, or Ray lost the actors for good.
+    """
+    store, progress = Store(out), progress or Silent()
+    with store.lock():
+        source = _of_folder(embeddings, grid) if embeddings is not None else _of_job(config, store, grid, progress)
+        grid = grid or default_grid(source.files.rows)
+        stage = _stage(config, store, source)
+        cached = _is_done(stage, grid)
+        if not cached:
+            progress.start(STAGE)
+            choice = _choose(config, source, grid, stage.start(), progress)
+            write_choice(choice, stage.folder)
+            stage.commit({"rows": choice.rows, "grid": choice.grid, **asdict(choice.recommendation)})
+        facts = stage.facts
+        progress.finish(STAGE, f"k = {facts['k']:,} of {len(grid)} candidates", cached=cached)
+    return stage.folder
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Checked embedding files, what to call them, and what identifies them."""
+
+    files: rows.Files
+    name: str
+    key: str
+
+
+def _of_folder(folder: str | Path, grid: Sequence[int] | None) -> _Source:
+    files = rows.check_files(rows.list_files(folder))
+    check_grid(grid or default_grid(files.rows), files.rows)
+    return _Source(files, str(folder), fingerprint_inputs([Path(path) for path in files.paths]))
+
+
+def _of_job(config: Config, store: Store, grid: Sequence[int] | None, progress: Progress) -> _Source:
+    job = Job(config, store, progress, connect())
+    check_cluster(config, job.hardware)
+    pool = job.pool()
+    count = pool.facts["rows"]
+    check_grid(grid or default_grid(count), count)
+    stage = job.embeddings(pool)
+    files = rows.check_files(rows.list_files(stage.files()))
+    return _Source(files, f"{', '.join(config.pool.data)} by {config.embed.model}", stage.key)
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What of the configuration the measures depend on."""
+    return config.cluster.model_dump(mode="json", exclude={"k", "size_cap", "n_shards", "mode", "workers"})
+
+
+def _stage(config: Config, store: Store, source: _Source) -> Stage:
+    return store.stage(STAGE, VERSION, {**_settings(config), "seed": config.seed}, [source.key])
+
+
+def _is_done(stage: Stage, grid: Sequence[int]) -> bool:
+    return stage.committed and read_choice(stage.folder).grid == list(grid)
+
+
+def _choose(config: Config, source: _Source, grid: Sequence[int], folder: Path, progress: Progress) -> Choice:
+    candidates = measure_grid(source.files.paths, grid, config.cluster, config.seed, folder, connect(), progress)
+    return Choice(
+        embeddings=source.name,
+        rows=source.files.rows,
+        dimension=source.files.dimension,
+        seed=config.seed,
+        settings=_settings(config),
+        candidates=candidates,
+        elbow=elbow(candidates),
+        recommendation=recommend(candidates, source.files.rows),
+    )

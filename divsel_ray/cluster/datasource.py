@@ -1,0 +1,123 @@
+"""What `KMeans` takes as data: arrays, Parquet files, Ray Datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from divsel_ray.cluster import distributed, rows
+from divsel_ray.cluster.kernels import Rows
+from divsel_ray.errors import InputError
+
+Data = Any
+"""An array or tensor (n, d); a folder of Parquet files, or a list of them (columns `row_id` and `embedding`); or a Ray
+Dataset with a column `embedding`, or one column, of vectors."""
+
+
+@dataclass
+class DataSource:
+    """Data that was looked at but not yet read; exactly one of `array`, `files` and `dataset` is set.
+
+    Attributes:
+        rows: n.
+        dimension: d.
+        parts: partitions at most.
+        array: (n, d).
+        files: Parquet files.
+        dataset: a materialised Ray Dataset.
+        column: of its vectors.
+    """
+
+    rows: int
+    dimension: int
+    parts: int
+    array: Rows | None = None
+    files: rows.Files | None = None
+    dataset: Any = None
+    column: str = ""
+
+    def partitions(self) -> Sequence[distributed.Source]:
+        """What the shard actors are started with; an array goes into Ray's object store."""
+        if self.array is not None:
+            return distributed.put_array(self.array, self.parts)
+        if self.files is not None:
+            return rows.partition(self.files, self.parts)
+        return distributed.put_dataset(self.dataset, self.column, self.parts)
+
+    def name_row(self, index: int) -> str:
+        """How messages call a row, given its global number."""
+        return f"X: row {index}" if self.files is None else rows.name_row(self.files, index)
+
+
+def open_data(X: Data, parts: int) -> DataSource:
+    """Look at the data.
+
+    Raises:
+        InputError: it is of another kind, or holds something else than vectors of one dimension.
+    """
+    if _is_dataset(X):
+        return _open_dataset(X, parts)
+    if not is_array(X):
+        files = rows.check_files(rows.list_files(X))
+        return DataSource(files.rows, files.dimension, parts, files=files)
+    array = to_rows(X, "X")
+    return DataSource(*array.shape, parts, array=array)
+
+
+def is_array(X: Data) -> bool:
+    """Whether these are numbers in memory."""
+    return not (_is_dataset(X) or isinstance(X, (str, Path)) or _is_list_of_paths(X))
+
+
+def _is_dataset(X: Data) -> bool:
+    return type(X).__module__.startswith("ray.data")
+
+
+def _is_list_of_paths(X: Data) -> bool:
+    return isinstance(X, (list, tuple)) and bool(X) and all(isinstance(path, (str, Path)) for path in X)
+
+
+def to_rows(X: Any, name: str) -> Rows:
+    """Numbers as vectors (n, d), float16 or float32; a bfloat16 tensor stays one.
+
+    Raises:
+        InputError: they are not numbers, or not in two dimensions.
+    """
+    if isinstance(X, torch.Tensor):
+        array: Rows = X.detach().cpu()
+        array = array if array.dtype == torch.bfloat16 else array.numpy()
+    else:
+        array = _to_array(X, name)
+    if isinstance(array, np.ndarray) and array.dtype not in (np.float16, np.float32):
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise InputError(f"{name} has shape {tuple(array.shape)}; expected two dimensions, one vector per row")
+    return array
+
+
+def _to_array(X: Any, name: str) -> Any:
+    try:
+        array = np.asarray(X)
+        return array if array.dtype.kind == "f" else array.astype(np.float32)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is {type(X).__name__}; expected numbers, an array (n, d)") from None
+
+
+def _open_dataset(X: Any, parts: int) -> DataSource:
+    X.context.execution_options.preserve_order = True
+    dataset = X.materialize()
+    names = dataset.columns() or []
+    column = "embedding" if "embedding" in names else names[0] if len(names) == 1 else None
+    if column is None:
+        raise InputError(f"X has the columns {names}; expected one called embedding, or a single one")
+    first = dataset.take(1)
+    vector = np.asarray(first[0][column]) if first else np.empty(0)
+    if vector.ndim != 1 or vector.dtype.kind != "f" or not len(vector):
+        raise InputError(f"X: column {column} holds {type(first[0][column]).__name__ if first else 'no row'}; expected vectors of floats")
+    return DataSource(dataset.count(), len(vector), parts, dataset=dataset, column=column)

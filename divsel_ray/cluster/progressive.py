@@ -1,0 +1,72 @@
+"""First iterations on growing nested samples: the early centroids are poor, so a few rows place them as well as all do.
+
+Samples are rows whose hashed number falls below a share, so each holds the one before it, in any layout of the partitions
+(in the manner of the nested mini-batches of Newling and Fleuret 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from divsel_ray.cluster.initialise import Draw, uniforms
+from divsel_ray.cluster.shard import Shard
+from divsel_ray.cluster.shards import Shards, add
+
+ROWS_PER_CLUSTER = 16
+"""Rows of the first sample for each cluster; with fewer, centroids settle on noise."""
+GROWTH = 4
+LARGEST_SHARE = 1 / 8
+"""Samples are copies: a larger one would cost too much memory."""
+MOST_ITERATIONS = 8
+"""Of one sample."""
+_PURPOSE = 4
+
+
+def shares(rows: int, k: int) -> tuple[float, ...]:
+    """Shares of the rows to iterate on, one after the other; the last is 1."""
+    sizes = []
+    share = ROWS_PER_CLUSTER * k / rows
+    while share <= LARGEST_SHARE:
+        sizes.append(share)
+        share *= GROWTH
+    return (*sizes, 1.0)
+
+
+def settled(history: Sequence[Any], movement: float) -> bool:
+    """Whether the next sample is due: the last one has had its iterations, or gains less than a hundredth.
+
+    Args:
+        history: iterations so far, each with `rows` and `inertia`.
+        movement: of the last one, over the variance.
+    """
+    same = [step for step in history if step.rows == history[-1].rows]
+    gained = len(same) > 1 and same[-1].inertia > 0.99 * same[-2].inertia
+    return len(same) >= MOST_ITERATIONS or gained or movement == 0
+
+
+def view(shards: Shards, seed: int, share: float) -> Shards:
+    """A sample of all rows; the rows themselves with a share of 1."""
+    return shards if share >= 1 else _Sample(shards, seed, share)
+
+
+class _Sample:
+    """Asks samples of the partitions what is asked of the partitions."""
+
+    def __init__(self, shards: Shards, seed: int, share: float) -> None:
+        self._shards, self._seed, self._share = shards, seed, share
+
+    def map(self, question: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
+        return self._shards.map(_ask, self._seed, self._share, question, *args, **kwargs)
+
+    def total(self, question: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return add(self.map(question, *args, **kwargs))
+
+
+def _ask(shard: Shard, seed: int, share: float, question: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if shard.memory.get("sample", (None, None))[0] != (seed, share):
+        at = np.flatnonzero(uniforms(Draw(seed, 0, _PURPOSE, 0), shard.numbers) < share)
+        shard.memory["sample"] = (seed, share), Shard(shard.take(at), shard.first, shard.numbers[at])
+    return question(shard.memory["sample"][1], *args, **kwargs)

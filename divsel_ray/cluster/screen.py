@@ -1,0 +1,148 @@
+"""Half squared distances by one matrix product, in the fastest precision at hand, with a bound on their error.
+
+A row `x` and a centroid `c` are extended by four columns that hold their halved squared norms, so that one product gives
+`|x|^2/2 - x.c + |c|^2/2`. The product only screens: whoever uses it keeps every centroid that the error bound does not
+rule out and settles those exactly (`kernels.settle`). The precision of the screen therefore changes how long an
+assignment takes, and never what it says.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import platform
+
+import numpy as np
+import torch
+
+from divsel_ray.cluster.exact import Float32, Float64
+
+PRODUCT_BYTES = 1 << 22
+"""Size of a product on a CPU at most, so that it stays in or near a core's second-level cache."""
+DEVICE_BYTES = 1 << 29
+"""The same on a GPU, where few large products are best."""
+_COLUMNS = 4
+_TILE = 32
+"""Matrix units take rows of whole tiles; zero columns fill the last one."""
+_LARGEST_PRODUCT = 2.0**14
+"""Products are scaled to stay below it, in the upper part of float16's range."""
+_LEAST_NORMAL = 2.0**-14
+_SMALLEST = 2.0**-30
+"""Norms are not scaled up from below it, lest float32 overflow."""
+_HALF_ROUNDOFF = 2.0**-11
+_SINGLE_ROUNDOFF = 2.0**-24
+
+
+@functools.cache
+def screening_type(device: str) -> torch.dtype:
+    """float16 where the hardware multiplies it fast, takes subnormal numbers and sums in float32, else float32."""
+    if device == "cpu" and not (platform.machine() in ("x86_64", "AMD64") and torch.ops.mkldnn._is_mkldnn_fp16_supported()):
+        return torch.float32
+    if device != "cpu":
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    ones = torch.ones(_TILE, 4096, dtype=torch.float16, device=device)
+    large = ones.clone()
+    large[:, 0] = 2048
+    # 2048 + 1 is 2048 in float16, so a sum in that type stops at once; 2^-24 is the smallest subnormal.
+    summed = (torch.mm(large, ones.T) == 2048 + 4096).all()
+    subnormal = (torch.mm(ones * 2.0**-24, ones.T * 2.0**8) == 2.0**-4).all()
+    return torch.float16 if bool(summed & subnormal) else torch.float32
+
+
+class Screen:
+    """Centroids made ready to be multiplied with rows.
+
+    Args:
+        centroids: (k, d).
+        centroid_norms: (k,) squared norms.
+        largest_norm: no row's norm exceeds it.
+        rows_type: floating-point type of the rows.
+        device: where the rows are.
+
+    Attributes:
+        batch: how many rows to multiply at once.
+    """
+
+    def __init__(
+        self, centroids: Float32, centroid_norms: Float64, largest_norm: float, rows_type: torch.dtype, device: torch.device
+    ) -> None:
+        self._type = screening_type(device.type)
+        half = self._type == torch.float16
+        k, d = centroids.shape
+        reach = largest_norm + math.sqrt(centroid_norms.max(initial=0.0))
+        # Float16 rows stay as they are where they can, or are scaled up, which is exact.
+        unit = _power(1 / max(largest_norm, _SMALLEST)) if half else 1.0
+        self._row_scale = max(unit, 1.0) if rows_type == torch.float16 else unit
+        self._scale = _power(2 * _LARGEST_PRODUCT / max(reach, _SMALLEST) ** 2) if half else 1.0
+        self._columns = -(-(d + _COLUMNS) // _TILE) * _TILE if half else d + _COLUMNS
+        matrix = torch.zeros(k, self._columns, dtype=self._type)
+        scaled = torch.from_numpy(centroids.astype(np.float64) * (self._scale / self._row_scale))
+        matrix[:, :d] = -scaled
+        matrix[:, d : d + 2] = _split(torch.from_numpy(centroid_norms) * (self._scale / 2), self._type)
+        matrix[:, d + 2 : d + 4] = 1
+        lost = (matrix[:, :d].double() + scaled).square().sum(dim=1).max().sqrt().item() if k else 0.0
+        self._absolute = self._error(lost, largest_norm, reach, rows_type, d) / self._scale
+        self._relative = _HALF_ROUNDOFF if half else _SINGLE_ROUNDOFF
+        self._matrix = matrix.to(device).T
+        size = PRODUCT_BYTES if device.type == "cpu" else DEVICE_BYTES
+        self.batch = max(1, size // self._type.itemsize // max(k, self._columns))
+        self._extended = torch.zeros(0, self._columns, dtype=self._type, device=device)
+        self._output = torch.zeros(0, k, dtype=self._type, device=device)
+
+    def _error(self, lost: float, row: float, reach: float, rows_type: torch.dtype, d: int) -> float:
+        """Bound on what a scaled product is off before it is rounded.
+
+        Rounded operands (Cauchy-Schwarz), and float32 sums in whatever order (Higham 2002, Eq. 3.5).
+        """
+        summed = (d + 2 * _COLUMNS) * _SINGLE_ROUNDOFF * self._scale * reach**2
+        if self._type != torch.float16:
+            return lost * row + summed
+        exact = rows_type == torch.float16
+        rounded = 0.0 if exact else _HALF_ROUNDOFF * row + 2.0**-24 * math.sqrt(d) / self._row_scale
+        return (lost * self._row_scale) * (row + rounded) + rounded * self._scale * reach + summed + 4 * _LEAST_NORMAL
+
+    def products(self, rows: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+        """Scaled half squared distances (n, k) of some rows to all centroids, valid until the next call.
+
+        Args:
+            rows: (n, d), at most `batch` of them for speed.
+            norms: (n,) float32, their squared norms.
+        """
+        n, d = rows.shape
+        if n > len(self._extended):
+            self._extended = torch.zeros(n, self._columns, dtype=self._type, device=rows.device)
+            self._extended[:, d : d + 2] = 1
+            self._output = torch.empty(n, self._matrix.shape[1], dtype=self._type, device=rows.device)
+        extended = self._extended[:n]
+        extended[:, :d] = rows if self._row_scale == 1 else rows.float() * self._row_scale
+        extended[:, d + 2 : d + 4] = _split(norms * (self._scale / 2), self._type)
+        return torch.mm(extended, self._matrix, out=self._output[:n])
+
+    def lower(self, products: torch.Tensor) -> torch.Tensor:
+        """Float32 numbers that the exact half squared distances are not below (unscaled)."""
+        return products.float() * ((1 - 2 * self._relative) / self._scale) - self._absolute
+
+    def upper(self, products: torch.Tensor) -> torch.Tensor:
+        """Float32 numbers that the exact half squared distances do not exceed (unscaled)."""
+        return products.float() * ((1 + 2 * self._relative) / self._scale) + self._absolute
+
+    def reach(self, upper: torch.Tensor) -> torch.Tensor:
+        """The largest products (n,) whose exact half squared distances may be at most `upper` (n,)."""
+        limit = (upper + self._absolute) * (self._scale * (1 + 4 * self._relative))
+        return limit.to(self._type) if self._type == torch.float32 else _round_up(limit)
+
+
+def _power(value: float) -> float:
+    """The largest power of two that is not larger."""
+    return 2.0 ** math.floor(math.log2(value))
+
+
+def _split(values: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+    """Each value (n,) as a sum of two numbers (n, 2) of this type."""
+    high = values.to(kind)
+    return torch.stack([high, (values - high.to(values.dtype)).to(kind)], dim=1)
+
+
+def _round_up(values: torch.Tensor) -> torch.Tensor:
+    half = values.half()
+    return torch.where(half.float() < values, torch.nextafter(half, torch.full_like(half, math.inf)), half)

@@ -1,0 +1,89 @@
+"""All rows, as partitions that answer questions; and what holds for all rows together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+import numpy as np
+
+from divsel_ray.cluster.exact import Grid, exact_total
+from divsel_ray.cluster.shard import Inspection, Shard
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Fields = TypeVar("Fields", bound=tuple[Any, ...])
+
+
+class Shards(Protocol):
+    """The partitions of the rows."""
+
+    def map(self, question: Callable[Concatenate[Shard, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        """Ask every partition: a method of `Shard`, or a function whose first argument is one; answers in row order."""
+
+    def total(self, question: Callable[Concatenate[Shard, P], Fields], *args: P.args, **kwargs: P.kwargs) -> Fields:
+        """Ask every partition for a named tuple of exact numbers, and add these up field by field."""
+
+
+class LocalShards:
+    """Partitions in this process."""
+
+    def __init__(self, shards: list[Shard]) -> None:
+        self._shards = shards
+
+    def map(self, question: Callable[Concatenate[Shard, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        """Ask one partition after the other."""
+        return [question(shard, *args, **kwargs) for shard in self._shards]
+
+    def total(self, question: Callable[Concatenate[Shard, P], Fields], *args: P.args, **kwargs: P.kwargs) -> Fields:
+        """The same, added up."""
+        return add(self.map(question, *args, **kwargs))
+
+
+def add(answers: list[Fields]) -> Fields:
+    """The sum of several named tuples, field by field."""
+    return reduce(lambda left, right: type(left)(*(a + b for a, b in zip(left, right, strict=True))), answers)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What is known of all rows together.
+
+    Attributes:
+        rows: how many there are.
+        dimension: features of each.
+        largest: largest absolute value.
+        squares: sum of all squared values.
+        grid: what sums of rows are exact on.
+    """
+
+    rows: int
+    dimension: int
+    largest: float
+    squares: float
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Global numbers of the first row that cannot be used, and of the first row of zeros, if any; what holds of all."""
+
+    bad: int | None
+    zero: int | None
+    geometry: Geometry
+
+
+def inspect(shards: Shards, dimension: int) -> Findings:
+    """Look at all rows."""
+    parts = shards.map(Shard.inspect)
+    rows = sum(part.rows for part in parts)
+    largest = max(part.largest for part in parts)
+    squares = exact_total(np.sum([part.squared_norms for part in parts], axis=0))
+    geometry = Geometry(rows, dimension, largest, squares, Grid.of(rows, largest))
+    return Findings(_first(parts, "bad"), _first(parts, "zero"), geometry)
+
+
+def _first(parts: list[Inspection], name: str) -> int | None:
+    return min((getattr(part, name) for part in parts if getattr(part, name) is not None), default=None)

@@ -1,0 +1,68 @@
+"""What every page shares: the templates' environment, how numbers are written, and the content security policy."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import re
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+_SCRIPT = re.compile(r"<script[^>]*>(.*?)</script>", re.DOTALL)
+_NONE = "–"
+
+
+def environment() -> Environment:
+    """Templates of this folder; every value is escaped, a missing one is an error."""
+    made = Environment(
+        loader=PackageLoader("divsel_ray", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters |= {"integer": integer, "figure": figure, "measure": measure, "percent": percent, "duration": duration}
+    return made
+
+
+def policy(parts: list[str]) -> str:
+    """A content security policy under which nothing is loaded and only these parts' inline scripts run."""
+    scripts = [script for part in parts for script in _SCRIPT.findall(part)]
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{value}'" for value in hashes)
+    return (
+        f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {allowed}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def integer(value: int | None) -> str:
+    """With thousands separators; a dash for None."""
+    return _NONE if value is None else f"{value:,}"
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """So many decimals; a dash for None and what is not finite."""
+    return _NONE if value is None or not math.isfinite(value) else f"{value:,.{digits}f}".replace("-", "−")
+
+
+def measure(value: float | None) -> str:
+    """Three significant digits: rewards come on any scale."""
+    if value is None or not math.isfinite(value):
+        return _NONE
+    return figure(value, 0) if abs(value) >= 100 else f"{value:#.3g}".replace("-", "−")
+
+
+def percent(value: float | None, digits: int = 0) -> str:
+    """A share, in percent."""
+    return _NONE if value is None else f"{100 * value:.{digits}f} %"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as far as they matter."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

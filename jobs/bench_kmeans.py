@@ -1,0 +1,382 @@
+"""Benchmark of `divsel_ray.KMeans` beside faiss and scikit-learn: time, inertia and memory, in one run on one machine.
+
+    python jobs/bench_kmeans.py --smoke
+    python jobs/bench_kmeans.py --embeddings EMBEDDINGS.npy.gz --json kmeans.json
+    python jobs/bench_kmeans.py --cases 200k --k 1024 --work FOLDER
+
+What is measured. Everyone clusters the same Parquet files from the same first centroids (rows drawn at random, no two
+equal), 25 iterations, d = 384, two threads; the case 10m makes 3 passes over rows that are never all in memory.
+
+| case | rows | k | contenders |
+|---|---|---|---|
+| 55k | those of `--embeddings`, else synthetic | 256, 1024, 2048 | ours, faiss, scikit-learn (Lloyd, Elkan) |
+| 200k | synthetic | 256, 1024, 2048 | the same; at k = 1024 also ours with one shard |
+| 1m | synthetic | 1024 | without Elkan, whose bounds need n x k floats |
+| 10m | synthetic | 1024 | ours, streaming |
+
+- faiss-cpu's `Kmeans`, with `max_points_per_centroid` lifted so that it too uses all rows; float32, as it demands.
+- scikit-learn's `KMeans`, float32, `tol=0`; `copy_x=False`, so that its memory holds the rows once.
+- ours, float16 rows in two shard actors of one thread each; and with `progressive=True`, which starts on few rows.
+
+How. Each contender runs in a fresh process, its turns interleaved with the others'; times are the best of the repeats,
+memory is the worst. Machines are noisy: trust the ratios, never the seconds of two runs.
+- *seconds per iteration*: the loop's seconds divided by the iterations done. A loop begins with the rows in memory and
+  ends before labels are asked for; of scikit-learn only the whole `fit` can be timed. A bound-keeping method is slowest in
+  its first iterations, so the first is shown as well; progressive iterations count whatever rows they saw.
+- *seconds to the target*: until an iteration ends that found the inertia of all rows at most 1.001 x faiss's final inertia.
+  faiss's own trace serves for faiss (it too measures the centroids that enter an iteration). The final centroids count at
+  the loop's end; nothing is interpolated.
+- *inertia*: one function for all, from the final centroids over all rows, summed in float64.
+- *memory*: proportional set size (what processes share is counted once) of the process and its descendants, for ours that
+  is the driver and all of Ray; sampled whenever it has grown by 16 MB, which is looked at every 20 ms. Above idle: less the
+  highest figure during a fit of 256 rows with as many actors (ours), or after the imports (rivals).
+
+Bars, on two cores: an iteration costs no more than faiss's; the target is reached in at most 0.4 of faiss's time for all its
+iterations; memory above idle is at most 1.3 x the rows' bytes + 300 MB; two shards are at least 1.7 x as fast as one; 10
+million rows are clustered under 6 GiB resident.
+
+What was tried, of the measuring itself:
+- Proportional sizes of every process at a fixed rate take tens of milliseconds of a core per sample (14 processes of Ray
+  and ours): too rare to see a peak, or a burden to the fit. Now resident sizes, which cost nothing, say when and of whom.
+- A tiny fit of a few milliseconds as the idle state ended before its actors were sampled: the figure differed by 70 MB
+  from run to run. Now it makes several starts.
+- faiss's own objective, held against the float64 sum at a million rows, was within 1e-5 of it, so its trace serves.
+- On a busy machine threads that wait for one another lose most: faiss on two threads was slower than on one. So the load is
+  said at the start and kept in the JSON; the ratios then flatter ours.
+
+Synthetic rows resemble embeddings (see `bench_kmeans_rows.synthetic_rows`). The 10m case writes 8 GB to `--work`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_kmeans_contenders import OURS, RIVALS, Outcome, Request, Sample, run_process
+from bench_kmeans_rows import Rows, first_centroids, prepare_rows, total_inertia
+from rich.console import Console
+from rich.table import Table
+
+from divsel_ray.errors import InputError, JobError
+from divsel_ray.store import write_json
+
+TARGET = 1.001
+"""Times faiss's final inertia."""
+_WITHOUT_ELKAN = ("ours", "ours_progressive", "faiss", "sklearn_lloyd")
+
+console = Console(stderr=True)
+wide = Console(width=None if sys.stdout.isatty() else 160)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rows to cluster, and who clusters them.
+
+    Attributes:
+        rows: how many.
+        clusters: each k.
+        contenders: at every k.
+        scaling: the k at which ours also runs with one shard.
+        repeat: turns of each contender.
+        iterations: of Lloyd's loop.
+        real: whether `--embeddings` replaces the synthetic rows.
+        together: whether our contenders share a process, to save the start of Ray.
+    """
+
+    rows: int
+    clusters: tuple[int, ...]
+    contenders: tuple[str, ...]
+    scaling: int | None = None
+    repeat: int = 1
+    iterations: int = 25
+    real: bool = False
+    together: bool = False
+
+    def names(self, k: int) -> list[str]:
+        """Contenders at this k."""
+        return [*self.contenders, "ours_one_shard"] if k == self.scaling else list(self.contenders)
+
+
+CASES = {
+    "55k": Case(55_000, (256, 1024, 2048), (*_WITHOUT_ELKAN, "sklearn_elkan"), repeat=3, real=True),
+    "200k": Case(200_000, (256, 1024, 2048), (*_WITHOUT_ELKAN, "sklearn_elkan"), scaling=1024),
+    "1m": Case(1_000_000, (1024,), _WITHOUT_ELKAN),
+    "10m": Case(10_000_000, (1024,), ("ours_streaming",), iterations=3),
+}
+SMOKE = Case(4_000, (16,), (*OURS, *RIVALS), iterations=10, together=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One turn of one contender: its outcome, the inertia of its centroids, and memory in bytes."""
+
+    outcome: Outcome
+    inertia: float
+    above_idle: int
+    resident: int
+
+    def reached(self, target: float) -> float | None:
+        """Seconds until the inertia was at most `target`; None if it never was."""
+        trace = [*self.outcome.trace, (self.inertia, self.outcome.seconds)]
+        return next((seconds for inertia, seconds in trace if inertia <= target), None)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar, what was measured (None: nothing came of it), and whether that is good enough."""
+
+    case: str
+    k: int
+    what: str
+    measured: float | None
+    limit: float
+    met: bool
+
+
+# Runs
+
+
+def run_case(case: Case, k: int, rows: Rows, threads: int, folder: Path) -> dict[str, list[Run]]:
+    """The turns of every contender, interleaved; every other round goes backwards.
+
+    Raises:
+        InputError: too few rows differ.
+        JobError: a contender failed.
+    """
+    start = folder / f"start-{k}.npy"
+    np.save(start, first_centroids(rows.folder, k))
+    names = case.names(k)
+    runs: dict[str, list[Run]] = {name: [] for name in names}
+    ours = [name for name in names if name in OURS]
+    groups = [ours] if case.together else [[name] for name in ours]
+    groups += [[name] for name in names if name not in OURS]
+    for turn in range(case.repeat):
+        for group in groups if turn % 2 == 0 else groups[::-1]:
+            request = Request(group, str(rows.folder), str(rows.tiny), str(start), case.iterations, threads)
+            outcomes, samples = run_process(request, folder / f"{k}-{turn}-{group[0]}")
+            for name, outcome in outcomes.items():
+                centroids = np.load(folder / f"{k}-{turn}-{group[0]}" / f"{name}.npy")
+                run = _to_run(outcome, samples, total_inertia(rows.folder, centroids))
+                runs[name].append(run)
+                seconds = outcome.seconds / outcome.iterations
+                console.print(f"  k = {k}, {name}, turn {turn + 1} of {case.repeat}: {seconds:.4g} s per iteration")
+    return runs
+
+
+def _to_run(outcome: Outcome, samples: Sequence[Sample], inertia: float) -> Run:
+    idle, peak = (_highest(samples, window) for window in (outcome.idle, outcome.fitting))
+    return Run(outcome, inertia, max(0, peak - idle), peak)
+
+
+def _highest(samples: Sequence[Sample], window: tuple[float, float]) -> int:
+    """The highest sample of a window; in one too short for any, the last before its end."""
+    began, ended = window
+    before_end = [sample for sample in samples if sample.moment <= ended]
+    inside = [sample for sample in before_end if sample.moment >= began]
+    return max(sample.size for sample in inside or before_end[-1:])
+
+
+# Figures
+
+
+def figures(runs: list[Run], target: float | None) -> dict[str, Any]:
+    """The figures of a contender over its turns: the best times, the worst memory, the last inertia."""
+    outcomes = [run.outcome for run in runs]
+    firsts = [outcome.first_seconds for outcome in outcomes if outcome.first_seconds is not None]
+    reached = [seconds for run in runs if target is not None and (seconds := run.reached(target)) is not None]
+    return {
+        "iterations": outcomes[-1].iterations,
+        "seconds_per_iteration": min(outcome.seconds / outcome.iterations for outcome in outcomes),
+        "first_iteration_seconds": min(firsts, default=None),
+        "loop_seconds": min(outcome.seconds for outcome in outcomes),
+        "fit_seconds": min(outcome.fitting[1] - outcome.fitting[0] for outcome in outcomes),
+        "seconds_to_target": min(reached, default=None),
+        "inertia": runs[-1].inertia,
+        "memory_above_idle_bytes": max(run.above_idle for run in runs),
+        "resident_bytes": max(run.resident for run in runs),
+    }
+
+
+def judge(name: str, k: int, table: dict[str, dict[str, Any]], rows_bytes: int) -> Iterator[Bar]:
+    """The bars that these contenders can be held to."""
+    faiss, ours, one, streaming = (table.get(who) for who in ("faiss", "ours", "ours_one_shard", "ours_streaming"))
+
+    def at_most(what: str, measured: float | None, limit: float) -> Bar:
+        return Bar(name, k, what, measured, limit, measured is not None and measured <= limit)
+
+    if ours and faiss:
+        ratio = ours["seconds_per_iteration"] / faiss["seconds_per_iteration"]
+        yield at_most("an iteration / faiss's", ratio, 1.0)
+    for who in ("ours", "ours_progressive"):
+        if who in table and faiss:
+            ratio = divide(table[who]["seconds_to_target"], faiss["loop_seconds"])
+            yield at_most(f"{who}: seconds to the target / all of faiss's", ratio, 0.4)
+        if who in table:
+            yield at_most(f"{who}: MB above idle", table[who]["memory_above_idle_bytes"] / 1e6, 1.3 * rows_bytes / 1e6 + 300)
+    if ours and one:
+        faster = one["seconds_per_iteration"] / ours["seconds_per_iteration"]
+        yield Bar(name, k, "two shards are faster than one by (at least)", faster, 1.7, faster >= 1.7)
+    if streaming:
+        yield at_most("ours_streaming: GiB resident", streaming["resident_bytes"] / 2**30, 6.0)
+
+
+def divide(value: float | None, by: float | None) -> float | None:
+    """Their ratio, None where either is missing."""
+    return None if value is None or by is None else value / by
+
+
+# Report
+
+
+def print_case(out: Console, title: str, contenders: dict[str, dict[str, Any]]) -> None:
+    """One table; every time is followed by its ratio to faiss's."""
+    heads = "s/iteration,/ faiss,first,n,s to target,/ faiss all,/ faiss own,loop s,fit s,inertia / faiss,MB + idle,MB".split(",")
+    table = Table("contender", title=title, title_justify="left", box=None)
+    for head in heads:
+        table.add_column(head, justify="right")
+    faiss = contenders.get("faiss", dict.fromkeys(next(iter(contenders.values()))))
+    for name, row in contenders.items():
+        ratio = divide(row["seconds_per_iteration"], faiss["seconds_per_iteration"])
+        cells = [row["seconds_per_iteration"], ratio, row["first_iteration_seconds"], row["iterations"]]
+        cells += [row["seconds_to_target"], *(divide(row["seconds_to_target"], faiss[key]) for key in _FAISS_TIMES)]
+        cells += [row["loop_seconds"], row["fit_seconds"], divide(row["inertia"], faiss["inertia"])]
+        cells += [row["memory_above_idle_bytes"] / 1e6, row["resident_bytes"] / 1e6]
+        table.add_row(name, *("-" if cell is None else f"{cell:.4g}" for cell in cells))
+    out.print(table)
+
+
+_FAISS_TIMES = ("loop_seconds", "seconds_to_target")
+
+
+def print_bars(out: Console, bars: Sequence[Bar], title: str) -> None:
+    """Every bar, what was measured and whether it is met."""
+    table = Table("case", "k", "bar", "measured", "limit", "", title=title, title_justify="left", box=None)
+    for bar in bars:
+        measured = "never" if bar.measured is None else f"{bar.measured:.4g}"
+        table.add_row(bar.case, str(bar.k), bar.what, measured, f"{bar.limit:.4g}", "met" if bar.met else "MISSED")
+    out.print(table)
+
+
+def machine() -> dict[str, Any]:
+    """What was measured on: cores, how many processes wanted them in the minute before, and the libraries' versions."""
+    names = ("divsel-ray", "faiss-cpu", "scikit-learn", "torch", "ray", "numpy")
+    return {"cores": os.cpu_count(), "load": os.getloadavg()[0], **{name: _version(name) for name in names}}
+
+
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+# Command line
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="every contender on few rows, in a minute; judges nothing")
+    parser.add_argument("--cases", type=_words, default=list(CASES), metavar="LIST", help=f"default: {','.join(CASES)}")
+    parser.add_argument("--k", type=_numbers, metavar="LIST", help="numbers of clusters, in place of each case's own")
+    parser.add_argument("--contenders", type=_words, metavar="LIST", help=f"only these of {','.join((*OURS, *RIVALS))}")
+    parser.add_argument("--repeat", type=int, metavar="N", help="turns of each contender; default: 3 at 55k, else 1")
+    parser.add_argument("--threads", type=int, default=2, help="of rivals, and shard actors of ours; default: 2")
+    parser.add_argument("--embeddings", type=Path, metavar="FILE", help=".npy or .npy.gz (n, d), the rows of the case 55k")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keeps the rows for the next time; default: a temporary folder")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures")
+    return parser.parse_args(arguments)
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(","))
+
+
+def chosen_cases(options: argparse.Namespace) -> dict[str, Case]:
+    """The cases to run, with what the options change.
+
+    Raises:
+        InputError: a case or contender is unknown, a number is below 1, or something needed is missing.
+    """
+    known = (*OURS, *RIVALS)
+    for option, given, expected in (("cases", options.cases, CASES), ("contenders", options.contenders or known, known)):
+        for name in given:
+            if name not in expected:
+                raise InputError(f"--{option} {name}: expected some of {','.join(expected)}")
+    if min(options.threads, options.repeat or 1, *(options.k or (1,))) < 1:
+        raise InputError("--threads, --repeat and --k: expected integers of at least 1")
+    if not Path("/proc/self/smaps_rollup").exists():
+        raise InputError("memory is read from /proc/PID/smaps_rollup, which this system lacks; run on Linux")
+    cases = {"smoke": SMOKE} if options.smoke else {name: CASES[name] for name in options.cases}
+    changed = {name: _changed(case, options) for name, case in cases.items()}
+    if not any(case.names(k) for case in changed.values() for k in case.clusters):
+        raise InputError("--contenders: none of them takes part in these --cases; choose others")
+    return changed
+
+
+def _changed(case: Case, options: argparse.Namespace) -> Case:
+    kept = tuple(name for name in case.contenders if name in (options.contenders or case.contenders))
+    scaling = case.scaling if "ours_one_shard" in (options.contenders or ["ours_one_shard"]) else None
+    if "faiss" in kept and importlib.util.find_spec("faiss") is None:
+        raise InputError("faiss is not installed; pip install faiss-cpu, or leave it out with --contenders")
+    clusters, repeat = options.k or case.clusters, options.repeat or case.repeat
+    return replace(case, clusters=clusters, contenders=kept, scaling=scaling, repeat=repeat)
+
+
+def bench(name: str, case: Case, options: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]:
+    """Run a case at every k; one entry of the JSON for each."""
+    clusters = [k for k in case.clusters if case.names(k)]
+    if not clusters:
+        return
+    rows = prepare_rows(case.rows, options.embeddings if case.real else None, work)
+    hint = "; name real ones with --embeddings" if case.real and options.embeddings is None else ""
+    console.print(f"{name}: {rows.count:,} rows, {rows.origin}{hint}")
+    for k in clusters:
+        with tempfile.TemporaryDirectory(prefix="bench-kmeans-") as folder:
+            runs = run_case(case, k, rows, options.threads, Path(folder))
+        target = TARGET * runs["faiss"][-1].inertia if "faiss" in runs else None
+        contenders = {who: figures(turns, target) for who, turns in runs.items()}
+        print_case(wide, f"\n{name}: {rows.count:,} x {rows.dimension} ({rows.origin}), k = {k}", contenders)
+        bars = [asdict(bar) for bar in judge(name, k, contenders, 2 * rows.count * rows.dimension)]
+        shape = {"rows": rows.count, "dimension": rows.dimension, "origin": rows.origin, "k": k, "repeat": case.repeat}
+        yield {"case": name, **shape, "contenders": contenders, "bars": bars}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; the exit code is 0 whether or not bars are met, 1 when a contender failed, 2 for wrong input."""
+    options = parse(arguments)
+    report: dict[str, Any] = {"machine": machine(), "threads": options.threads, "cases": []}
+    if report["machine"]["load"] > 0.5:
+        console.print(f"load {report['machine']['load']:.1f}: other work slows threaded rivals most; wait for a quiet machine")
+    try:
+        cases = chosen_cases(options)
+        with tempfile.TemporaryDirectory(prefix="bench-kmeans-rows-") as temporary:
+            for name, case in cases.items():
+                for entry in bench(name, case, options, options.work or Path(temporary)):
+                    report["cases"].append(entry)
+                    # A run takes long: what it has found so far must survive its end.
+                    if options.json:
+                        write_json(options.json, report)
+    except (InputError, JobError) as error:
+        console.print(f"bench_kmeans: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
+        return 2 if isinstance(error, InputError) else 1
+    bars = [Bar(**bar) for entry in report["cases"] for bar in entry["bars"]]
+    print_bars(wide, bars, "\nBars" + (" (too few rows to judge by)" if options.smoke else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

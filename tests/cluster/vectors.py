@@ -1,0 +1,29 @@
+"""Small sets of vectors, and Parquet files of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sklearn.datasets import make_blobs
+
+from divsel_ray.cluster.rows import bounds
+
+
+def write_embeddings(folder: Path, vectors: np.ndarray, parts: int = 2) -> list[str]:
+    """Embedding files `part-0.parquet`, ...; row i of file p has the id `p-i`."""
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for number, (low, high) in enumerate(bounds(len(vectors), parts)):
+        part = vectors[low:high].astype(np.float16)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), part.shape[1])
+        paths.append(str(folder / f"part-{number}.parquet"))
+        pq.write_table(pa.table({"row_id": [f"{number}-{i}" for i in range(len(part))], "embedding": column}), paths[-1])
+    return paths
+
+
+def blobs(n: int = 900, clusters: int = 8, spread: float = 0.15) -> np.ndarray:
+    """Normal clusters (n, 6) around random centres."""
+    return make_blobs(n, 6, centers=clusters, cluster_std=spread, center_box=(-3, 3), random_state=4)[0]

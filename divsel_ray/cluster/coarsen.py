@@ -10,8 +10,9 @@ merging the globally cheapest pair each time. A neighbour is remembered until it
 screens the neighbours, and what lies within its rounding error is settled by distances computed pair by pair, ties going
 to the lowest index: how a BLAS orders its sums never shows.
 
-Cost: the first round compares k x k pairs, all later ones together about as many again; k = 8192 at d = 384 takes about
-10 seconds on two cores and 150 MB, as no distance matrix is kept. The worst case (a chain of ever wider gaps) has k rounds.
+Neighbours are looked for where a merge may be cheapest: one that was lost to a merge leaves behind a lower bound on the cost
+of the next. In all about 2 k^2 pairs are compared, on data without any structure and with very unequal sizes 10 k^2; k = 8192
+at d = 384 takes 10 seconds of CPU time (40 on such data) and less than 200 MB, as no distance matrix is kept.
 """
 
 from __future__ import annotations

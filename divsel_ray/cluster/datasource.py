@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from divsel_ray.cluster import distributed, rows
+from divsel_ray.cluster import distributed
 from divsel_ray.cluster.kernels import Rows
+from divsel_ray.cluster.rows import Files, check_files, list_files, name_row, partition
 from divsel_ray.errors import InputError
 
 Data = Any
@@ -37,7 +38,7 @@ class DataSource:
     dimension: int
     parts: int
     array: Rows | None = None
-    files: rows.Files | None = None
+    files: Files | None = None
     dataset: Any = None
     column: str = ""
 
@@ -46,12 +47,12 @@ class DataSource:
         if self.array is not None:
             return distributed.put_array(self.array, self.parts)
         if self.files is not None:
-            return rows.partition(self.files, self.parts)
+            return partition(self.files, self.parts)
         return distributed.put_dataset(self.dataset, self.column, self.parts)
 
     def name_row(self, index: int) -> str:
         """How messages call a row, given its global number."""
-        return f"X: row {index}" if self.files is None else rows.name_row(self.files, index)
+        return f"X: row {index}" if self.files is None else name_row(self.files, index)
 
 
 def open_data(X: Data, parts: int) -> DataSource:
@@ -62,14 +63,14 @@ def open_data(X: Data, parts: int) -> DataSource:
     """
     if _is_dataset(X):
         return _open_dataset(X, parts)
-    if not is_array(X):
-        files = rows.check_files(rows.list_files(X))
+    if not _is_array(X):
+        files = check_files(list_files(X))
         return DataSource(files.rows, files.dimension, parts, files=files)
     array = to_rows(X, "X")
-    return DataSource(*array.shape, parts, array=array)
+    return DataSource(array.shape[0], array.shape[1], parts, array=array)
 
 
-def is_array(X: Data) -> bool:
+def _is_array(X: Data) -> bool:
     """Whether these are numbers in memory."""
     return not (_is_dataset(X) or isinstance(X, (str, Path)) or _is_list_of_paths(X))
 
@@ -89,8 +90,8 @@ def to_rows(X: Any, name: str) -> Rows:
         InputError: they are not numbers, or not in two dimensions.
     """
     if isinstance(X, torch.Tensor):
-        array: Rows = X.detach().cpu()
-        array = array if array.dtype == torch.bfloat16 else array.numpy()
+        tensor = X.detach().cpu()
+        array: Rows = tensor if tensor.dtype == torch.bfloat16 else tensor.numpy()
     else:
         array = _to_array(X, name)
     if isinstance(array, np.ndarray) and array.dtype not in (np.float16, np.float32):
@@ -119,5 +120,7 @@ def _open_dataset(X: Any, parts: int) -> DataSource:
     first = dataset.take(1)
     vector = np.asarray(first[0][column]) if first else np.empty(0)
     if vector.ndim != 1 or vector.dtype.kind != "f" or not len(vector):
-        raise InputError(f"X: column {column} holds {type(first[0][column]).__name__ if first else 'no row'}; expected vectors of floats")
+        raise InputError(
+            f"X: column {column} holds {type(first[0][column]).__name__ if first else 'no row'}; expected vectors of floats"
+        )
     return DataSource(dataset.count(), len(vector), parts, dataset=dataset, column=column)

@@ -11,7 +11,6 @@ import contextlib
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
@@ -48,6 +47,7 @@ BALANCING_ITERATIONS = 5
 """Assignments with a size cap; the best is kept."""
 STATE_BYTES = 24
 """What a shard remembers of a row besides the row."""
+_ANY = Workers()
 _RESTARTED = {"max_restarts": -1, "max_task_retries": -1}
 
 
@@ -81,7 +81,7 @@ class Holding:
 
     streamed: bool = False
     normalised: bool = False
-    workers: Workers = Workers()
+    workers: Workers = _ANY
 
 
 class ShardActor:
@@ -212,9 +212,7 @@ def _await_places(actors: Sequence[Any], workers: Workers) -> None:
         raise JobError(f"{message}; free CPUs of the cluster or lower cluster.n_shards") from None
 
 
-def fit(
-    held: RayShards, settings: Settings, geometry: Geometry, progress: Progress, journal: Journal | None = None
-) -> Fit:
+def fit(held: RayShards, settings: Settings, geometry: Geometry, progress: Progress, journal: Journal | None = None) -> Fit:
     """Cluster rows that `check_rows` found finite.
 
     Args:
@@ -239,12 +237,9 @@ def run_fit(held: Shards, settings: Settings, geometry: Geometry, journal: Journ
     found = lloyd.fit(held, settings, geometry, report, journal)
     if settings.max_size is None:
         return found
-    best = balance.balanced_fit(
-        held, found.centroids, settings.max_size, BALANCING_ITERATIONS, report, spherical=settings.spherical
-    ).best
-    return replace(
-        found, centroids=best.centroids, inertia=best.inertia, sizes=best.counts, thresholds=best.thresholds
-    )
+    size, most, spherical = settings.max_size, BALANCING_ITERATIONS, settings.spherical
+    best = balance.balanced_fit(held, found.centroids, size, most, geometry.grid, report, spherical=spherical).best
+    return replace(found, centroids=best.centroids, inertia=best.inertia, sizes=best.counts, thresholds=best.thresholds)
 
 
 def coordinate(held: RayShards, loop: str, args: tuple[Any, ...], progress: Progress) -> Any:
@@ -291,7 +286,9 @@ def check_rows(held: Shards, dimension: int, name_row: Callable[[int], str], *, 
         value = "a NaN, infinite or huge value; expected a finite vector, mend or remove that row"
         raise InputError(f"{name_row(findings.bad)}: {value}")
     if directions and findings.zero is not None:
-        raise InputError(f"{name_row(findings.zero)}: a vector of zeros has no direction; remove that row or use metric euclidean")
+        raise InputError(
+            f"{name_row(findings.zero)}: a vector of zeros has no direction; remove that row or use metric euclidean"
+        )
     return findings.geometry
 
 

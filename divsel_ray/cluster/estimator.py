@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from rich.console import Console
-from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.base import BaseEstimator, ClusterMixin, clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from divsel_ray.cluster import balance, distributed, kernels, lloyd
-from divsel_ray.cluster.datasource import Data, DataSource, is_array, open_data, to_rows
-from divsel_ray.cluster.distributed import Holding
+from divsel_ray.cluster.coarsen import merge_tree
+from divsel_ray.cluster.datasource import Data, DataSource, open_data, to_rows
+from divsel_ray.cluster.distributed import Holding, RayShards
 from divsel_ray.cluster.exact import Float32
 from divsel_ray.cluster.journal import Journal
 from divsel_ray.cluster.kernels import Int32
@@ -24,6 +27,11 @@ from divsel_ray.cluster.shards import Geometry, LocalShards, Shards
 from divsel_ray.errors import InputError
 from divsel_ray.progress import Progress, Silent, Terminal
 from divsel_ray.resources import Cluster, connect
+
+SHARDS = 2
+"""Partitions where their number is not given."""
+LOCAL_ELEMENTS = 1 << 21
+"""Numbers in an array that takes less time to cluster than actors take to start."""
 
 
 class KMeans(ClusterMixin, BaseEstimator):
@@ -44,7 +52,8 @@ class KMeans(ClusterMixin, BaseEstimator):
         fit_rows: fit on a hashed sample of about so many rows, then assign all; None for all.
         max_size: rows per cluster at most (`balance.balanced_fit`); None for no limit. `predict` knows no such limit.
         seed: of every draw.
-        n_shards: partitions of the rows; actors are at most this many.
+        n_shards: partitions of the rows; actors are at most this many. None: two, or none at all for an array of few rows,
+            which is clustered in this process.
         mode: "memory" keeps the rows, "streaming" reads Parquet files again on every pass, "auto" sees what fits.
         checkpoint: file that keeps the last iteration, so that a fit that was killed continues when it is called again.
         verbose: say how rows are held, and show progress.
@@ -76,7 +85,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         fit_rows: int | None = None,
         max_size: int | None = None,
         seed: int = 0,
-        n_shards: int = 2,
+        n_shards: int | None = None,
         mode: str = "auto",
         checkpoint: str | Path | None = None,
         verbose: bool = False,
@@ -97,31 +106,36 @@ class KMeans(ClusterMixin, BaseEstimator):
         self.verbose = verbose
 
     def fit(self, X: Data, y: None = None) -> KMeans:
-        """Cluster the rows of `X`. Starts a local Ray where none runs.
+        """Cluster the rows of `X`. Starts a local Ray where one is needed and none runs.
 
         Raises:
             InputError: a parameter or the data is wrong; there are fewer rows than clusters; a row is not finite, or of
                 length zero with metric "cosine".
         """
         self._check_parameters()
-        cluster = connect()
-        source = open_data(X, self.n_shards)
+        source = open_data(X, self.n_shards or SHARDS)
         settings = self._settings(source)
         progress = Terminal(Console(stderr=True)) if self.verbose else Silent()
-        with distributed.start_shards(source.partitions(), cluster, self._holding(source, cluster, progress)) as shards:
-            geometry = self._look(shards, source)
-            fitted = distributed.fit(shards, settings, geometry, progress, self._journal(source, settings, geometry))
-            self.labels_ = _labels(shards, fitted)
+        with self._open(source, progress, local=self.n_shards is None) as held:
+            geometry = self._look(held, source)
+            journal = self._journal(source, settings, geometry)
+            if isinstance(held, RayShards):
+                fitted = distributed.fit(held, settings, geometry, progress, journal)
+            else:
+                fitted = distributed.run_fit(held, settings, geometry, journal, progress.advance)
+            self.labels_ = _labels(held, fitted)
         self.cluster_centers_ = fitted.centroids
         self.inertia_ = fitted.inertia
         self.n_iter_ = fitted.iterations
         self.n_features_in_ = source.dimension
         self.history_ = list(fitted.history)
+        # What predict looks for, and the label of each: after `coarsen`, still the fine centroids.
+        self._fine = (fitted.centroids, np.arange(len(fitted.centroids), dtype=np.int32))
         _warn_of_empty(int((fitted.sizes == 0).sum()), self.n_clusters)
         return self
 
     def predict(self, X: Data) -> Int32:
-        """Index (n,) of the centroid nearest to each row of `X`; an array is assigned in this process, without Ray.
+        """Index (n,) of the centroid nearest to each row of `X`.
 
         Raises:
             InputError: the data is wrong, or has other dimensions than the fitted data.
@@ -129,23 +143,51 @@ class KMeans(ClusterMixin, BaseEstimator):
         """
         if not hasattr(self, "cluster_centers_"):
             raise NotFittedError("KMeans is not fitted; call fit first")
-        if not is_array(X):
-            cluster = connect()
-        source = open_data(X, self.n_shards)
+        source = open_data(X, self.n_shards or SHARDS)
         if source.dimension != self.n_features_in_:
             raise InputError(f"X has {source.dimension} dimensions, the fitted centroids have {self.n_features_in_}")
         if source.rows == 0:
             return np.empty(0, np.int32)
-        if source.array is not None:
-            cosine = self.metric == "cosine"
-            shards: Shards = LocalShards([Shard(normalise(source.array) if cosine else source.array)])
-            return self._assigned(shards, source)
-        with distributed.start_shards(source.partitions(), cluster, self._holding(source, cluster, Silent())) as held:
-            return self._assigned(held, source)
+        with self._open(source, Silent(), local=True) as held:
+            self._look(held, source)
+            centroids, labels = self._fine
+            return labels[np.concatenate(held.map(Shard.labels, centroids))]
 
-    def _assigned(self, shards: Shards, source: DataSource) -> Int32:
-        self._look(shards, source)
-        return np.concatenate(shards.map(Shard.labels, self.cluster_centers_))
+    def coarsen(self, n_clusters: int) -> KMeans:
+        """A fitted model of fewer clusters, each a union of this model's (Ward 1963, see `coarsen.merge_tree`).
+
+        One fine fit so yields as many resolutions as are asked for, nested in each other, without looking at a row again.
+
+        Args:
+            n_clusters: 1 to the number of this model's clusters.
+
+        Raises:
+            InputError: there are not so many clusters, or their centroids are no means (metric "cosine").
+            NotFittedError: `fit` was not called.
+        """
+        if not hasattr(self, "cluster_centers_"):
+            raise NotFittedError("KMeans is not fitted; call fit first")
+        if self.metric == "cosine":
+            raise InputError("coarsen joins means, and centroids of metric='cosine' are none; fit with metric='euclidean'")
+        tree = merge_tree(self.cluster_centers_, np.bincount(self.labels_, minlength=len(self.cluster_centers_)))
+        cut = tree.cut(n_clusters)
+        coarse: KMeans = clone(self).set_params(n_clusters=n_clusters)
+        coarse.cluster_centers_, coarse.labels_ = cut.centroids, cut.labels[self.labels_]
+        coarse.inertia_ = self.inertia_ + cut.added_inertia
+        coarse.n_iter_, coarse.n_features_in_, coarse.history_ = self.n_iter_, self.n_features_in_, self.history_
+        coarse._fine = (self._fine[0], cut.labels[self._fine[1]])
+        return coarse
+
+    @contextlib.contextmanager
+    def _open(self, source: DataSource, progress: Progress, *, local: bool) -> Iterator[Shards]:
+        """The rows, in this process where they are few and it may, else in actors."""
+        cosine = self.metric == "cosine"
+        if local and source.array is not None and source.rows * source.dimension <= LOCAL_ELEMENTS:
+            yield LocalShards([Shard(normalise(source.array) if cosine else source.array)])
+            return
+        cluster = connect()
+        with distributed.start_shards(source.partitions(), cluster, self._holding(source, cluster, progress)) as held:
+            yield held
 
     def _look(self, shards: Shards, source: DataSource) -> Geometry:
         directions = self.metric == "cosine"
@@ -160,9 +202,9 @@ class KMeans(ClusterMixin, BaseEstimator):
         return Holding(plan.streamed, normalised)
 
     def _check_parameters(self) -> None:
-        for name in ("n_clusters", "n_init", "max_iter", "n_shards"):
+        for name in ("n_clusters", "n_init", "max_iter"):
             _check_count(name, getattr(self, name))
-        for name in ("fit_rows", "max_size"):
+        for name in ("fit_rows", "max_size", "n_shards"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
         _check_choice("metric", self.metric, ("euclidean", "cosine"))

@@ -92,9 +92,7 @@ class IntegerDistances:
         nearest: (n,) the squared distances, infinite before the first centroid.
     """
 
-    def __init__(
-        self, blocks: Callable[[], Any], count: int, geometry: Geometry, multiplicity: Int64 | None = None
-    ) -> None:
+    def __init__(self, blocks: Callable[[], Any], count: int, geometry: Geometry, multiplicity: Int64 | None = None) -> None:
         self._blocks = blocks
         self._multiplicity = multiplicity
         self._exponent, self._shift = _precision(geometry)
@@ -255,7 +253,7 @@ def _candidates(
         answers = shards.map(_find, targets, totals, len(centroids))
     found = Candidates(*(np.concatenate([answer[i] for answer in answers if answer is not None]) for i in range(3)))
     order = np.argsort(found.draws)
-    return Candidates(*(field[order] for field in found))
+    return Candidates(found.draws[order], found.rows[order], found.distances[order])
 
 
 def _find(shard: Shard, targets: list[int], totals: Totals, known: int) -> Candidates | None:

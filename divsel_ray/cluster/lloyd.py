@@ -124,9 +124,7 @@ def _ignore(done: int, total: int, unit: str) -> None:
     pass
 
 
-def fit(
-    shards: Shards, settings: Settings, geometry: Geometry, report: Report = _ignore, journal: Journal | None = None
-) -> Fit:
+def fit(shards: Shards, settings: Settings, geometry: Geometry, report: Report = _ignore, journal: Journal | None = None) -> Fit:
     """Cluster finite rows.
 
     Args:
@@ -150,9 +148,7 @@ def fit(
     return best
 
 
-def first_centroids(
-    shards: Shards, settings: Settings, start: int, geometry: Geometry, report: Report = _ignore
-) -> Float32:
+def first_centroids(shards: Shards, settings: Settings, start: int, geometry: Geometry, report: Report = _ignore) -> Float32:
     """The first centroids (k, d) of a start."""
     if not isinstance(settings.init, str):
         return np.asarray(settings.init, np.float32)
@@ -297,11 +293,13 @@ def _pack(saved: Saved) -> dict[str, Any]:
 def _unpack(arrays: dict[str, Any] | None) -> Saved:
     if arrays is None:
         return Saved()
-    parts = {}
-    for name, kind in (("state", State), ("best", Fit)):
-        values = {key.removeprefix(f"{name}."): value for key, value in arrays.items() if key.startswith(f"{name}.")}
-        parts[name] = kind(**{key: _plain(key, value) for key, value in values.items()}) if values else None
-    return Saved(int(arrays["start"]), parts["state"], parts["best"])
+    state, best = _fields(arrays, "state"), _fields(arrays, "best")
+    return Saved(int(arrays["start"]), State(**state) if state else None, Fit(**best) if best else None)
+
+
+def _fields(arrays: dict[str, Any], name: str) -> dict[str, Any]:
+    found = {key.removeprefix(f"{name}."): value for key, value in arrays.items() if key.startswith(f"{name}.")}
+    return {key: _plain(key, value) for key, value in found.items()}
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -155,7 +155,7 @@ def read_blocks(part: Partition) -> Iterator[tuple[int, Rows]]:
     for segment in part.segments:
         for column in _read_batches(segment, "embedding", max(1, BLOCK_ELEMENTS // part.dimension)):
             rows = to_matrix(column)
-            yield start, rows if part.half else rows.astype(np.float32, copy=False)
+            yield start, np.asarray(rows, np.float16 if part.half else np.float32)
             start += len(rows)
 
 

@@ -189,9 +189,7 @@ class Shard:
         return screen.Screen(centroids, norms, self._largest_norm, self._source.dtype, self._source.device)
 
 
-def _add_changes(
-    rows: torch.Tensor, before: torch.Tensor | None, after: torch.Tensor, sums: torch.Tensor, grid: Grid
-) -> None:
+def _add_changes(rows: torch.Tensor, before: torch.Tensor | None, after: torch.Tensor, sums: torch.Tensor, grid: Grid) -> None:
     """Bring the sums from one labelling of a block (none at first) to the next."""
     if before is None:
         kernels.accumulate(rows, after, sums, grid)

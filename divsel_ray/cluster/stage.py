@@ -98,9 +98,7 @@ def settings(config: ClusterConfig, k: int, seed: int, count: int) -> Settings:
     share = 1.0 if config.fit_rows is None else min(1.0, config.fit_rows / count)
     spherical = config.metric == "cosine"
     cap = None if config.size_cap is None else int(np.ceil(config.size_cap * count / k))
-    return Settings(
-        k, config.init, config.n_init, config.max_iter, config.tol, seed, spherical, config.progressive, share, cap
-    )
+    return Settings(k, config.init, config.n_init, config.max_iter, config.tol, seed, spherical, config.progressive, share, cap)
 
 
 def _fit(held: RayShards, files: rows.Files, asked: Settings, geometry: Geometry, folder: Path, progress: Progress) -> None:

@@ -6,20 +6,15 @@ content security policy lets run only the scripts whose hashes it lists: plotly.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import plotly.graph_objects as go
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from divsel_ray import __version__, store
-from divsel_ray.report import charts
+from divsel_ray.report import charts, html
 from divsel_ray.report.card import CARD, dataset_card
 from divsel_ray.report.examples import read_held_out, read_selected
 from divsel_ray.report.facts import Run, read_run
@@ -29,7 +24,6 @@ SELECTED_SHOWN = 6
 HELD_OUT_SHOWN = 4
 CLUSTERS_SHOWN = 100
 _TEMPLATE = "page.html.j2"
-_SCRIPT = re.compile(r"<script[^>]*>(.*?)</script>", re.DOTALL)
 
 
 def write_report(folder: str | Path) -> Path:
@@ -53,7 +47,7 @@ def render_page(run: Run, folder: Path) -> str:
     """The page as HTML."""
     order = [cluster.number for cluster in run.clustering.clusters]
     figures = _embedded(_figures(run, order))
-    environment = _environment()
+    environment = html.environment()
     scripts = Markup(environment.get_template("colours.js").render())
     return environment.get_template(_TEMPLATE).render(
         run=run,
@@ -61,7 +55,7 @@ def render_page(run: Run, folder: Path) -> str:
         refined=run.config.refine is not None,
         figures=figures,
         colours=scripts,
-        policy=_policy([*figures.values(), f"<script>{scripts}</script>"]),
+        policy=html.policy([*figures.values(), f"<script>{scripts}</script>"]),
         weights=_weights(run),
         weights_as_map=len(order) > charts.MOST_LINES,
         clusters=run.clustering.clusters[:CLUSTERS_SHOWN],
@@ -71,25 +65,6 @@ def render_page(run: Run, folder: Path) -> str:
         seconds=sum(timing.seconds for timing in run.timings),
         version=__version__,
     )
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("divsel_ray", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "integer": _integer,
-        "figure": _figure,
-        "measure": _measure,
-        "percent": _percent,
-        "duration": _duration,
-    }
-    return environment
 
 
 def _figures(run: Run, order: list[int]) -> dict[str, go.Figure]:
@@ -116,43 +91,3 @@ def _weights(run: Run) -> list[list[float]]:
 def _embedded(figures: Mapping[str, go.Figure]) -> dict[str, Markup]:
     """Figures as HTML; the first, which the page shows first, carries plotly.js."""
     return {name: charts.embed(figure, name, library=at == 0) for at, (name, figure) in enumerate(figures.items())}
-
-
-def _policy(parts: list[str]) -> str:
-    """A content security policy under which nothing is loaded and only these parts' inline scripts run."""
-    scripts = [script for part in parts for script in _SCRIPT.findall(part)]
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    allowed = " ".join(f"'sha256-{value}'" for value in hashes)
-    return (
-        f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {allowed}; base-uri 'none'; form-action 'none'"
-    )
-
-
-_NONE = "–"
-
-
-def _integer(value: int | None) -> str:
-    return _NONE if value is None else f"{value:,}"
-
-
-def _figure(value: float | None, digits: int = 3) -> str:
-    return _NONE if value is None or not math.isfinite(value) else f"{value:,.{digits}f}".replace("-", "−")
-
-
-def _measure(value: float | None) -> str:
-    """Three significant digits: rewards come on any scale."""
-    if value is None or not math.isfinite(value):
-        return _NONE
-    return _figure(value, 0) if abs(value) >= 100 else f"{value:#.3g}".replace("-", "−")
-
-
-def _percent(value: float | None, digits: int = 0) -> str:
-    return _NONE if value is None else f"{100 * value:.{digits}f} %"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -83,19 +83,42 @@ def test_the_coarse_inertia_is_the_fine_inertia_and_what_was_added(k_coarse):
     assert (coarse.sizes == np.bincount(coarse.labels[labels])).all()
 
 
-@given(clusters())
-@settings(max_examples=80, deadline=None)
-def test_every_merge_is_the_cheapest_there_is(case):
-    centroids, sizes = case
+def check_every_merge_is_the_cheapest(centroids, sizes):
     tree = merge_tree(centroids, sizes)
     for k in range(len(sizes), 1, -1):
         now = tree.cut(k)
-        cost = tree.costs[len(sizes) - k]
         means = np.array([np.average(centroids[now.labels == j], 0, np.maximum(sizes[now.labels == j], 1e-30)) for j in range(k)])
         a, b = np.triu_indices(k, 1)
         weights = now.sizes[a] * now.sizes[b] / np.maximum(now.sizes[a] + now.sizes[b], 1)
         cheapest = (weights * np.square(means[a] - means[b]).sum(axis=1)).min()
-        assert cost == pytest.approx(cheapest, abs=1e-9)
+        assert tree.costs[len(sizes) - k] == pytest.approx(cheapest, rel=1e-6, abs=1e-9)
+
+
+@given(clusters())
+@settings(max_examples=80, deadline=None)
+def test_every_merge_is_the_cheapest_there_is(case):
+    check_every_merge_is_the_cheapest(*case)
+
+
+def test_merges_are_the_cheapest_where_a_matrix_product_cannot_tell():
+    generator = np.random.default_rng(2)
+    centroids = (2.0**23 + generator.integers(0, 4, (70, 3))).astype(np.float32)
+    check_every_merge_is_the_cheapest(centroids, generator.integers(1, 6, 70))
+
+
+def test_merges_are_the_cheapest_when_only_some_neighbours_are_looked_for_at_a_time():
+    generator = np.random.default_rng(3)
+    check_every_merge_is_the_cheapest(random_centroids(200, 20), generator.integers(1, 30, 200))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_merges_that_all_cost_the_same_come_after_those_they_build_on(seed):
+    # Corners of a regular simplex: whatever is merged, every next merge costs as much.
+    generator = np.random.default_rng(seed)
+    k, edge, offset = generator.integers(3, 40), generator.uniform(0.1, 2), generator.uniform(-1, 1)
+    tree = merge_tree((edge * np.eye(k) + offset).astype(np.float32), np.ones(k, np.int64))
+    np.testing.assert_allclose(tree.costs, edge**2, rtol=1e-5)
+    assert all(second not in tree.pairs[i + 1 :] for i, (_, second) in enumerate(tree.pairs))
 
 
 @given(clusters())

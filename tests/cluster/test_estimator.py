@@ -1,10 +1,13 @@
 import numpy as np
 import pytest
+import ray
+import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from divsel_ray.cluster.estimator import KMeans
 from divsel_ray.errors import InputError
+from divsel_ray.resources import connect
 
 
 def random_rows(n, d, dtype=np.float16):
@@ -65,7 +68,11 @@ def test_too_few_distinct_rows_warn(cluster):
         ({"n_init": 0}, "n_init=0"),
         ({"max_iter": 1.5}, "max_iter=1.5"),
         ({"tol": -1}, "tol=-1"),
-        ({"metric": "cosine"}, "metric='cosine'"),
+        ({"metric": "manhattan"}, "metric='manhattan': expected 'euclidean' or 'cosine'"),
+        ({"mode": "disk"}, "mode='disk'"),
+        ({"mode": "streaming"}, "mode='streaming' reads Parquet files"),
+        ({"fit_rows": 0}, "fit_rows=0"),
+        ({"max_size": 1}, "max_size=1: 8 clusters of that size cannot hold 10 rows"),
         ({"n_shards": 0}, "n_shards=0"),
     ],
 )
@@ -97,8 +104,86 @@ def test_prediction_needs_the_fitted_dimension(cluster):
     assert model.predict(np.empty((0, 2))).shape == (0,)
 
 
-def test_a_ray_dataset_is_refused_with_advice(cluster):
-    import ray
+@pytest.mark.parametrize("blocks", [1, 3, 8])
+def test_a_ray_dataset_gives_the_labels_of_its_rows_in_order_whatever_its_blocks(cluster, blocks):
+    rows = random_rows(160, 6)
+    dataset = ray.data.from_numpy([part.copy() for part in np.array_split(rows, blocks)])
+    found, expected = KMeans(5, n_shards=3).fit(dataset), KMeans(5).fit(rows)
+    assert (found.labels_ == expected.labels_).all()
+    assert (found.predict(dataset) == expected.labels_).all()
 
-    with pytest.raises(InputError, match="write_parquet"):
+
+def test_a_dataset_needs_a_column_of_vectors(cluster):
+    with pytest.raises(InputError, match="column id holds int"):
         KMeans(2).fit(ray.data.range(4))
+    with pytest.raises(InputError, match=r"columns \['a', 'b'\]; expected one called embedding"):
+        KMeans(2).fit(ray.data.from_items([{"a": 1, "b": 2}]))
+
+
+def test_a_bfloat16_tensor_is_clustered_as_it_is(cluster):
+    rows = torch.randn(90, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found, expected = KMeans(4).fit(rows), KMeans(4).fit(rows.float().numpy())
+    assert (found.labels_ == expected.labels_).all()
+
+
+def test_cosine_follows_directions_and_refuses_rows_without_one(cluster):
+    rows = np.array([[1, 0], [40, 1], [0, 2], [0.1, 9]], np.float32)
+    model = KMeans(2, metric="cosine").fit(rows)
+    assert model.labels_[0] == model.labels_[1] != model.labels_[2] == model.labels_[3]
+    np.testing.assert_allclose(np.linalg.norm(model.cluster_centers_, axis=1), 1, rtol=1e-6)
+    assert (model.predict(rows * 7) == model.labels_).all()
+    with pytest.raises(InputError, match="X: row 2: a vector of zeros has no direction"):
+        KMeans(2, metric="cosine").fit(np.array([[1, 0], [0, 1], [0, 0]], np.float32))
+
+
+def test_no_cluster_exceeds_the_size_cap(cluster):
+    rows = np.concatenate([random_rows(150, 3) * np.float16(0.01), random_rows(50, 3)])
+    free, capped = KMeans(8).fit(rows), KMeans(8, max_size=30).fit(rows)
+    assert np.bincount(free.labels_).max() > 30
+    assert np.bincount(capped.labels_).max() <= 30
+    distances = np.square(rows.astype(float) - capped.cluster_centers_[capped.labels_]).sum()
+    assert capped.inertia_ == pytest.approx(distances, rel=1e-6)
+    assert (KMeans(8, max_size=30, n_shards=5).fit(rows).labels_ == capped.labels_).all()
+
+
+def test_the_history_tells_every_iteration(cluster):
+    model = KMeans(6, max_iter=4, tol=0).fit(random_rows(300, 5))
+    assert [step.iteration for step in model.history_] == [1, 2, 3, 4]
+    assert model.history_[-1].inertia >= model.inertia_
+
+
+def test_a_checkpoint_lets_a_fit_continue(cluster, tmp_path):
+    rows = random_rows(400, 5)
+    path = tmp_path / "fit.npz"
+    short = KMeans(7, max_iter=9, tol=0, checkpoint=path).fit(rows)
+    again = KMeans(7, max_iter=9, tol=0, checkpoint=path).fit(rows)
+    assert again.history_ == short.history_
+    assert [step.seconds for step in KMeans(7, max_iter=9, tol=0).fit(rows).history_] != [s.seconds for s in short.history_]
+    assert KMeans(7, max_iter=9, tol=0, checkpoint=path, seed=1).fit(rows).history_ != short.history_
+
+
+def test_a_fine_fit_yields_nested_coarser_ones(cluster):
+    rows = random_rows(500, 4, np.float32)
+    fine = KMeans(40, tol=0).fit(rows)
+    eight = fine.coarsen(8)
+    three = eight.coarsen(3)
+    for model, k in ((eight, 8), (three, 3)):
+        assert sorted(set(model.labels_.tolist())) == list(range(k))
+        means = np.array([rows[model.labels_ == j].mean(axis=0) for j in range(k)])
+        np.testing.assert_allclose(model.cluster_centers_, means, atol=1e-4)
+        assert model.inertia_ == pytest.approx(np.square(rows - means[model.labels_]).sum(), rel=1e-4)
+        assert (model.predict(rows) == model.labels_).all()
+    assert len(set(zip(eight.labels_.tolist(), three.labels_.tolist(), strict=True))) == 8
+    with pytest.raises(InputError, match="expected 1 to 40"):
+        fine.coarsen(41)
+
+
+def test_few_rows_are_clustered_in_this_process_and_n_shards_asks_for_actors():
+    ray.shutdown()
+    try:
+        model = KMeans(3).fit(random_rows(60, 4))
+        assert not ray.is_initialized()
+        assert (KMeans(3, n_shards=2).fit(random_rows(60, 4)).labels_ == model.labels_).all()
+        assert ray.is_initialized()
+    finally:
+        connect()

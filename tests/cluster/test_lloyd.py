@@ -201,9 +201,7 @@ def test_the_best_of_several_starts_is_kept():
 def test_drawn_centroids_spread_better_than_random_rows(init):
     rows, _ = make_blobs(2000, 4, centers=30, cluster_std=0.05, center_box=(-9, 9), random_state=0)
     rows = rows.astype(np.float32)
-    spread, plain = (
-        [fit(rows, Settings(30, init=i, seed=s, max_iter=1)).inertia for s in range(5)] for i in (init, "random")
-    )
+    spread, plain = ([fit(rows, Settings(30, init=i, seed=s, max_iter=1)).inertia for s in range(5)] for i in (init, "random"))
     assert np.mean(spread) < 0.5 * np.mean(plain)
 
 
@@ -251,7 +249,9 @@ def test_spherical_centroids_have_unit_length_and_follow_directions_only():
     np.testing.assert_allclose(np.linalg.norm(found.centroids, axis=1), 1, rtol=1e-6)
     truth = directions.argmax(axis=1)
     assert adjusted_rand_score(truth, labels_of(normalise(rows), found.centroids)) == 1
-    cosines = (rows / np.linalg.norm(rows, axis=1, keepdims=True) * found.centroids[labels_of(normalise(rows), found.centroids)]).sum(1)
+    cosines = (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True) * found.centroids[labels_of(normalise(rows), found.centroids)]
+    ).sum(1)
     assert found.inertia == pytest.approx(2 * (1 - cosines).sum(), rel=1e-4)
 
 

@@ -4,7 +4,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from divsel_ray.cluster import distributed, rows
+from divsel_ray.cluster import distributed, rows, shards
+from divsel_ray.cluster.distributed import Holding
 from divsel_ray.cluster.estimator import KMeans
 from divsel_ray.cluster.lloyd import Settings, fit
 from divsel_ray.cluster.shard import Shard
@@ -82,7 +83,8 @@ def test_the_estimator_reads_the_files_of_a_folder_as_the_stage_does(cluster, tm
     assert (from_files.predict(str(tmp_path / "embed")) == from_files.labels_).all()
 
 
-def test_a_killed_shard_actor_is_rebuilt_and_the_result_is_the_same(cluster, tmp_path):
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_killed_shard_actor_is_rebuilt_and_the_result_is_the_same(cluster, tmp_path, streamed):
     files = rows.check_files(write_embeddings(tmp_path / "embed", unit_rows(500, 6), [123, 400]))
     settings = Settings(10, n_init=2, tol=0, max_iter=15)
     expected = KMeans(10, n_init=2, tol=0, max_iter=15).fit(list(files.paths))
@@ -90,17 +92,17 @@ def test_a_killed_shard_actor_is_rebuilt_and_the_result_is_the_same(cluster, tmp
     class Killing(distributed.RayShards):
         calls = 0
 
-        def map(self, method, *args, **kwargs):
+        def _ask(self, *args):
             self.calls += 1
             if self.calls in (5, 18):
                 ray.kill(self.actors[self.calls % 2], no_restart=False)
-            return super().map(method, *args, **kwargs)
+            return super()._ask(*args)
 
-    with distributed.start_shards(rows.partition(files, 2), cluster) as shards:
-        assert len(shards.actors) == 2
-        killing = Killing(shards.actors)
-        found = fit(killing, settings, variance=1.0)
-        labels = np.concatenate([assignment.labels for assignment in shards.map(Shard.assign, found.centroids)])
+    with distributed.start_shards(rows.partition(files, 2), cluster, Holding(streamed=streamed)) as held:
+        assert len(held.actors) == 2
+        killing = Killing(held.actors)
+        found = fit(killing, settings, shards.inspect(held, 6).geometry)
+        labels = np.concatenate(held.map(Shard.labels, found.centroids))
     assert killing.calls > 18
     assert found.centroids.tobytes() == expected.cluster_centers_.tobytes()
     assert (found.inertia, found.iterations) == (expected.inertia_, expected.n_iter_)
@@ -109,17 +111,18 @@ def test_a_killed_shard_actor_is_rebuilt_and_the_result_is_the_same(cluster, tmp
 
 def test_a_killed_coordinator_starts_over_and_the_result_is_the_same(cluster, tmp_path, monkeypatch):
     paths = write_embeddings(tmp_path / "embed", unit_rows(300, 4), [])
-    expected = build_clusters(paths, ClusterConfig(k=40), 0, tmp_path / "undisturbed", cluster, Silent())
+    expected = build_clusters(paths, ClusterConfig(k=40, tol=0), 0, tmp_path / "undisturbed", cluster, Silent())
     watch, killed = distributed._watch, []
 
     def kill_then_watch(coordinator, *args):
-        ray.wait([coordinator.state.remote()], timeout=30)
+        while not (tmp_path / "killed" / "fit.npz").is_file():
+            ray.get(coordinator.state.remote(), timeout=30)
         ray.kill(coordinator, no_restart=False)
         killed.append(True)
         watch(coordinator, *args)
 
     monkeypatch.setattr(distributed, "_watch", kill_then_watch)
-    assert build_clusters(paths, ClusterConfig(k=40), 0, tmp_path / "killed", cluster, Silent()) == expected
+    assert build_clusters(paths, ClusterConfig(k=40, tol=0), 0, tmp_path / "killed", cluster, Silent()) == expected
     assert killed
     for name in ("centroids.npy", "part-0.parquet"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
@@ -159,3 +162,55 @@ def test_files_of_one_base_name_are_refused(cluster, tmp_path):
     paths = [write_embeddings(tmp_path / name, unit_rows(5, 2), [])[0] for name in ("a", "b")]
     with pytest.raises(InputError, match="base name"):
         build_clusters(paths, ClusterConfig(k=2), 0, tmp_path / "out", cluster, Silent())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mode": "streaming", "n_shards": 3},
+        {"mode": "streaming", "n_shards": 1, "workers": {"cpus": 2}},
+        {"mode": "memory", "n_shards": 7},
+        {"n_shards": 5, "workers": {"count": 1}},
+    ],
+)
+def test_how_rows_are_held_changes_no_byte(cluster, tmp_path, settings):
+    paths = write_embeddings(tmp_path / "embed", unit_rows(300, 5), [77, 200])
+    build_clusters(paths, ClusterConfig(k=6), 0, tmp_path / "usual", cluster, Silent())
+    build_clusters(paths, ClusterConfig(k=6, **settings), 0, tmp_path / "other", cluster, Silent())
+    names = ["centroids.npy", "facts.json", "part-0.parquet", "part-2.parquet"]
+    assert all((tmp_path / "other" / name).read_bytes() == (tmp_path / "usual" / name).read_bytes() for name in names)
+
+
+def test_a_size_cap_holds_over_all_files(cluster, tmp_path):
+    vectors = np.concatenate([unit_rows(100, 4) * 0.01 + 1, unit_rows(100, 4)])
+    paths = write_embeddings(tmp_path / "embed", vectors, [50, 120])
+    facts = build_clusters(paths, ClusterConfig(k=8, size_cap=1.2), 0, tmp_path / "out", cluster, Silent())
+    found = pa.concat_tables([pq.read_table(tmp_path / "out" / f"part-{i}.parquet") for i in range(3)])
+    sizes = np.bincount(found["cluster"].to_numpy(), minlength=8)
+    assert sizes.tolist() == facts["sizes"]
+    assert sizes.max() <= 30
+
+
+def test_cosine_clusters_are_those_of_the_directions(cluster, tmp_path):
+    vectors = unit_rows(120, 4)
+    scaled = write_embeddings(tmp_path / "scaled", vectors * np.geomspace(0.5, 8, 120)[:, None], [40])
+    plain = write_embeddings(tmp_path / "plain", vectors, [40])
+    config = ClusterConfig(k=5, metric="cosine")
+    build_clusters(scaled, config, 0, tmp_path / "a", cluster, Silent())
+    build_clusters(plain, config, 0, tmp_path / "b", cluster, Silent())
+    tables = [pq.read_table(tmp_path / name / "part-1.parquet")["cluster"].to_numpy() for name in "ab"]
+    assert (tables[0] == tables[1]).mean() > 0.95
+
+
+def test_the_plan_streams_what_does_not_fit_and_says_so(tmp_path):
+    from dataclasses import replace
+
+    from divsel_ray.resources import Cluster
+
+    files = replace(rows.check_files(write_embeddings(tmp_path / "embed", unit_rows(5, 2), [])), counts=(10**7,), dimension=384)
+    small = Cluster(cpus=2, gpus=0, node_cpus=2, node_gpus=0, memory_gib=8, nodes=1, local=True)
+    plan = distributed.plan_memory(files, small, "auto")
+    assert plan.streamed
+    assert plan.reason == "10,000,000 vectors take 7.4 GiB, 4.8 GiB are free for them: streamed from Parquet on every pass"
+    assert not distributed.plan_memory(files, replace(small, memory_gib=64), "auto").streamed
+    assert not distributed.plan_memory(files, small, "memory").streamed

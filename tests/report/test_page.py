@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from divsel_ray.errors import InputError
-from divsel_ray.report.page import _measure, write_report
+from divsel_ray.report.html import measure
+from divsel_ray.report.page import write_report
 
 MakeRun = Callable[..., Path]
 
@@ -175,7 +176,7 @@ def test_the_shown_settings_make_the_same_configuration(make_run: MakeRun) -> No
     [(None, "–"), (float("nan"), "–"), (2.0, "2.00"), (-0.001057, "−0.00106"), (99.0, "99.0"), (1234.5, "1,234"), (0.0, "0.00")],
 )
 def test_measures_keep_three_significant_digits_on_any_scale(value: float | None, shown: str) -> None:
-    assert _measure(value) == shown
+    assert measure(value) == shown
 
 
 def test_a_folder_without_a_finished_run_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from ray.data.block import BlockAccessor
 
 from divsel_ray.cluster import balance, lloyd, rows, shards
 from divsel_ray.cluster.journal import Journal
@@ -130,16 +129,24 @@ def _vectors(block: Any, column: str) -> Rows:
     """The vectors of a Ray Data block, as float16 or float32."""
     if isinstance(block, pa.Table) and pa.types.is_fixed_size_list(block[column].type):
         return rows.to_matrix(block[column])
+    # Half a second to import, in every actor.
+    from ray.data.block import BlockAccessor
+
     values = BlockAccessor.for_block(block).to_numpy(column)
     matrix = np.stack(values) if values.dtype == object else values
     return matrix if matrix.dtype in (np.float16, np.float32) else matrix.astype(np.float32)
 
 
 class RayShards:
-    """The partitions as shard actors hold them, in the order of the rows."""
+    """The partitions as shard actors hold them, in the order of the rows.
 
-    def __init__(self, actors: Sequence[Any]) -> None:
-        self.actors = list(actors)
+    Attributes:
+        actors: they hold the partitions.
+        coordinator: the actor that runs loops over them, or None.
+    """
+
+    def __init__(self, actors: Sequence[Any], coordinator: Any = None) -> None:
+        self.actors, self.coordinator = list(actors), coordinator
 
     def map(self, question: Callable[Concatenate[Shard, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
         """Ask all partitions at once."""
@@ -166,6 +173,7 @@ class Coordinator:
 
     def run(self, loop: str, *args: Any) -> Any:
         """Call `loop` (module:function) as `loop(shards, *args, report)`."""
+        self._state = None
         module, _, name = loop.partition(":")
         return getattr(importlib.import_module(module), name)(self._shards, *args, self._report)
 
@@ -178,8 +186,12 @@ class Coordinator:
 
 
 @contextlib.contextmanager
-def start_shards(sources: Sequence[Source], cluster: Cluster, holding: Holding | None = None) -> Iterator[RayShards]:
-    """Shard actors for these partitions, as many as the cluster holds; they end with the block.
+def start_shards(
+    sources: Sequence[Source], cluster: Cluster, holding: Holding | None = None, *, coordinated: bool = True
+) -> Iterator[RayShards]:
+    """Shard actors for these partitions, as many as the cluster holds, and a coordinator, which takes no CPU.
+
+    They end with the block. Without `coordinated` there is no coordinator, and nothing can be fitted.
 
     Raises:
         JobError: the cluster gave them no place, or Ray lost them for good.
@@ -190,13 +202,14 @@ def start_shards(sources: Sequence[Source], cluster: Cluster, holding: Holding |
     options = {"num_cpus": workers.cpus, "num_gpus": cluster.gpus_per_worker(workers), **_RESTARTED}
     actor_class = ray.remote(**options)(ShardActor)
     actors = [actor_class.remote(list(sources[low:high]), holding) for low, high in rows.bounds(len(sources), count)]
+    coordinators = [ray.remote(num_cpus=0, max_concurrency=2, **_RESTARTED)(Coordinator).remote(actors)] if coordinated else []
     try:
         _await_places(actors, workers)
-        yield RayShards(actors)
+        yield RayShards(actors, *coordinators)
     except ray.exceptions.RayError as error:
         raise JobError(f"k-means: {_last_line(error)}") from error
     finally:
-        for actor in actors:
+        for actor in (*actors, *coordinators):
             ray.kill(actor)
 
 
@@ -243,7 +256,7 @@ def run_fit(held: Shards, settings: Settings, geometry: Geometry, journal: Journ
 
 
 def coordinate(held: RayShards, loop: str, args: tuple[Any, ...], progress: Progress) -> Any:
-    """Have a coordinator actor, which takes no CPU, run a loop over the partitions.
+    """Have the coordinator run a loop over the partitions.
 
     Args:
         held: the partitions.
@@ -251,13 +264,9 @@ def coordinate(held: RayShards, loop: str, args: tuple[Any, ...], progress: Prog
         args: plain values and k-sized arrays.
         progress: told of what the loop reports.
     """
-    coordinator = ray.remote(num_cpus=0, max_concurrency=2, **_RESTARTED)(Coordinator).remote(held.actors)
-    try:
-        result = coordinator.run.remote(loop, *args)
-        _watch(coordinator, result, progress)
-        return ray.get(result)
-    finally:
-        ray.kill(coordinator)
+    result = held.coordinator.run.remote(loop, *args)
+    _watch(held.coordinator, result, progress)
+    return ray.get(result)
 
 
 def _watch(coordinator: Any, result: Any, progress: Progress) -> None:

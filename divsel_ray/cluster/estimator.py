@@ -148,7 +148,7 @@ class KMeans(ClusterMixin, BaseEstimator):
             raise InputError(f"X has {source.dimension} dimensions, the fitted centroids have {self.n_features_in_}")
         if source.rows == 0:
             return np.empty(0, np.int32)
-        with self._open(source, Silent(), local=True) as held:
+        with self._open(source, Silent(), local=True, coordinated=False) as held:
             self._look(held, source)
             centroids, labels = self._fine
             return labels[np.concatenate(held.map(Shard.labels, centroids))]
@@ -179,14 +179,15 @@ class KMeans(ClusterMixin, BaseEstimator):
         return coarse
 
     @contextlib.contextmanager
-    def _open(self, source: DataSource, progress: Progress, *, local: bool) -> Iterator[Shards]:
+    def _open(self, source: DataSource, progress: Progress, *, local: bool, coordinated: bool = True) -> Iterator[Shards]:
         """The rows, in this process where they are few and it may, else in actors."""
         cosine = self.metric == "cosine"
         if local and source.array is not None and source.rows * source.dimension <= LOCAL_ELEMENTS:
             yield LocalShards([Shard(normalise(source.array) if cosine else source.array)])
             return
         cluster = connect()
-        with distributed.start_shards(source.partitions(), cluster, self._holding(source, cluster, progress)) as held:
+        holding = self._holding(source, cluster, progress)
+        with distributed.start_shards(source.partitions(), cluster, holding, coordinated=coordinated) as held:
             yield held
 
     def _look(self, shards: Shards, source: DataSource) -> Geometry:

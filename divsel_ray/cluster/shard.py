@@ -111,7 +111,7 @@ class Shard:
         """Squared norms (n,); remembered in float32 for the screens."""
         with np.errstate(over="ignore", invalid="ignore"):
             norms = np.concatenate([kernels.squared_norms(rows) for _, rows in self.tensors()] or [np.empty(0)])
-            self._known = Known.empty(len(norms))
+            self._known, self._centroids, self._sums = Known.empty(len(norms)), None, None
             self._known.norms[:] = torch.from_numpy(norms)
             self._largest_norm = float(np.sqrt(norms.max(initial=0.0))) * (1 + 1e-6)
         return norms

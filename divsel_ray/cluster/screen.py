@@ -75,7 +75,10 @@ class Screen:
         self._row_scale = max(unit, 1.0) if rows_type == torch.float16 else unit
         self._scale = _power(2 * _LARGEST_PRODUCT / max(reach, _SMALLEST) ** 2) if half else 1.0
         self._columns = -(-(d + _COLUMNS) // _TILE) * _TILE if half else d + _COLUMNS
-        matrix = torch.zeros(k, self._columns, dtype=self._type)
+        self._centroids = k
+        matrix = torch.zeros(_rounded(k) if half else k, self._columns, dtype=self._type)
+        matrix[k:, d] = torch.inf
+        matrix, padded = matrix[:k], matrix
         scaled = torch.from_numpy(centroids.astype(np.float64) * (self._scale / self._row_scale))
         matrix[:, :d] = -scaled
         matrix[:, d : d + 2] = _split(torch.from_numpy(centroid_norms) * (self._scale / 2), self._type)
@@ -83,11 +86,11 @@ class Screen:
         lost = (matrix[:, :d].double() + scaled).square().sum(dim=1).max().sqrt().item() if k else 0.0
         self._absolute = self._error(lost, largest_norm, reach, rows_type, d) / self._scale
         self._relative = _HALF_ROUNDOFF if half else _SINGLE_ROUNDOFF
-        self._matrix = matrix.to(device).T
+        self._matrix = padded.to(device).T
         size = PRODUCT_BYTES if device.type == "cpu" else DEVICE_BYTES
-        self.batch = max(1, size // self._type.itemsize // max(k, self._columns))
+        self.batch = max(1, size // self._type.itemsize // max(len(padded), self._columns))
         self._extended = torch.zeros(0, self._columns, dtype=self._type, device=device)
-        self._output = torch.zeros(0, k, dtype=self._type, device=device)
+        self._output = torch.zeros(0, len(padded), dtype=self._type, device=device)
 
     def _error(self, lost: float, row: float, reach: float, rows_type: torch.dtype, d: int) -> float:
         """Bound on what a scaled product is off before it is rounded.
@@ -109,14 +112,16 @@ class Screen:
             norms: (n,) float32, their squared norms.
         """
         n, d = rows.shape
-        if n > len(self._extended):
-            self._extended = torch.zeros(n, self._columns, dtype=self._type, device=rows.device)
+        size = _rounded(n) if self._type == torch.float16 else n
+        if size > len(self._extended):
+            self._extended = torch.zeros(size, self._columns, dtype=self._type, device=rows.device)
             self._extended[:, d : d + 2] = 1
-            self._output = torch.empty(n, self._matrix.shape[1], dtype=self._type, device=rows.device)
+            self._output = torch.empty(size, self._matrix.shape[1], dtype=self._type, device=rows.device)
         extended = self._extended[:n]
         extended[:, :d] = rows if self._row_scale == 1 else rows.float() * self._row_scale
         extended[:, d + 2 : d + 4] = _split(norms * (self._scale / 2), self._type)
-        return torch.mm(extended, self._matrix, out=self._output[:n])
+        torch.mm(self._extended[:size], self._matrix, out=self._output[:size])
+        return self._output[:n, : self._centroids]
 
     def lower(self, products: torch.Tensor) -> torch.Tensor:
         """Float32 numbers that the exact half squared distances are not below (unscaled)."""
@@ -130,6 +135,12 @@ class Screen:
         """The largest products (n,) whose exact half squared distances may be at most `upper` (n,)."""
         limit = (upper + self._absolute) * (self._scale * (1 + 4 * self._relative))
         return limit.to(self._type) if self._type == torch.float32 else _round_up(limit)
+
+
+def _rounded(size: int) -> int:
+    """A size not below this one, of few: libraries compile and keep a kernel for every shape of a float16 product."""
+    step = max(16, 1 << max(0, (size - 1).bit_length() - 3))
+    return -(-size // step) * step
 
 
 def _power(value: float) -> float:

@@ -216,7 +216,7 @@ def judge(name: str, k: int, table: dict[str, dict[str, Any]], rows_bytes: int) 
     if ours and faiss:
         ratio = ours["seconds_per_iteration"] / faiss["seconds_per_iteration"]
         yield at_most("an iteration / faiss's", ratio, 1.0)
-    for who in ("ours", "ours_progressive"):
+    for who in ("ours",):
         if who in table and faiss:
             ratio = divide(table[who]["seconds_to_target"], faiss["loop_seconds"])
             yield at_most(f"{who}: seconds to the target / all of faiss's", ratio, 0.4)

@@ -147,6 +147,7 @@ class RayShards:
 
     def __init__(self, actors: Sequence[Any], coordinator: Any = None) -> None:
         self.actors, self.coordinator = list(actors), coordinator
+        self._stored: list[tuple[Any, Any]] = []
 
     def map(self, question: Callable[Concatenate[Shard, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
         """Ask all partitions at once."""
@@ -157,10 +158,19 @@ class RayShards:
         return shards.add(self._ask("total", question, args, kwargs))
 
     def _ask(self, method: str, question: Any, args: Any, kwargs: Any) -> list[Any]:
-        stored = [ray.put(value) if isinstance(value, np.ndarray) else value for value in args]
+        stored = [self._store(value) if isinstance(value, np.ndarray) else value for value in args]
         asked = [getattr(actor, method).remote(question, *stored, **kwargs) for actor in self.actors]
         answers: list[Any] = ray.get(asked, timeout=CALL_SECONDS)
         return answers
+
+    def _store(self, array: Any) -> Any:
+        """The array in the object store; one that was asked with in the last question is there already."""
+        for known, reference in self._stored:
+            if known is array:
+                return reference
+        reference = ray.put(array)
+        self._stored = [*self._stored[-1:], (array, reference)]
+        return reference
 
 
 class Coordinator:

@@ -8,6 +8,7 @@ and so the centroids, exactly as they were: that stop is the case of no movement
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,7 +19,7 @@ import numpy as np
 from divsel_ray.cluster import initialise, progressive, repair
 from divsel_ray.cluster.exact import Float32, Int64, exact_total
 from divsel_ray.cluster.journal import Journal
-from divsel_ray.cluster.shard import Shard
+from divsel_ray.cluster.shard import Change, Shard
 from divsel_ray.cluster.shards import Geometry, Shards
 
 Report = Callable[[int, int, str], None]
@@ -141,7 +142,7 @@ def fit(shards: Shards, settings: Settings, geometry: Geometry, report: Report =
         if state is None:
             state = State(first_centroids(seen, settings, start, geometry, report))
         told = _Told(report, journal, start, settings, best)
-        result = _finish(shards, _run(shards, state, settings, geometry, told), settings, geometry)
+        result = _finish(shards, _run(shards, state, settings, geometry, told))
         best = result if best is None or result.inertia < best.inertia else best
         state = None
     assert best is not None
@@ -182,19 +183,24 @@ def _run(shards: Shards, state: State, settings: Settings, geometry: Geometry, t
     shares = _shares(settings, geometry)
     before = state.history[-1].seconds if state.history else 0.0
     began = time.perf_counter() - before
+    updater = _updater(shards, settings, geometry, shares[state.stage])
     while not state.converged and state.iterations < settings.max_iter:
-        share = shares[state.stage]
-        view = progressive.view(shards, settings.seed, share)
-        update = advance(view, state.centroids, geometry, settings.spherical)
+        update = updater.step(state.centroids)
         step = Step(len(state.history) + 1, update.rows, update.inertia, update.moved, time.perf_counter() - began)
         state = replace(state, centroids=update.centroids, history=(*state.history, step))
         if state.stage < len(shares) - 1:
-            state = replace(state, stage=state.stage + progressive.settled(state.history, update.movement))
+            if progressive.settled(state.history, update.movement):
+                state = replace(state, stage=state.stage + 1)
+                updater = _updater(shards, settings, geometry, shares[state.stage])
         else:
             converged = update.movement <= settings.tol
             state = replace(state, iterations=state.iterations + 1, converged=converged)
         told(state)
     return state
+
+
+def _updater(shards: Shards, settings: Settings, geometry: Geometry, share: float) -> Updater:
+    return Updater(progressive.view(shards, settings.seed, share), geometry, spherical=settings.spherical)
 
 
 def _shares(settings: Settings, geometry: Geometry) -> tuple[float, ...]:
@@ -221,37 +227,69 @@ class Update(NamedTuple):
     movement: float
 
 
-def advance(shards: Shards, centroids: Float32, geometry: Geometry, spherical: bool = False) -> Update:
-    """One iteration: assign, update, repair emptied clusters.
+class Updater:
+    """Makes one iteration after the other: assign, update, repair emptied clusters.
 
-    The inertia follows from the sums alone, `sum |x|^2 - sum_j (2 c_j . S_j - n_j |c_j|^2)`, which spares a look at every
-    row; on samples the norms are taken as those of all rows on average.
+    Partitions tell only of clusters that gain or lose rows; the sums of all rows are kept here. The inertia follows from
+    them, `sum |x|^2 - sum_j (2 c_j . S_j - n_j |c_j|^2)`, which spares a look at every row. On samples the norms are taken
+    as those of all rows on average.
     """
-    sums, counts = shards.total(Shard.measure, centroids, geometry.grid)
-    rows, wide = int(counts.sum()), centroids.astype(np.float64)
-    inertia = geometry.squares * (rows / geometry.rows) - float(
-        2 * (wide * sums).sum() - (counts * np.square(wide).sum(axis=1)).sum()
-    )
-    mean = sums.sum(axis=0) / rows
-    variance = max(geometry.squares / geometry.rows - float(np.square(mean).sum()), 0.0) / geometry.dimension
-    empty = int((counts == 0).sum())
-    if empty:
-        far = repair.merge_farthest(shards.map(Shard.farthest, centroids, empty), empty)
-        sums, counts = repair.relocate(sums, counts, far, geometry.grid)
-    updated = repair.finish(sums, counts, centroids, spherical=spherical)
-    movement = float(np.square(updated - wide).sum())
-    moved = int((updated != centroids).any(axis=1).sum())
-    return Update(updated, rows, max(inertia, 0.0), moved, movement / variance if movement else 0.0)
+
+    def __init__(self, shards: Shards, geometry: Geometry, *, spherical: bool = False) -> None:
+        self._shards, self._geometry, self._spherical = shards, geometry, spherical
+        self._before: Float32 | None = None
+        self._due: Int64 = np.empty(0, np.int64)
+        self._sums, self._terms = np.empty((0, 0)), np.empty(0)
+        self._counts: Int64 = np.empty(0, np.int64)
+
+    def step(self, centroids: Float32) -> Update:
+        """The centroids (k, d) that follow."""
+        changes = self._shards.map(Shard.change, self._before, centroids, self._geometry.grid)
+        due = self._enter(changes, centroids)
+        rows = int(self._counts.sum())
+        inertia = math.fsum([self._geometry.squares * (rows / self._geometry.rows), *-self._terms])
+        updated = centroids.copy()
+        empty = int((self._counts == 0).sum())
+        if empty:
+            far = repair.merge_farthest(self._shards.map(Shard.farthest, centroids, empty), empty)
+            sums, counts = repair.relocate(self._sums, self._counts, far, self._geometry.grid)
+            updated = repair.finish(sums, counts, centroids, spherical=self._spherical)
+        else:
+            updated[due] = repair.finish(self._sums[due], self._counts[due], centroids[due], spherical=self._spherical)
+        moved = np.flatnonzero((updated != centroids).any(axis=1))
+        # Relocated centroids are no means of their rows: all are due again.
+        self._before, self._due = centroids, np.arange(len(centroids)) if empty else moved
+        movement = math.fsum(np.square(updated[moved].astype(np.float64) - centroids[moved]).sum(axis=1))
+        return Update(updated, rows, max(inertia, 0.0), len(moved), movement / self._variance(rows) if movement else 0.0)
+
+    def _enter(self, changes: list[Change], centroids: Float32) -> Int64:
+        """Add changes to the sums, and centroids that moved to the inertia; returns clusters whose mean may have changed."""
+        k, d = centroids.shape
+        if self._before is None:
+            self._sums, self._counts, self._terms = np.zeros((k, d)), np.zeros(k, np.int64), np.zeros(k)
+            self._due = np.arange(k)
+        for change in changes:
+            self._sums[change.clusters] += change.sums
+            self._counts[change.clusters] += change.counts
+        due = np.unique(np.concatenate([self._due, *(change.clusters for change in changes)]))
+        means = centroids[due].astype(np.float64)
+        self._terms[due] = (2 * (means * self._sums[due]).sum(axis=1)) - self._counts[due] * np.square(means).sum(axis=1)
+        return due
+
+    def _variance(self, rows: int) -> float:
+        mean = self._sums.sum(axis=0) / rows
+        squares = self._geometry.squares / self._geometry.rows
+        return max(squares - math.fsum(np.square(mean)), 0.0) / self._geometry.dimension
 
 
-def _finish(shards: Shards, state: State, settings: Settings, geometry: Geometry) -> Fit:
+def _finish(shards: Shards, state: State) -> Fit:
     """Use every cluster, and measure exactly."""
-    centroids, counts = fill(shards, state.centroids, geometry)
+    centroids, counts = fill(shards, state.centroids)
     inertia = exact_total(np.sum(shards.map(Shard.inertia, centroids), axis=0))
     return Fit(centroids, inertia, state.iterations, counts, state.converged, state.history)
 
 
-def fill(shards: Shards, centroids: Float32, geometry: Geometry) -> tuple[Float32, Int64]:
+def fill(shards: Shards, centroids: Float32) -> tuple[Float32, Int64]:
     """Put centroids without rows on the farthest rows, until none is left or no row is away from its centroid.
 
     A centroid that lies on a row keeps it, so every round settles at least one more cluster for good.
@@ -260,7 +298,7 @@ def fill(shards: Shards, centroids: Float32, geometry: Geometry) -> tuple[Float3
         centroids (k, d) and sizes (k,).
     """
     while True:
-        counts = shards.total(Shard.measure, centroids, geometry.grid).counts
+        counts = np.sum(shards.map(Shard.counts, centroids), axis=0)
         empty = np.flatnonzero(counts == 0)
         if not len(empty):
             return centroids, counts

@@ -146,6 +146,7 @@ def read(part: Partition) -> Rows:
     matrix = np.empty((part.rows, part.dimension), np.float16 if part.half else np.float32)
     for start, rows in read_blocks(part):
         matrix[start : start + len(rows)] = rows
+    pa.default_memory_pool().release_unused()
     return matrix
 
 

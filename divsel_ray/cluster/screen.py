@@ -8,6 +8,7 @@ assignment takes, and never what it says.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import platform
@@ -15,7 +16,7 @@ import platform
 import numpy as np
 import torch
 
-from divsel_ray.cluster.exact import Float32, Float64
+from divsel_ray.cluster.exact import Float32, Float64, Int64
 
 PRODUCT_BYTES = 1 << 22
 """Size of a product on a CPU at most, so that it stays in or near a core's second-level cache."""
@@ -66,43 +67,65 @@ class Screen:
     def __init__(
         self, centroids: Float32, centroid_norms: Float64, largest_norm: float, rows_type: torch.dtype, device: torch.device
     ) -> None:
-        self._type = screening_type(device.type)
+        self._type, self._rows_type = screening_type(device.type), rows_type
+        self._largest = largest_norm
+        # Means are no longer than the longest row, so that centroids may be replaced by means.
+        self._reach = largest_norm + max(largest_norm, math.sqrt(centroid_norms.max(initial=0.0)))
         half = self._type == torch.float16
-        k, d = centroids.shape
-        reach = largest_norm + math.sqrt(centroid_norms.max(initial=0.0))
         # Float16 rows stay as they are where they can, or are scaled up, which is exact.
         unit = _power(1 / max(largest_norm, _SMALLEST)) if half else 1.0
         self._row_scale = max(unit, 1.0) if rows_type == torch.float16 else unit
-        self._scale = _power(2 * _LARGEST_PRODUCT / max(reach, _SMALLEST) ** 2) if half else 1.0
-        self._columns = -(-(d + _COLUMNS) // _TILE) * _TILE if half else d + _COLUMNS
-        self._centroids = k
-        matrix = torch.zeros(_rounded(k) if half else k, self._columns, dtype=self._type)
-        matrix[k:, d] = torch.inf
-        matrix, padded = matrix[:k], matrix
-        scaled = torch.from_numpy(centroids.astype(np.float64) * (self._scale / self._row_scale))
-        matrix[:, :d] = -scaled
-        matrix[:, d : d + 2] = _split(torch.from_numpy(centroid_norms) * (self._scale / 2), self._type)
-        matrix[:, d + 2 : d + 4] = 1
-        lost = (matrix[:, :d].double() + scaled).square().sum(dim=1).max().sqrt().item() if k else 0.0
-        self._absolute = self._error(lost, largest_norm, reach, rows_type, d) / self._scale
+        self._scale = _power(2 * _LARGEST_PRODUCT / max(self._reach, _SMALLEST) ** 2) if half else 1.0
         self._relative = _HALF_ROUNDOFF if half else _SINGLE_ROUNDOFF
-        self._matrix = padded.to(device).T
-        size = PRODUCT_BYTES if device.type == "cpu" else DEVICE_BYTES
-        self.batch = max(1, size // self._type.itemsize // max(len(padded), self._columns))
-        self._extended = torch.zeros(0, self._columns, dtype=self._type, device=device)
-        self._output = torch.zeros(0, len(padded), dtype=self._type, device=device)
+        k, self._dimension = centroids.shape
+        columns = self._dimension + _COLUMNS
+        width = -(-columns // _TILE) * _TILE if half else columns
+        self._set(torch.zeros(k, width, dtype=self._type, device=device), np.zeros(k))
+        self.replace(np.arange(k), centroids, centroid_norms)
 
-    def _error(self, lost: float, row: float, reach: float, rows_type: torch.dtype, d: int) -> float:
+    def _set(self, matrix: torch.Tensor, lost: Float64) -> None:
+        self._matrix, self._lost = matrix, lost
+        k, width = matrix.shape
+        size = PRODUCT_BYTES if matrix.device.type == "cpu" else DEVICE_BYTES
+        self.batch = max(1, size // self._type.itemsize // max(k, width))
+        self._padded: torch.Tensor | None = None
+        self._extended = torch.zeros(0, width, dtype=self._type, device=matrix.device)
+
+    def takes(self, centroid_norms: Float64) -> bool:
+        """Whether centroids of these squared norms may replace others."""
+        return math.sqrt(centroid_norms.max(initial=0.0)) <= self._reach - self._largest
+
+    def replace(self, at: Int64, centroids: Float32, centroid_norms: Float64) -> None:
+        """Put centroids (m, d) in the places (m,) of others, where `takes` allows it."""
+        d, place = self._dimension, torch.from_numpy(at).to(self._matrix.device)
+        scaled = torch.from_numpy(centroids.astype(np.float64) * (self._scale / self._row_scale))
+        lines = torch.zeros(len(at), self._matrix.shape[1], dtype=self._type)
+        lines[:, :d] = -scaled
+        lines[:, d : d + 2] = _split(torch.from_numpy(centroid_norms) * (self._scale / 2), self._type)
+        lines[:, d + 2 : d + 4] = 1
+        self._lost[at] = (lines[:, :d].double() + scaled).square_().sum(dim=1).sqrt().numpy()
+        self._matrix[place] = lines.to(self._matrix.device)
+        self._padded = None
+        self._absolute = self._error() / self._scale
+
+    def part(self, at: Int64) -> Screen:
+        """The screen of some of the centroids, by their places (m,)."""
+        chosen = copy.copy(self)
+        chosen._set(self._matrix[torch.from_numpy(at).to(self._matrix.device)], self._lost[at])
+        return chosen
+
+    def _error(self) -> float:
         """Bound on what a scaled product is off before it is rounded.
 
         Rounded operands (Cauchy-Schwarz), and float32 sums in whatever order (Higham 2002, Eq. 3.5).
         """
-        summed = (d + 2 * _COLUMNS) * _SINGLE_ROUNDOFF * self._scale * reach**2
+        d, row, lost = self._dimension, self._largest, float(self._lost.max(initial=0.0))
+        summed = (d + 2 * _COLUMNS) * _SINGLE_ROUNDOFF * self._scale * self._reach**2
         if self._type != torch.float16:
             return lost * row + summed
-        exact = rows_type == torch.float16
+        exact = self._rows_type == torch.float16
         rounded = 0.0 if exact else _HALF_ROUNDOFF * row + 2.0**-24 * math.sqrt(d) / self._row_scale
-        return (lost * self._row_scale) * (row + rounded) + rounded * self._scale * reach + summed + 4 * _LEAST_NORMAL
+        return (lost * self._row_scale) * (row + rounded) + rounded * self._scale * self._reach + summed + 4 * _LEAST_NORMAL
 
     def products(self, rows: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
         """Scaled half squared distances (n, k) of some rows to all centroids, valid until the next call.
@@ -113,15 +136,25 @@ class Screen:
         """
         n, d = rows.shape
         size = _rounded(n) if self._type == torch.float16 else n
+        right = self._right()
         if size > len(self._extended):
-            self._extended = torch.zeros(size, self._columns, dtype=self._type, device=rows.device)
+            self._extended = torch.zeros(size, self._matrix.shape[1], dtype=self._type, device=rows.device)
             self._extended[:, d : d + 2] = 1
-            self._output = torch.empty(size, self._matrix.shape[1], dtype=self._type, device=rows.device)
+            self._output = torch.empty(size, right.shape[1], dtype=self._type, device=rows.device)
         extended = self._extended[:n]
         extended[:, :d] = rows if self._row_scale == 1 else rows.float() * self._row_scale
         extended[:, d + 2 : d + 4] = _split(norms * (self._scale / 2), self._type)
-        torch.mm(self._extended[:size], self._matrix, out=self._output[:size])
-        return self._output[:n, : self._centroids]
+        torch.mm(self._extended[:size], right, out=self._output[:size])
+        return self._output[:n, : len(self._matrix)]
+
+    def _right(self) -> torch.Tensor:
+        """The centroids as the right operand, with infinitely far ones to make up the number."""
+        if self._padded is None:
+            k, width = self._matrix.shape
+            spare = torch.zeros((_rounded(k) if self._type == torch.float16 else k) - k, width, dtype=self._type)
+            spare[:, self._dimension] = torch.inf
+            self._padded = torch.cat([self._matrix, spare.to(self._matrix.device)])
+        return self._padded.T
 
     def lower(self, products: torch.Tensor) -> torch.Tensor:
         """Float32 numbers that the exact half squared distances are not below (unscaled)."""

@@ -37,9 +37,16 @@ class Inspection(NamedTuple):
     squared_norms: Int64
 
 
-class Partial(NamedTuple):
-    """A partition's share of one iteration: sums (k, d) and counts (k,)."""
+class Change(NamedTuple):
+    """What the sums and counts of clusters gain from one set of centroids to the next.
 
+    Attributes:
+        clusters: (m,) those that gained or lost a row.
+        sums: (m, d), exact.
+        counts: (m,).
+    """
+
+    clusters: Int64
     sums: Float64
     counts: Int64
 
@@ -65,7 +72,8 @@ class Shard:
         self._known: Known | None = None
         self._largest_norm = 0.0
         self._centroids: Float32 | None = None
-        self._sums: tuple[Grid, torch.Tensor] | None = None
+        self._screen: screen.Screen | None = None
+        self._sums: torch.Tensor | None = None
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -111,17 +119,36 @@ class Shard:
         """Squared norms (n,); remembered in float32 for the screens."""
         with np.errstate(over="ignore", invalid="ignore"):
             norms = np.concatenate([kernels.squared_norms(rows) for _, rows in self.tensors()] or [np.empty(0)])
-            self._known, self._centroids, self._sums = Known.empty(len(norms)), None, None
+            self._known, self._centroids, self._screen = Known.empty(len(norms)), None, None
             self._known.norms[:] = torch.from_numpy(norms)
             self._largest_norm = float(np.sqrt(norms.max(initial=0.0))) * (1 + 1e-6)
         return norms
 
-    def measure(self, centroids: Float32, grid: Grid) -> Partial:
-        """Assign the rows and sum them up by cluster."""
-        known = self._bring_to(centroids, grid)
-        assert self._sums is not None
-        counts = torch.bincount(known.labels, minlength=len(centroids)).numpy()
-        return Partial(self._sums[1].cpu().numpy().copy(), counts)
+    def change(self, before: Float32 | None, centroids: Float32, grid: Grid) -> Change:
+        """Assign the rows to centroids, and tell what that changes.
+
+        Args:
+            before: centroids (k, d) they were assigned to; None where no row was in any cluster.
+            centroids: (k, d) to assign them to.
+            grid: what rows are rounded to in the sums.
+        """
+        if before is not None:
+            self.labels(before)
+        if before is None:
+            self._centroids = None
+        if self._sums is None or self._sums.shape != centroids.shape:
+            self._sums = torch.zeros(centroids.shape, dtype=torch.float64, device=self._source.device)
+        ledger = _Ledger(self._sums, grid, fresh=before is None)
+        try:
+            self._bring_to(centroids, ledger)
+        except BaseException:
+            self._sums = None
+            raise
+        return ledger.change()
+
+    def counts(self, centroids: Float32) -> Int64:
+        """Rows (k,) nearest to each centroid."""
+        return np.bincount(self._bring_to(centroids).labels.numpy(), minlength=len(centroids)).astype(np.int64)
 
     def assign(self, centroids: Float32) -> Assignment:
         """Labels and squared distances of the rows."""
@@ -131,71 +158,105 @@ class Shard:
 
     def labels(self, centroids: Float32) -> kernels.Int32:
         """Nearest centroid (n,) of every row."""
-        return self._bring_to(centroids, None).labels.numpy().copy()
+        return self._bring_to(centroids).labels.numpy().copy()
 
     def inertia(self, centroids: Float32) -> Int64:
         """Exact sum of the squared distances, in parts."""
         return exact_parts(self.assign(centroids).squared_distances)
 
     def farthest(self, centroids: Float32, count: int) -> Farthest:
-        """The rows farthest from their centroids."""
-        labels, squared = self.assign(centroids)
-        at = repair.farthest(squared, count)
-        rows = self._source.take(at).float().cpu().numpy()
-        return Farthest(squared[at], self.numbers[at], labels[at], rows)
+        """The rows farthest from their centroids; only those whose bounds reach so far are measured."""
+        known = self._bring_to(centroids)
+        upper = 2 * known.upper.numpy().astype(np.float64)
+        order = np.argsort(-upper, kind="stable")
+        size = min(4 * count, len(order))
+        while True:
+            at = np.sort(order[:size])
+            labels = known.labels.numpy()[at]
+            rows = self._source.take(at)
+            squared = kernels.own_distances(rows, centroids, labels)
+            found = repair.farthest(squared, count)
+            if size == len(order) or (len(found) == count and upper[order[size]] < squared[found[-1]]):
+                break
+            size = min(4 * size, len(order))
+        return Farthest(squared[found], self.numbers[at[found]], labels[found], rows.float().cpu().numpy()[found])
 
-    def _bring_to(self, centroids: Float32, grid: Grid | None) -> Known:
-        """Make what is known fit these centroids, and where a grid is given also the sums."""
+    def _bring_to(self, centroids: Float32, ledger: _Ledger | None = None) -> Known:
+        """Make what is known fit these centroids, and enter in the ledger which rows change their clusters."""
         if self._known is None:
             self._norms()
         assert self._known is not None
-        if grid is not None and (self._sums is None or self._sums[0] != grid or self._sums[1].shape != centroids.shape):
-            self._sums, self._centroids = None, None
         step = self._step(centroids)
         if step is None:
             return self._known
-        sums = self._sums[1] if self._sums else None
-        if grid is not None and sums is None:
-            sums = torch.zeros(centroids.shape, dtype=torch.float64, device=self._source.device)
-        grid = grid or (self._sums[0] if self._sums else None)
-        incremental, self._centroids = self._sums is not None, None
+        self._centroids = None
         for start, rows in self.tensors():
             part = self._known.part(start, start + len(rows))
             before = part.labels.clone()
             step(rows, part)
-            if grid is not None and sums is not None:
-                _add_changes(rows, before if incremental else None, part.labels, sums, grid)
+            if ledger is not None:
+                ledger.enter(rows, before, part.labels)
         self._centroids = np.array(centroids)
-        self._sums = (grid, sums) if grid is not None and sums is not None else None
         return self._known
 
     def _step(self, centroids: Float32) -> Any:
         """What brings a block up to date; None where nothing moved."""
-        screen_of = self._screen
-        whole = screen_of(centroids)
-        if self._centroids is None or self._centroids.shape != centroids.shape:
-            self._sums = None
-            return lambda rows, known: kernels.assign_all(rows, centroids, whole, known)
+        if self._centroids is None or self._screen is None or self._centroids.shape != centroids.shape:
+            return self._whole_step(centroids)
         move = Move.between(self._centroids, centroids)
         if not len(move.moved):
             return None
+        new = centroids[move.moved]
+        norms = kernels.squared_norms(new)
+        if not self._screen.takes(norms):
+            return self._whole_step(centroids)
+        whole = self._screen
+        whole.replace(move.moved, new, norms)
         if len(move.moved) > kernels.FULL_PASS_SHARE * len(centroids):
             return lambda rows, known: kernels.assign_all(rows, centroids, whole, known)
-        moved = screen_of(centroids[move.moved])
+        moved = whole.part(move.moved)
         return lambda rows, known: kernels.reassign(rows, move, moved, whole, known)
 
-    def _screen(self, centroids: Float32) -> screen.Screen:
+    def _whole_step(self, centroids: Float32) -> Any:
         norms = kernels.squared_norms(centroids)
-        return screen.Screen(centroids, norms, self._largest_norm, self._source.dtype, self._source.device)
+        whole = screen.Screen(centroids, norms, self._largest_norm, self._source.dtype, self._source.device)
+        self._screen = whole
+        return lambda rows, known: kernels.assign_all(rows, centroids, whole, known)
 
 
-def _add_changes(rows: torch.Tensor, before: torch.Tensor | None, after: torch.Tensor, sums: torch.Tensor, grid: Grid) -> None:
-    """Bring the sums from one labelling of a block (none at first) to the next."""
-    if before is None:
-        kernels.accumulate(rows, after, sums, grid)
-        return
-    changed = torch.nonzero(before != after)[:, 0]
-    if len(changed):
-        values = rows[changed.to(rows.device)]
-        kernels.accumulate(values, before[changed], sums, grid, -1)
-        kernels.accumulate(values, after[changed], sums, grid)
+class _Ledger:
+    """Adds up the rows that clusters gain and lose.
+
+    Args:
+        sums: (k, d) float64 of zeros, which it becomes again in the end; a new one each time would fragment the memory.
+        grid: what rows are rounded to.
+        fresh: no row was in any cluster before.
+    """
+
+    def __init__(self, sums: torch.Tensor, grid: Grid, *, fresh: bool) -> None:
+        self._sums, self._grid, self._fresh = sums, grid, fresh
+        self._counts, self._touched = np.zeros(len(sums), np.int64), np.zeros(len(sums), bool)
+
+    def enter(self, rows: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
+        """Rows (n, d) and their labels (n,) before and after."""
+        if self._fresh:
+            self._add(rows, after, 1)
+            return
+        changed = torch.nonzero(before != after)[:, 0]
+        if len(changed):
+            values = rows[changed.to(rows.device)]
+            self._add(values, before[changed], -1)
+            self._add(values, after[changed], 1)
+
+    def _add(self, rows: torch.Tensor, labels: torch.Tensor, sign: int) -> None:
+        kernels.accumulate(rows, labels, self._sums, self._grid, sign)
+        self._touched[labels.numpy()] = True
+        self._counts += sign * np.bincount(labels.numpy(), minlength=len(self._counts))
+
+    def change(self) -> Change:
+        """What was entered."""
+        clusters = np.flatnonzero(self._touched)
+        place = torch.from_numpy(clusters).to(self._sums.device)
+        sums = self._sums[place].cpu().numpy()
+        self._sums[place] = 0
+        return Change(clusters, sums, self._counts[clusters])

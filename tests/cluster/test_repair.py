@@ -10,7 +10,9 @@ def test_an_emptied_cluster_takes_the_farthest_row_out_of_its_old_cluster():
     rows = np.array([[0, 0], [2, 0], [10, 0], [1, 3]], np.float16)
     centroids = np.array([[1, 0], [50, 50], [60, 60]], np.float32)
     shard, grid = Shard(rows), Grid.of(4, 10)
-    sums, counts = shard.measure(centroids, grid)
+    _, present, members = shard.change(None, centroids, grid)
+    sums, counts = np.zeros((3, 2)), np.zeros(3, np.int64)
+    sums[0], counts[0] = present[0], members[0]
     far = shard.farthest(centroids, 2)
     assert far.indices.tolist() == [2, 3]
     assert far.squared_distances.tolist() == [81.0, 9.0]

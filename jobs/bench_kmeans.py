@@ -35,6 +35,20 @@ Bars, on two cores: an iteration costs no more than faiss's; the target is reach
 iterations; memory above idle is at most 1.3 x the rows' bytes + 300 MB; two shards are at least 1.7 x as fast as one; 10
 million rows are clustered under 6 GiB resident.
 
+What was tried, of the algorithm (55k real embeddings, 25 iterations from random rows, where plain Lloyd takes 25 full passes):
+- One bound on the second nearest centroid, loosened by the largest drift (Hamerly): 17.0 passes at k = 1024, 18.6 at 256.
+- The same bound, kept tight by one product with every centroid that moved at all: 6.9 and 14.5. Looking only at those that
+  moved more than a quantile of the drifts: 6.6 (0.8) to 8.1 (0.95), and 12.1 to 13.6 at k = 256: not worth a setting.
+- Without the bound, a row is assigned anew whenever its own centroid moved away: 35 % of the rows in iteration 5 instead of
+  a few percent.
+- Products in float16 with float32 sums, where a processor has them (AMX, AVX512-FP16), with a bound on their error: a full
+  pass at k = 1024 took 48 ms of one core, 300 ms in float32; 0.7 % of the rows are left to settle in float64.
+- Such products get a compiled kernel for every shape. With the shapes rounded to few, an iteration at k = 256 took 0.044 s
+  instead of 0.088, and actors grew by tens of MB less.
+- Sums: index_add in float64 40 ms, a sparse product 45, NumPy's reduceat 222. Then only rows that changed cluster.
+- The lowest of each row of products: NumPy on the bits of float16, 7 ms; PyTorch's argmin, 95 to 130.
+- Progressive samples save the first passes from 200k rows on; at 55k they gain nothing, and end in another local optimum.
+
 What was tried, of the measuring itself:
 - Proportional sizes of every process at a fixed rate take tens of milliseconds of a core per sample (14 processes of Ray
   and ours): too rare to see a peak, or a burden to the fit. Now resident sizes, which cost nothing, say when and of whom.

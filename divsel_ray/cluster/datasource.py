@@ -99,7 +99,7 @@ def to_rows(X: Any, name: str) -> Rows:
             array = array.astype(np.float32)
     if array.ndim != 2 or array.shape[1] == 0:
         raise InputError(f"{name} has shape {tuple(array.shape)}; expected two dimensions, one vector per row")
-    return array
+    return array.contiguous() if isinstance(array, torch.Tensor) else np.ascontiguousarray(array)
 
 
 def _to_array(X: Any, name: str) -> Any:
@@ -111,8 +111,12 @@ def _to_array(X: Any, name: str) -> Any:
 
 
 def _open_dataset(X: Any, parts: int) -> DataSource:
-    X.context.execution_options.preserve_order = True
-    dataset = X.materialize()
+    options = X.context.execution_options
+    kept, options.preserve_order = options.preserve_order, True
+    try:
+        dataset = X.materialize()
+    finally:
+        options.preserve_order = kept
     names = dataset.columns() or []
     column = "embedding" if "embedding" in names else names[0] if len(names) == 1 else None
     if column is None:

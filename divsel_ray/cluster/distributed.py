@@ -44,7 +44,7 @@ MEMORY_SHARE = 0.6
 """Share of the cluster's memory that rows may fill before they are streamed."""
 BALANCING_ITERATIONS = 5
 """Assignments with a size cap; the best is kept."""
-STATE_BYTES = 24
+STATE_BYTES = 64
 """What a shard remembers of a row besides the row."""
 _ANY = Workers()
 _RESTARTED = {"max_restarts": -1, "max_task_retries": -1}
@@ -133,7 +133,7 @@ def _vectors(block: Any, column: str) -> Rows:
     from ray.data.block import BlockAccessor
 
     values = BlockAccessor.for_block(block).to_numpy(column)
-    matrix = np.stack(values) if values.dtype == object else values
+    matrix = np.ascontiguousarray(np.stack(values) if values.dtype == object else values)
     return matrix if matrix.dtype in (np.float16, np.float32) else matrix.astype(np.float32)
 
 
@@ -359,7 +359,11 @@ def run_all(held: RayShards, task: Callable[..., Any], calls: Sequence[tuple[Any
 
 def put_array(array: Rows, parts: int) -> list[Source]:
     """An array (n, d) cut into at most `parts` blocks in the object store."""
-    return [Blocks(low, (ray.put(np.ascontiguousarray(array[low:high])),)) for low, high in rows.bounds(len(array), parts)]
+
+    def stored(part: Rows) -> Any:
+        return ray.put(part.clone() if isinstance(part, torch.Tensor) else np.ascontiguousarray(part))
+
+    return [Blocks(low, (stored(array[low:high]),)) for low, high in rows.bounds(len(array), parts)]
 
 
 def put_dataset(dataset: Any, column: str, parts: int) -> list[Source]:

@@ -16,6 +16,7 @@ import torch
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
 
 _LOWEST_EXPONENT = -150
 _EXPONENTS = 320
@@ -46,6 +47,28 @@ class Grid:
         if rows.dtype == torch.float16 and self.exponent <= _FLOAT16_STEP:
             return wide
         return wide.mul_(2.0**-self.exponent).round_().mul_(2.0**self.exponent)
+
+
+def mix(values: Words) -> Words:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): well-spread 64-bit words from any."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def digest(rows: torch.Tensor, numbers: Int64) -> int:
+    """A 64-bit sum over rows of a hash of their bytes and numbers: the same for any partition of the rows.
+
+    Args:
+        rows: (n, d) on a CPU.
+        numbers: (n,) global row numbers.
+    """
+    stored = rows.contiguous().view(torch.uint8).numpy()
+    padded = np.pad(stored, ((0, 0), (0, -stored.shape[1] % 8))).view(np.uint64)
+    factors = mix(np.arange(padded.shape[1], dtype=np.uint64)) | np.uint64(1)
+    hashed = mix((padded * factors).sum(axis=1, dtype=np.uint64) ^ mix(numbers.astype(np.uint64)))
+    return int(hashed.sum(dtype=np.uint64))
 
 
 def exact_parts(values: Float32 | Float64) -> Int64:

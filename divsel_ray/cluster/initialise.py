@@ -5,8 +5,8 @@ numbers in any order of summation. The partitions of the rows therefore never sh
 
 k-means++ draws one centroid after the other, each with probability proportional to the squared distance D to the nearest
 one so far. Here candidates are drawn in batches, by the distances before the batch, and each is accepted with probability
-D now / D then, which makes its distribution the sequential one (rejection sampling): a matrix product per batch, and a
-few dozen rounds over the partitions where there were k.
+D now / D then, which makes its distribution the sequential one (rejection sampling): a matrix product per batch, and
+two questions to the partitions for every 64 centroids or so.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from divsel_ray.cluster.exact import Float32, Float64, Int64
-from divsel_ray.cluster.kernels import Rows, slices
+from divsel_ray.cluster.exact import Float32, Float64, Int64, Words, mix
+from divsel_ray.cluster.kernels import Rows, slices, tensor_of
 from divsel_ray.cluster.shard import Shard
 from divsel_ray.cluster.shards import Geometry, LocalShards, Shards
 
@@ -50,16 +49,16 @@ class Sample(NamedTuple):
     rows: Float32
 
 
-def hashes(draw: Draw, indices: Int64) -> npt.NDArray[np.uint64]:
+def hashes(draw: Draw, indices: Int64) -> Words:
     """64 random bits for each global row number, by SplitMix64 (Steele, Lea and Flood 2014)."""
     key = 0
     for part in draw:
         key = _mix(key ^ (part & _MASK))
-    return _mix_array(_mix_array(indices.astype(np.uint64)) ^ np.uint64(key))
+    return mix(mix(indices.astype(np.uint64)) ^ np.uint64(key))
 
 
 def uniforms(draw: Draw, indices: Int64) -> Float64:
-    """Numbers in (0, 1), one per global row number."""
+    """Numbers above 0 and at most 1, one per global row number."""
     return ((hashes(draw, indices) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
@@ -68,13 +67,6 @@ def _mix(value: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
     return value ^ (value >> 31)
-
-
-def _mix_array(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 class IntegerDistances:
@@ -142,7 +134,7 @@ def _precision(geometry: Geometry) -> tuple[int, int]:
 
 
 def _integers(rows: Rows, exponent: int) -> torch.Tensor:
-    return torch.as_tensor(rows).double().mul_(2.0**-exponent).round_()
+    return tensor_of(rows).double().mul(2.0**-exponent).round_()
 
 
 def exact_squares(left: Float32, right: Float32, geometry: Geometry) -> Float64:
@@ -167,7 +159,7 @@ def _random_rows(shard: Shard, count: int, draw: Draw) -> Sample:
 
 
 def _single(rows: Rows) -> Float32:
-    return torch.as_tensor(rows).float().numpy()
+    return tensor_of(rows).float().numpy()
 
 
 def plus_plus(shards: Shards, k: int, seed: int, start: int, geometry: Geometry, told: Told) -> Float32:
@@ -184,7 +176,10 @@ def plus_plus(shards: Shards, k: int, seed: int, start: int, geometry: Geometry,
     Returns:
         (k, d) float32.
     """
-    centroids = random_rows(shards, 1, seed, start)
+    return _grow(shards, random_rows(shards, 1, seed, start), k, seed, start, geometry, told)
+
+
+def _grow(shards: Shards, centroids: Float32, k: int, seed: int, start: int, geometry: Geometry, told: Told) -> Float32:
     known, drawn = 0, 0
     while len(centroids) < k:
         totals = _tell_all(shards, centroids, known, geometry)
@@ -225,7 +220,7 @@ def _accept(candidates: Candidates, coins: Float64, geometry: Geometry) -> list[
 def _tell_all(shards: Shards, centroids: Float32, known: int, geometry: Geometry) -> Totals:
     """Tell the shards of the centroids after the first `known`; if one forgot those, tell all of all."""
     answers = shards.map(_tell, centroids[known:], known, geometry)
-    if None in answers:
+    while None in answers:
         answers = shards.map(_tell, centroids, 0, geometry)
     return [answer for answer in answers if answer is not None]
 
@@ -241,14 +236,12 @@ def _tell(shard: Shard, centroids: Float32, known: int, geometry: Geometry) -> t
     return shard.first, distances.total()
 
 
-def _candidates(
-    shards: Shards, bits: npt.NDArray[np.uint64], totals: Totals, centroids: Float32, geometry: Geometry
-) -> Candidates:
+def _candidates(shards: Shards, bits: Words, totals: Totals, centroids: Float32, geometry: Geometry) -> Candidates:
     """The rows under random points of the running sum of weights over all partitions."""
     whole = sum(total for _, total in totals)
     targets = [int(value) * whole >> 64 for value in bits]
     answers = shards.map(_find, targets, totals, len(centroids))
-    if None in answers:
+    while None in answers:
         totals = _tell_all(shards, centroids, 0, geometry)
         answers = shards.map(_find, targets, totals, len(centroids))
     found = Candidates(*(np.concatenate([answer[i] for answer in answers if answer is not None]) for i in range(3)))
@@ -298,17 +291,19 @@ def parallel(shards: Shards, k: int, seed: int, start: int, geometry: Geometry, 
         whole = sum(total for _, total in _tell_all(shards, candidates, known, geometry))
         known, question = len(candidates), (Draw(seed, start, _PARALLEL, step), k / 2, whole)
         drawn = shards.map(_spread, known, *question)
-        if None in drawn:
+        while None in drawn:
             _tell_all(shards, candidates, 0, geometry)
             drawn = shards.map(_spread, known, *question)
         candidates = np.concatenate([candidates, *(rows for part in drawn for rows in part or [])])
-        told(k * (step + 1) // (PARALLEL_ROUNDS + 1))
+        told(k * (step + 1) // (2 * PARALLEL_ROUNDS))
     candidates = np.unique(candidates, axis=0)
     if len(candidates) < k:
         return plus_plus(shards, k, seed, start, geometry, told)
     weighted = Shard(candidates)
-    weighted.memory["multiplicity"] = np.sum(shards.map(_popularity, candidates), axis=0)
-    return plus_plus(LocalShards([weighted]), k, seed, start, geometry, told)
+    weighted.memory["multiplicity"] = popularity = np.sum(shards.map(_popularity, candidates), axis=0)
+    bits = int(hashes(Draw(seed, start, _RANDOM, 1), np.zeros(1, np.int64))[0])
+    first = np.searchsorted(np.cumsum(popularity), bits * int(popularity.sum()) >> 64, side="right")
+    return _grow(LocalShards([weighted]), candidates[[first]], k, seed, start, geometry, lambda n: told((k + n) // 2))
 
 
 def _spread(shard: Shard, known: int, draw: Draw, expected: float, whole: int) -> list[Float32] | None:

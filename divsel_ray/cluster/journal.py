@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from divsel_ray.errors import InputError
 from divsel_ray.store import atomic_path
 
 
@@ -17,10 +18,15 @@ class Journal:
     Args:
         path: the file; its folder exists, and every node sees it.
         identity: what the state belongs to. A file with another identity is ignored and overwritten.
+
+    Raises:
+        InputError: there is a folder of that name.
     """
 
     def __init__(self, path: str | Path, identity: str) -> None:
-        self._path, self._identity = Path(path), identity
+        self._path, self._identity = Path(path).resolve(), identity
+        if self._path.is_dir():
+            raise InputError(f"{path}: a folder; expected the name of a file that keeps where the fit is")
 
     def write(self, arrays: dict[str, Any]) -> None:
         """Replace what the file holds, in one step."""

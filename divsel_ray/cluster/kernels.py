@@ -8,6 +8,7 @@ computed row by row.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ CACHED_ELEMENTS = 1 << 16
 """Elements of a float64 temporary, so that it stays in a core's cache."""
 LARGEST_SQUARED_NORM = 1e36
 """Rows beyond it would overflow the float32 matrix product."""
+DOUBTFUL_ROWS, DOUBTFUL_SHARE = 64, 0.2
+"""With more rows of a batch, and a larger share, that a product cannot tell apart, a finer one is taken."""
 FULL_PASS_SHARE = 0.8
 """With more of the centroids moved, a whole assignment costs less than a reassignment."""
 
@@ -94,12 +97,20 @@ def slices(n: int, width: int, elements: int) -> Iterator[slice]:
         yield slice(start, min(start + step, n))
 
 
+def tensor_of(rows: Rows) -> torch.Tensor:
+    """Rows as a tensor that nobody writes to."""
+    with warnings.catch_warnings():
+        # Arrays out of Ray's object store and Arrow's buffers are read-only, which PyTorch warns of.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.as_tensor(rows)
+
+
 def wide(rows: Rows) -> Float64:
     """Rows in float64, in NumPy."""
     if isinstance(rows, np.ndarray):
-        return rows.astype(np.float64)
+        return rows.astype(np.float64, order="C")
     rows = rows.cpu()
-    return rows.double().numpy() if rows.dtype == torch.bfloat16 else rows.numpy().astype(np.float64)
+    return rows.double().numpy() if rows.dtype == torch.bfloat16 else rows.numpy().astype(np.float64, order="C")
 
 
 def pair_distances(rows: Rows, others: Float32 | Float64) -> Float64:
@@ -147,7 +158,7 @@ def assign(rows: Rows, centroids: Float32) -> Assignment:
         rows: (n, d) finite vectors, squared norms at most `LARGEST_SQUARED_NORM`.
         centroids: (k, d).
     """
-    tensor = torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
+    tensor = tensor_of(rows)
     known = Known.empty(len(rows))
     norms = squared_norms(rows)
     known.norms[:] = torch.from_numpy(norms)
@@ -156,21 +167,32 @@ def assign(rows: Rows, centroids: Float32) -> Assignment:
     return Assignment(labels, own_distances(rows, centroids, labels))
 
 
-def assign_all(rows: torch.Tensor, centroids: Float32, screen: Screen, known: Known) -> None:
+def assign_all(rows: torch.Tensor, centroids: Float32, screen: Screen, known: Known) -> Screen:
     """Find the nearest of all centroids for rows of which only the norms are known.
+
+    Rows far from the origin differ little for their length, and a product tells few of them apart: then a finer one does.
 
     Args:
         rows: (n, d).
         centroids: (k, d).
         screen: made of these centroids.
         known: of these rows; labels and bounds are set.
+
+    Returns:
+        The screen that did, for the next rows.
     """
-    for start in range(0, len(rows), screen.batch):
+    start = 0
+    while start < len(rows):
         stop = min(start + screen.batch, len(rows))
-        _assign_batch(rows[start:stop], centroids, screen, known.part(start, stop))
+        if _assign_batch(rows[start:stop], centroids, screen, known.part(start, stop)):
+            start = stop
+        else:
+            screen = screen.finer(centroids, squared_norms(centroids))
+    return screen
 
 
-def _assign_batch(rows: torch.Tensor, centroids: Float32, screen: Screen, known: Known) -> None:
+def _assign_batch(rows: torch.Tensor, centroids: Float32, screen: Screen, known: Known) -> bool:
+    """Whether the products told enough of the rows apart; if not, nothing is settled."""
     products = screen.products(rows, known.norms.to(rows.device))
     at = torch.arange(len(rows), device=rows.device)
     nearest = _lowest_column(products)
@@ -181,11 +203,14 @@ def _assign_batch(rows: torch.Tensor, centroids: Float32, screen: Screen, known:
     lowest = _lowest(products)
     known.labels[:], known.upper[:], known.second[:] = nearest, upper, screen.lower(lowest)
     doubtful = torch.nonzero(lowest <= reach)[:, 0]
+    if len(doubtful) > max(DOUBTFUL_ROWS, DOUBTFUL_SHARE * len(rows)) and screen.kind != torch.float64:
+        return False
     if len(doubtful):
         products[at, nearest] = best
         row, centroid = torch.nonzero(products[doubtful] <= reach[doubtful, None], as_tuple=True)
         labels, squared = settle(rows[doubtful], centroids, row.cpu().numpy(), centroid.cpu().numpy())
         _note(known, doubtful.cpu(), labels, squared)
+    return True
 
 
 def _note(known: Known, at: torch.Tensor, labels: Int32, squared: Float64) -> None:
@@ -216,7 +241,7 @@ def settle(rows: Rows, centroids: Float32, row: Int64, centroid: Int64) -> tuple
     return centroid[firsts].astype(np.int32), distances[firsts]
 
 
-def reassign(rows: torch.Tensor, move: Move, moved: Screen, everything: Screen, known: Known) -> None:
+def reassign(rows: torch.Tensor, move: Move, moved: Screen, everything: Screen, known: Known) -> Screen:
     """Find the nearest centroids after a move, from the nearest ones before it.
 
     Only moved centroids can take a row whose own centroid stands still, or is still nearer than any other that stands
@@ -230,6 +255,9 @@ def reassign(rows: torch.Tensor, move: Move, moved: Screen, everything: Screen, 
         moved: screen of the centroids that moved.
         everything: screen of all centroids after the move.
         known: of these rows and the centroids before; brought up to date.
+
+    Returns:
+        The screen of all centroids, for the next rows.
     """
     lost = []
     for start in range(0, len(rows), moved.batch):
@@ -238,9 +266,10 @@ def reassign(rows: torch.Tensor, move: Move, moved: Screen, everything: Screen, 
     anew = torch.cat(lost)
     if len(anew):
         part = Known(*(field[anew] for field in known))
-        assign_all(rows[anew.to(rows.device)], move.after, everything, part)
+        everything = assign_all(rows[anew.to(rows.device)], move.after, everything, part)
         for whole, field in zip(known, part, strict=True):
             whole[anew] = field
+    return everything
 
 
 def _reassign_batch(rows: torch.Tensor, move: Move, screen: Screen, known: Known) -> torch.Tensor:

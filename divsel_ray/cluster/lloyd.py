@@ -137,6 +137,7 @@ def fit(shards: Shards, settings: Settings, geometry: Geometry, report: Report =
     """
     saved = _unpack(journal.read()) if journal else Saved()
     best, state = saved.best, saved.state
+    settings = _with_enough_rows(shards, settings)
     seen = progressive.view(shards, settings.seed, settings.share)
     for start in range(saved.start, settings.starts):
         if state is None:
@@ -147,6 +148,13 @@ def fit(shards: Shards, settings: Settings, geometry: Geometry, report: Report =
         state = None
     assert best is not None
     return best
+
+
+def _with_enough_rows(shards: Shards, settings: Settings) -> Settings:
+    """All rows are looked at where the sample holds fewer than there are clusters."""
+    if settings.share < 1 and sum(progressive.view(shards, settings.seed, settings.share).map(len)) < settings.k:
+        return replace(settings, share=1.0)
+    return settings
 
 
 def first_centroids(shards: Shards, settings: Settings, start: int, geometry: Geometry, report: Report = _ignore) -> Float32:
@@ -200,6 +208,8 @@ def _run(shards: Shards, state: State, settings: Settings, geometry: Geometry, t
 
 
 def _updater(shards: Shards, settings: Settings, geometry: Geometry, share: float) -> Updater:
+    if share >= 1:
+        shards.map(progressive.forget)
     return Updater(progressive.view(shards, settings.seed, share), geometry, spherical=settings.spherical)
 
 
@@ -260,7 +270,7 @@ class Updater:
         # Relocated centroids are no means of their rows: all are due again.
         self._before, self._due = centroids, np.arange(len(centroids)) if empty else moved
         movement = math.fsum(np.square(updated[moved].astype(np.float64) - centroids[moved]).sum(axis=1))
-        return Update(updated, rows, max(inertia, 0.0), len(moved), movement / self._variance(rows) if movement else 0.0)
+        return Update(updated, rows, max(inertia, 0.0), len(moved), _ratio(movement, self._variance(rows)))
 
     def _enter(self, changes: list[Change], centroids: Float32) -> Int64:
         """Add changes to the sums, and centroids that moved to the inertia; returns clusters whose mean may have changed."""
@@ -280,6 +290,11 @@ class Updater:
         mean = self._sums.sum(axis=0) / rows
         squares = self._geometry.squares / self._geometry.rows
         return max(squares - math.fsum(np.square(mean)), 0.0) / self._geometry.dimension
+
+
+def _ratio(movement: float, variance: float) -> float:
+    """Any movement is large where rows do not differ."""
+    return movement / variance if variance else math.inf if movement else 0.0
 
 
 def _finish(shards: Shards, state: State) -> Fit:
@@ -347,7 +362,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def identity(settings: Settings, geometry: Geometry, names: Sequence[str]) -> str:
-    """What a journal's state belongs to: another setting, file or row gives another one."""
+    """What a journal's state belongs to: another setting, file, row or order of the rows gives another one."""
     asked = asdict(settings)
     if not isinstance(settings.init, str):
         asked["init"] = hashlib.sha256(np.ascontiguousarray(settings.init).tobytes()).hexdigest()

@@ -26,13 +26,13 @@ _PURPOSE = 4
 
 
 def shares(rows: int, k: int) -> tuple[float, ...]:
-    """Shares of the rows to iterate on, one after the other; the last is 1."""
+    """Shares of the rows to iterate on, one after the other, before all of them."""
     sizes = []
     share = ROWS_PER_CLUSTER * k / rows
     while share <= LARGEST_SHARE:
         sizes.append(share)
         share *= GROWTH
-    return (*sizes, 1.0)
+    return tuple(sizes)
 
 
 def settled(history: Sequence[Any], movement: float) -> bool:
@@ -65,8 +65,13 @@ class _Sample:
         return add(self.map(question, *args, **kwargs))
 
 
+def forget(shard: Shard) -> None:
+    """Free the sample of a partition."""
+    shard.memory.pop("sample", None)
+
+
 def _ask(shard: Shard, seed: int, share: float, question: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if shard.memory.get("sample", (None, None))[0] != (seed, share):
         at = np.flatnonzero(uniforms(Draw(seed, 0, _PURPOSE, 0), shard.numbers) < share)
-        shard.memory["sample"] = (seed, share), Shard(shard.take(at), shard.first, shard.numbers[at])
+        shard.memory["sample"] = (seed, share), shard.sample(at)
     return question(shard.memory["sample"][1], *args, **kwargs)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from divsel_ray.cluster.exact import Float32, Float64, Grid, Int64
-from divsel_ray.cluster.kernels import Int32
+from divsel_ray.cluster.kernels import Int32, tensor_of
 
 
 class Farthest(NamedTuple):
@@ -54,7 +53,7 @@ def relocate(sums: Float64, counts: Int64, far: Farthest, grid: Grid) -> tuple[F
     """
     sums, counts = sums.copy(), counts.copy()
     empty = np.flatnonzero(counts == 0)
-    rows = grid.round(torch.from_numpy(far.rows)).numpy()
+    rows = grid.round(tensor_of(far.rows)).numpy()
     for cluster, label, row in zip(empty, far.labels, rows, strict=False):
         sums[label] -= row
         counts[label] -= 1

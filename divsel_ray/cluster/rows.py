@@ -6,7 +6,6 @@ halffloat, float or double).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 
 from divsel_ray.cluster.exact import Int64
-from divsel_ray.cluster.kernels import BLOCK_ELEMENTS, Rows, slices, squared_norms
+from divsel_ray.cluster.kernels import BLOCK_ELEMENTS, Rows, slices, squared_norms, tensor_of, wide
 from divsel_ray.errors import InputError
 
 
@@ -194,11 +193,8 @@ class Source(Protocol):
 class Held:
     """Rows that are kept in memory, on a CPU or a GPU."""
 
-    def __init__(self, rows: Rows, device: str = "cpu") -> None:
-        with warnings.catch_warnings():
-            # Ray hands out read-only arrays; nothing here writes to them.
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            self._rows = torch.as_tensor(rows).to(device)
+    def __init__(self, rows: Rows, device: str | None = None) -> None:
+        self._rows = tensor_of(rows).to(device)
         self.device, self.dtype, self.dimension = self._rows.device, self._rows.dtype, self._rows.shape[1]
 
     def __len__(self) -> int:
@@ -230,14 +226,16 @@ class Streamed:
     def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Read the files from the first row to the last."""
         for start, rows in read_blocks(self._part):
-            yield start, torch.from_numpy(normalise(rows) if self._normalised else rows).to(self.device)
+            yield start, tensor_of(normalise(rows) if self._normalised else rows).to(self.device)
 
     def take(self, indices: Int64) -> torch.Tensor:
-        """Rows of these numbers, in this order; a pass over the files."""
+        """Rows of these numbers, in this order; reads the files up to the last of them."""
         found = torch.empty(len(indices), self.dimension, dtype=self.dtype, device=self.device)
         order = np.argsort(indices, kind="stable")
         ascending = indices[order]
         for start, rows in self.blocks():
+            if not len(ascending) or start > ascending[-1]:
+                break
             low, high = np.searchsorted(ascending, [start, start + len(rows)])
             if low < high:
                 found[torch.from_numpy(order[low:high])] = rows[torch.from_numpy(ascending[low:high] - start)]
@@ -246,12 +244,12 @@ class Streamed:
 
 def normalise(rows: Rows) -> Rows:
     """Rows (n, d) scaled to unit length and rounded to their own type; a row of zeros stays as it is."""
-    if isinstance(rows, torch.Tensor):
-        return (rows.double() / rows.double().norm(dim=1, keepdim=True).clamp_min(2.0**-500)).to(rows.dtype)
-    result = np.empty_like(rows)
+    result: Any = torch.empty_like(rows) if isinstance(rows, torch.Tensor) else np.empty_like(rows)
     for part in slices(len(rows), rows.shape[1], BLOCK_ELEMENTS // 4):
-        norms = np.sqrt(squared_norms(rows[part]))
-        result[part] = rows[part] / np.where(norms > 0, norms, 1)[:, None]
+        with np.errstate(over="ignore", invalid="ignore"):
+            norms = np.sqrt(squared_norms(rows[part]))
+            scaled = wide(rows[part]) / np.where(norms > 0, norms, 1)[:, None]
+            result[part] = torch.from_numpy(scaled) if isinstance(rows, torch.Tensor) else scaled
     return result
 
 

@@ -31,14 +31,14 @@ _LEAST_NORMAL = 2.0**-14
 _SMALLEST = 2.0**-30
 """Norms are not scaled up from below it, lest float32 overflow."""
 _HALF_ROUNDOFF = 2.0**-11
-_SINGLE_ROUNDOFF = 2.0**-24
+_ROUNDOFF = {torch.float16: _HALF_ROUNDOFF, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
 
 @functools.cache
 def screening_type(device: str) -> torch.dtype:
     """float16 where the hardware multiplies it fast, takes subnormal numbers and sums in float32, else float32."""
-    if device == "cpu" and not (platform.machine() in ("x86_64", "AMD64") and torch.ops.mkldnn._is_mkldnn_fp16_supported()):
-        return torch.float32
+    if device == "cpu" and not _has_fast_halves():
+        return _single_type(device)
     if device != "cpu":
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     ones = torch.ones(_TILE, 4096, dtype=torch.float16, device=device)
@@ -47,7 +47,19 @@ def screening_type(device: str) -> torch.dtype:
     # 2048 + 1 is 2048 in float16, so a sum in that type stops at once; 2^-24 is the smallest subnormal.
     summed = (torch.mm(large, ones.T) == 2048 + 4096).all()
     subnormal = (torch.mm(ones * 2.0**-24, ones.T * 2.0**8) == 2.0**-4).all()
-    return torch.float16 if bool(summed & subnormal) else torch.float32
+    return torch.float16 if bool(summed & subnormal) else _single_type(device)
+
+
+def _has_fast_halves() -> bool:
+    known = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)
+    return platform.machine() in ("x86_64", "AMD64") and known()
+
+
+def _single_type(device: str) -> torch.dtype:
+    """float32, unless a setting of PyTorch or oneDNN lets products of it be made of shorter numbers."""
+    ones = torch.ones(_TILE, _TILE, device=device)
+    finer = ones + torch.eye(_TILE, device=device) * 2.0**-20
+    return torch.float32 if bool((torch.mm(finer, ones) == _TILE + 2.0**-20).all()) else torch.float64
 
 
 class Screen:
@@ -59,37 +71,51 @@ class Screen:
         largest_norm: no row's norm exceeds it.
         rows_type: floating-point type of the rows.
         device: where the rows are.
+        kind: precision of the products, by default `screening_type`.
 
     Attributes:
+        kind: see above.
         batch: how many rows to multiply at once.
     """
 
     def __init__(
-        self, centroids: Float32, centroid_norms: Float64, largest_norm: float, rows_type: torch.dtype, device: torch.device
+        self,
+        centroids: Float32,
+        centroid_norms: Float64,
+        largest_norm: float,
+        rows_type: torch.dtype,
+        device: torch.device,
+        kind: torch.dtype | None = None,
     ) -> None:
-        self._type, self._rows_type = screening_type(device.type), rows_type
+        self.kind, self._rows_type = kind or screening_type(device.type), rows_type
         self._largest = largest_norm
         # Means are no longer than the longest row, so that centroids may be replaced by means.
         self._reach = largest_norm + max(largest_norm, math.sqrt(centroid_norms.max(initial=0.0)))
-        half = self._type == torch.float16
+        half = self.kind == torch.float16
         # Float16 rows stay as they are where they can, or are scaled up, which is exact.
         unit = _power(1 / max(largest_norm, _SMALLEST)) if half else 1.0
         self._row_scale = max(unit, 1.0) if rows_type == torch.float16 else unit
         self._scale = _power(2 * _LARGEST_PRODUCT / max(self._reach, _SMALLEST) ** 2) if half else 1.0
-        self._relative = _HALF_ROUNDOFF if half else _SINGLE_ROUNDOFF
+        # Bounds are kept in float32, whatever the precision of the products.
+        self._slack = max(_ROUNDOFF[self.kind], _ROUNDOFF[torch.float32])
         k, self._dimension = centroids.shape
         columns = self._dimension + _COLUMNS
         width = -(-columns // _TILE) * _TILE if half else columns
-        self._set(torch.zeros(k, width, dtype=self._type, device=device), np.zeros(k))
+        self._set(torch.zeros(k, width, dtype=self.kind, device=device), np.zeros(k))
         self.replace(np.arange(k), centroids, centroid_norms)
 
     def _set(self, matrix: torch.Tensor, lost: Float64) -> None:
         self._matrix, self._lost = matrix, lost
         k, width = matrix.shape
         size = PRODUCT_BYTES if matrix.device.type == "cpu" else DEVICE_BYTES
-        self.batch = max(1, size // self._type.itemsize // max(k, width))
+        self.batch = max(1, size // self.kind.itemsize // max(k, width))
         self._padded: torch.Tensor | None = None
-        self._extended = torch.zeros(0, width, dtype=self._type, device=matrix.device)
+        self._extended = torch.zeros(0, width, dtype=self.kind, device=matrix.device)
+
+    def finer(self, centroids: Float32, centroid_norms: Float64) -> Screen:
+        """The same centroids in the next precision, for rows that this one cannot tell apart."""
+        kind = torch.float32 if self.kind == torch.float16 else torch.float64
+        return Screen(centroids, centroid_norms, self._largest, self._rows_type, self._matrix.device, kind)
 
     def takes(self, centroid_norms: Float64) -> bool:
         """Whether centroids of these squared norms may replace others."""
@@ -99,9 +125,9 @@ class Screen:
         """Put centroids (m, d) in the places (m,) of others, where `takes` allows it."""
         d, place = self._dimension, torch.from_numpy(at).to(self._matrix.device)
         scaled = torch.from_numpy(centroids.astype(np.float64) * (self._scale / self._row_scale))
-        lines = torch.zeros(len(at), self._matrix.shape[1], dtype=self._type)
+        lines = torch.zeros(len(at), self._matrix.shape[1], dtype=self.kind)
         lines[:, :d] = -scaled
-        lines[:, d : d + 2] = _split(torch.from_numpy(centroid_norms) * (self._scale / 2), self._type)
+        lines[:, d : d + 2] = _split(torch.from_numpy(centroid_norms) * (self._scale / 2), self.kind)
         lines[:, d + 2 : d + 4] = 1
         self._lost[at] = (lines[:, :d].double() + scaled).square_().sum(dim=1).sqrt().numpy()
         self._matrix[place] = lines.to(self._matrix.device)
@@ -120,8 +146,9 @@ class Screen:
         Rounded operands (Cauchy-Schwarz), and float32 sums in whatever order (Higham 2002, Eq. 3.5).
         """
         d, row, lost = self._dimension, self._largest, float(self._lost.max(initial=0.0))
-        summed = (d + 2 * _COLUMNS) * _SINGLE_ROUNDOFF * self._scale * self._reach**2
-        if self._type != torch.float16:
+        roundoff = min(_ROUNDOFF[self.kind], _ROUNDOFF[torch.float32])
+        summed = (d + 2 * _COLUMNS) * (roundoff * self._scale * self._reach**2 + 2.0**-126)
+        if self.kind != torch.float16:
             return lost * row + summed
         exact = self._rows_type == torch.float16
         rounded = 0.0 if exact else _HALF_ROUNDOFF * row + 2.0**-24 * math.sqrt(d) / self._row_scale
@@ -135,15 +162,15 @@ class Screen:
             norms: (n,) float32, their squared norms.
         """
         n, d = rows.shape
-        size = _rounded(n) if self._type == torch.float16 else n
+        size = _rounded(n) if self.kind == torch.float16 else n
         right = self._right()
         if size > len(self._extended):
-            self._extended = torch.zeros(size, self._matrix.shape[1], dtype=self._type, device=rows.device)
+            self._extended = torch.zeros(size, self._matrix.shape[1], dtype=self.kind, device=rows.device)
             self._extended[:, d : d + 2] = 1
-            self._output = torch.empty(size, right.shape[1], dtype=self._type, device=rows.device)
+            self._output = torch.empty(size, right.shape[1], dtype=self.kind, device=rows.device)
         extended = self._extended[:n]
         extended[:, :d] = rows if self._row_scale == 1 else rows.float() * self._row_scale
-        extended[:, d + 2 : d + 4] = _split(norms * (self._scale / 2), self._type)
+        extended[:, d + 2 : d + 4] = _split(norms * (self._scale / 2), self.kind)
         torch.mm(self._extended[:size], right, out=self._output[:size])
         return self._output[:n, : len(self._matrix)]
 
@@ -151,23 +178,23 @@ class Screen:
         """The centroids as the right operand, with infinitely far ones to make up the number."""
         if self._padded is None:
             k, width = self._matrix.shape
-            spare = torch.zeros((_rounded(k) if self._type == torch.float16 else k) - k, width, dtype=self._type)
+            spare = torch.zeros((_rounded(k) if self.kind == torch.float16 else k) - k, width, dtype=self.kind)
             spare[:, self._dimension] = torch.inf
             self._padded = torch.cat([self._matrix, spare.to(self._matrix.device)])
         return self._padded.T
 
     def lower(self, products: torch.Tensor) -> torch.Tensor:
         """Float32 numbers that the exact half squared distances are not below (unscaled)."""
-        return products.float() * ((1 - 2 * self._relative) / self._scale) - self._absolute
+        return products.float() * ((1 - 2 * self._slack) / self._scale) - self._absolute
 
     def upper(self, products: torch.Tensor) -> torch.Tensor:
         """Float32 numbers that the exact half squared distances do not exceed (unscaled)."""
-        return products.float() * ((1 + 2 * self._relative) / self._scale) + self._absolute
+        return products.float() * ((1 + 2 * self._slack) / self._scale) + self._absolute
 
     def reach(self, upper: torch.Tensor) -> torch.Tensor:
         """The largest products (n,) whose exact half squared distances may be at most `upper` (n,)."""
-        limit = (upper + self._absolute) * (self._scale * (1 + 4 * self._relative))
-        return limit.to(self._type) if self._type == torch.float32 else _round_up(limit)
+        limit = (upper.double() + self._absolute) * (self._scale * (1 + 4 * self._slack))
+        return _round_up(limit.float()) if self.kind == torch.float16 else limit.to(self.kind)
 
 
 def _rounded(size: int) -> int:

@@ -6,17 +6,21 @@ a shard that was lost and read again gives the same answers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from divsel_ray.cluster import kernels, repair, screen
-from divsel_ray.cluster.exact import Float32, Float64, Grid, Int64, exact_parts
+from divsel_ray.cluster import kernels, repair
+from divsel_ray.cluster.exact import Float32, Float64, Grid, Int64, digest, exact_parts
 from divsel_ray.cluster.kernels import Assignment, Known, Move, Rows
 from divsel_ray.cluster.repair import Farthest
 from divsel_ray.cluster.rows import Held, Source
+from divsel_ray.cluster.screen import Screen
+
+Step = Callable[[torch.Tensor, Known, Screen], Screen]
+"""Brings what is known of a block of rows up to date; returns the screen for the next block."""
 
 
 class Inspection(NamedTuple):
@@ -28,6 +32,7 @@ class Inspection(NamedTuple):
         zero: global number of the first row of norm 0, or None.
         largest: largest absolute value of a feature.
         squared_norms: exact sum of the squared norms, in parts.
+        digest: of the rows' bytes and numbers, added up modulo 2^64.
     """
 
     rows: int
@@ -35,6 +40,7 @@ class Inspection(NamedTuple):
     zero: int | None
     largest: float
     squared_norms: Int64
+    digest: int = 0
 
 
 class Change(NamedTuple):
@@ -72,7 +78,7 @@ class Shard:
         self._known: Known | None = None
         self._largest_norm = 0.0
         self._centroids: Float32 | None = None
-        self._screen: screen.Screen | None = None
+        self._screen: Screen | None = None
         self._sums: torch.Tensor | None = None
 
     def __len__(self) -> int:
@@ -84,20 +90,13 @@ class Shard:
         """Global numbers (n,) of the rows."""
         return np.arange(self.first, self.first + len(self), dtype=np.int64) if self._numbers is None else self._numbers
 
-    @property
-    def dimension(self) -> int:
-        """Features of a row."""
-        return self._source.dimension
-
-    def blocks(self) -> Iterator[tuple[int, Rows]]:
-        """Consecutive rows in NumPy (bfloat16 in PyTorch), each with the local number of its first."""
-        for start, rows in self._source.blocks():
-            host = rows.cpu()
-            yield start, host if host.dtype == torch.bfloat16 else host.numpy()
-
     def tensors(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """The same, where the rows are kept."""
+        """Consecutive rows, each block with the local number of its first, on the device where they are kept."""
         return self._source.blocks()
+
+    def sample(self, indices: Int64) -> Shard:
+        """Some of the rows, by their local numbers, as a shard of their own."""
+        return Shard(Held(self._source.take(indices)), self.first, self.numbers[indices])
 
     def take(self, indices: Int64) -> Rows:
         """Rows of these local numbers, in this order."""
@@ -113,7 +112,13 @@ class Shard:
         zero = np.flatnonzero(norms == 0)
         largest = max((float(rows.abs().max()) for _, rows in self.tensors()), default=0.0)
         first_zero = int(self.numbers[zero[0]]) if len(zero) else None
-        return Inspection(len(norms), None, first_zero, largest, exact_parts(norms))
+        return Inspection(len(norms), None, first_zero, largest, exact_parts(norms), self._digest())
+
+    def _digest(self) -> int:
+        total, numbers = 0, self.numbers
+        for start, rows in self.tensors():
+            total += digest(rows.cpu(), numbers[start : start + len(rows)])
+        return total % 2**64
 
     def _norms(self) -> Float64:
         """Squared norms (n,); remembered in float32 for the screens."""
@@ -141,10 +146,10 @@ class Shard:
         ledger = _Ledger(self._sums, grid, fresh=before is None)
         try:
             self._bring_to(centroids, ledger)
+            return ledger.change()
         except BaseException:
             self._sums = None
             raise
-        return ledger.change()
 
     def counts(self, centroids: Float32) -> Int64:
         """Rows (k,) nearest to each centroid."""
@@ -186,24 +191,26 @@ class Shard:
         if self._known is None:
             self._norms()
         assert self._known is not None
-        step = self._step(centroids)
+        known_to, self._centroids = self._centroids, None
+        step = self._step(known_to, centroids)
         if step is None:
+            self._centroids = known_to
             return self._known
-        self._centroids = None
+        assert self._screen is not None
         for start, rows in self.tensors():
             part = self._known.part(start, start + len(rows))
             before = part.labels.clone()
-            step(rows, part)
+            self._screen = step(rows, part, self._screen)
             if ledger is not None:
                 ledger.enter(rows, before, part.labels)
         self._centroids = np.array(centroids)
         return self._known
 
-    def _step(self, centroids: Float32) -> Any:
+    def _step(self, before: Float32 | None, centroids: Float32) -> Step | None:
         """What brings a block up to date; None where nothing moved."""
-        if self._centroids is None or self._screen is None or self._centroids.shape != centroids.shape:
+        if before is None or self._screen is None or before.shape != centroids.shape:
             return self._whole_step(centroids)
-        move = Move.between(self._centroids, centroids)
+        move = Move.between(before, centroids)
         if not len(move.moved):
             return None
         new = centroids[move.moved]
@@ -213,15 +220,14 @@ class Shard:
         whole = self._screen
         whole.replace(move.moved, new, norms)
         if len(move.moved) > kernels.FULL_PASS_SHARE * len(centroids):
-            return lambda rows, known: kernels.assign_all(rows, centroids, whole, known)
+            return lambda rows, known, screen: kernels.assign_all(rows, centroids, screen, known)
         moved = whole.part(move.moved)
-        return lambda rows, known: kernels.reassign(rows, move, moved, whole, known)
+        return lambda rows, known, screen: kernels.reassign(rows, move, moved, screen, known)
 
-    def _whole_step(self, centroids: Float32) -> Any:
-        norms = kernels.squared_norms(centroids)
-        whole = screen.Screen(centroids, norms, self._largest_norm, self._source.dtype, self._source.device)
-        self._screen = whole
-        return lambda rows, known: kernels.assign_all(rows, centroids, whole, known)
+    def _whole_step(self, centroids: Float32) -> Step:
+        norms, kind = kernels.squared_norms(centroids), self._screen.kind if self._screen else None
+        self._screen = Screen(centroids, norms, self._largest_norm, self._source.dtype, self._source.device, kind)
+        return lambda rows, known, screen: kernels.assign_all(rows, centroids, screen, known)
 
 
 class _Ledger:

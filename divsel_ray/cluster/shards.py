@@ -57,6 +57,7 @@ class Geometry:
         largest: largest absolute value.
         squares: sum of all squared values.
         grid: what sums of rows are exact on.
+        digest: of all rows and their order.
     """
 
     rows: int
@@ -64,6 +65,7 @@ class Geometry:
     largest: float
     squares: float
     grid: Grid
+    digest: int
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def inspect(shards: Shards, dimension: int) -> Findings:
     rows = sum(part.rows for part in parts)
     largest = max(part.largest for part in parts)
     squares = exact_total(np.sum([part.squared_norms for part in parts], axis=0))
-    geometry = Geometry(rows, dimension, largest, squares, Grid.of(rows, largest))
+    geometry = Geometry(rows, dimension, largest, squares, Grid.of(rows, largest), sum(part.digest for part in parts) % 2**64)
     return Findings(_first(parts, "bad"), _first(parts, "zero"), geometry)
 
 

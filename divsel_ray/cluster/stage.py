@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def build_clusters(
         if not ((folder / CENTROIDS).is_file() and (folder / FACTS).is_file()):
             _fit(held, files, settings(config, k, seed, files.rows), check(held, files, config), folder, progress)
         starts = np.cumsum([0, *files.counts]).tolist()
-        calls = [(*pair, starts[at], str(folder), config.metric == "cosine") for at, pair in enumerate(pairs)]
+        calls = [(*pair, starts[at], str(folder), config.metric == "cosine", files.half) for at, pair in enumerate(pairs)]
         distributed.run_all(held, write_clusters, calls, progress, "files")
     return dict(read_json(folder / FACTS))
 
@@ -97,7 +98,7 @@ def settings(config: ClusterConfig, k: int, seed: int, count: int) -> Settings:
     """What the configuration asks of a fit of so many rows."""
     share = 1.0 if config.fit_rows is None else min(1.0, config.fit_rows / count)
     spherical = config.metric == "cosine"
-    cap = None if config.size_cap is None else int(np.ceil(config.size_cap * count / k))
+    cap = None if config.size_cap is None else int(np.ceil(config.size_cap * count / k - 1e-9))
     return Settings(k, config.init, config.n_init, config.max_iter, config.tol, seed, spherical, config.progressive, share, cap)
 
 
@@ -111,7 +112,7 @@ def _fit(held: RayShards, files: rows.Files, asked: Settings, geometry: Geometry
     journal.remove()
 
 
-def write_clusters(source: str, target: str, first: int, folder: str, normalised: bool) -> None:
+def write_clusters(source: str, target: str, first: int, folder: str, normalised: bool, half: bool) -> None:
     """Assign the rows of one embedding file and write `row_id, cluster, distance`; a file that exists is left alone.
 
     Args:
@@ -120,10 +121,11 @@ def write_clusters(source: str, target: str, first: int, folder: str, normalised
         first: global number of the file's first row.
         folder: holds the centroids and, with a size cap, the thresholds.
         normalised: scale rows to unit length.
+        half: whether all files of the fit store float16, so that rows are rounded as they were there.
     """
     if Path(target).exists():
         return
-    part = rows.partition(rows.check_files([source]), 1)[0]
+    part = replace(rows.partition(rows.check_files([source]), 1)[0], half=half)
     streamed = part.rows * part.dimension > HELD_ELEMENTS
     shard = Shard(distributed.open_source(part, Holding(streamed, normalised)), first)
     centroids, thresholds = np.load(Path(folder) / CENTROIDS), Path(folder) / THRESHOLDS

@@ -187,3 +187,27 @@ def test_few_rows_are_clustered_in_this_process_and_n_shards_asks_for_actors():
         assert ray.is_initialized()
     finally:
         connect()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_the_layout_of_an_array_in_memory_changes_no_bit(cluster, dtype):
+    rows = random_rows(300, 9, dtype)
+    plain = KMeans(6).fit(rows)
+    for other in (np.asfortranarray(rows), np.ascontiguousarray(rows[::-1])[::-1], np.repeat(rows, 2, axis=1)[:, ::2]):
+        found = KMeans(6).fit(other)
+        assert (found.inertia_, found.cluster_centers_.tobytes()) == (plain.inertia_, plain.cluster_centers_.tobytes())
+
+
+def test_a_bfloat16_tensor_goes_to_actors_too(cluster):
+    rows = torch.randn(90, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert (KMeans(4, n_shards=2).fit(rows).labels_ == KMeans(4).fit(rows).labels_).all()
+
+
+def test_the_checkpoint_of_other_rows_is_not_continued(cluster, tmp_path):
+    rows = random_rows(200, 4)
+    path = tmp_path / "fit.npz"
+    first = KMeans(5, checkpoint=path).fit(rows)
+    for other in (-rows, rows[::-1].copy()):
+        found = KMeans(5, checkpoint=path).fit(other)
+        assert found.cluster_centers_.tobytes() == KMeans(5).fit(other).cluster_centers_.tobytes()
+        assert found.cluster_centers_.tobytes() != first.cluster_centers_.tobytes()

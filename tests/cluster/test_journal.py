@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 
 from divsel_ray.cluster.journal import Journal
+from divsel_ray.errors import InputError
 
 
 def test_what_was_written_last_is_read(tmp_path):
@@ -32,3 +34,10 @@ def test_a_removed_journal_is_gone(tmp_path):
     journal.remove()
     journal.remove()
     assert journal.read() is None
+
+
+def test_a_folder_is_refused_and_kept(tmp_path):
+    (tmp_path / "kept").write_text("all of it")
+    with pytest.raises(InputError, match="a folder; expected the name of a file"):
+        Journal(tmp_path, "a")
+    assert (tmp_path / "kept").read_text() == "all of it"

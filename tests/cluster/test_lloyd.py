@@ -10,7 +10,7 @@ from sklearn.cluster import KMeans as Reference
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
-from divsel_ray.cluster import lloyd, shards
+from divsel_ray.cluster import kernels, lloyd, shards
 from divsel_ray.cluster.journal import Journal
 from divsel_ray.cluster.lloyd import Settings
 from divsel_ray.cluster.rows import bounds, normalise
@@ -292,7 +292,7 @@ class Interrupted(LocalShards):
 
 
 @pytest.mark.parametrize(
-    ("change", "calls"), [({}, 2), ({}, 9), ({"n_init": 3}, 9), ({"n_init": 3}, 21), ({"progressive": True}, 3)]
+    ("change", "calls"), [({}, 3), ({}, 10), ({"n_init": 3}, 9), ({"n_init": 3}, 21), ({"progressive": True}, 4)]
 )
 def test_an_interrupted_fit_continues_from_its_journal_and_ends_the_same(tmp_path, change, calls):
     rows, _ = make_blobs(3000, 4, centers=12, cluster_std=1.0, random_state=0)
@@ -323,6 +323,53 @@ def test_progress_counts_centroids_then_iterations_over_all_starts():
     assert drawn == sorted(drawn)
     assert {4, 8} <= set(drawn)
     assert [done for done, total, unit in reports if unit == "iterations" and total == 6] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_sample_of_fewer_rows_than_clusters_is_not_used():
+    rows = random_rows(500, 4)
+    found = fit(rows, Settings(100, share=0.1, max_iter=3), parts=2)
+    assert found.centroids.shape == (100, 4)
+    assert found.sizes.min() > 0
+
+
+def test_rows_without_variance_converge_from_far_centroids():
+    found = fit(np.ones((3, 2), np.float32), Settings(1, init=np.zeros((1, 2), np.float32)))
+    assert (found.centroids.tolist(), found.inertia, found.converged) == ([[1, 1]], 0, True)
+
+
+@pytest.mark.parametrize("offset", [0, 10, 1000])
+def test_rows_far_from_the_origin_are_clustered_as_exactly_and_few_are_settled_one_by_one(offset, monkeypatch):
+    rows = (random_rows(1500, 8) + offset).astype(np.float32)
+    settled, settle = [], kernels.settle
+    monkeypatch.setattr(kernels, "settle", lambda *args: settled.append(len(args[2])) or settle(*args))
+    first = rows[:40].copy()
+    found = fit(rows, Settings(40, init=first, max_iter=10, tol=0))
+    reference = Reference(40, init=first, n_init=1, max_iter=10, tol=0).fit(rows.astype(np.float64))
+    assert found.inertia == pytest.approx(reference.inertia_, rel=1e-6)
+    assert sum(settled) < 0.05 * 40 * 1500 * 10
+
+
+class LostTwice(LocalShards):
+    """Loses a partition at the given calls."""
+
+    def __init__(self, rows, calls):
+        super().__init__([Shard(rows[:100]), Shard(rows[100:], 100)])
+        self.rows, self.lost, self.calls = rows, calls, 0
+
+    def map(self, question, *args, **kwargs):
+        self.calls += 1
+        if self.calls in self.lost:
+            self._shards[1] = Shard(self.rows[100:], 100)
+        return super().map(question, *args, **kwargs)
+
+
+@pytest.mark.parametrize("init", ["k-means++", "k-means||"])
+@pytest.mark.parametrize("first", range(2, 8))
+def test_a_shard_that_is_lost_again_while_it_is_told_anew_changes_nothing(init, first):
+    rows = random_rows(300, 3)
+    lost = LostTwice(rows, {first, first + 2})
+    found = lloyd.first_centroids(lost, Settings(12, init=init), 0, geometry_of(rows))
+    assert (found == lloyd.first_centroids(shards_of(rows), Settings(12, init=init), 0, geometry_of(rows))).all()
 
 
 @pytest.mark.parametrize("init", ["k-means++", "k-means||"])

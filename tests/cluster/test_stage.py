@@ -214,3 +214,15 @@ def test_the_plan_streams_what_does_not_fit_and_says_so(tmp_path):
     assert plan.reason == "10,000,000 vectors take 7.4 GiB, 4.8 GiB are free for them: streamed from Parquet on every pass"
     assert not distributed.plan_memory(files, replace(small, memory_gib=64), "auto").streamed
     assert not distributed.plan_memory(files, small, "memory").streamed
+
+
+def test_files_of_several_types_are_clustered_as_one(cluster, tmp_path):
+    vectors = unit_rows(200, 4)
+    paths = write_embeddings(tmp_path / "embed", vectors, [90])
+    wide = pa.FixedSizeListArray.from_arrays(pa.array(vectors[90:].astype(np.float32).ravel()), 4)
+    pq.write_table(pa.table({"row_id": [f"1-{i}" for i in range(110)], "embedding": wide}), paths[1])
+    config = ClusterConfig(k=5, metric="cosine", size_cap=1.1)
+    facts = build_clusters(paths, config, 0, tmp_path / "out", cluster, Silent())
+    found = pa.concat_tables([pq.read_table(tmp_path / "out" / f"part-{i}.parquet") for i in range(2)])
+    assert np.bincount(found["cluster"].to_numpy(), minlength=5).tolist() == facts["sizes"]
+    assert max(facts["sizes"]) <= 44

@@ -1,6 +1,7 @@
 from fractions import Fraction
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,3 +50,14 @@ def test_the_grid_is_finer_than_a_centroid_can_show():
 def test_float16_rows_are_on_the_grid_already():
     rows = torch.tensor([[6e-8, -65504.0], [0.1, 3.14159]], dtype=torch.float16)
     assert (Grid.of(2000, 65504.0).round(rows) == rows.double()).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
+def test_a_digest_is_the_same_for_any_partition_and_another_for_any_other_rows(dtype):
+    rows, numbers = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)).to(dtype), np.arange(50)
+    whole = exact.digest(rows, numbers)
+    assert (exact.digest(rows[:13], numbers[:13]) + exact.digest(rows[13:], numbers[13:])) % 2**64 == whole
+    changed = rows.clone()
+    changed[49, 6] = -changed[49, 6]
+    others = (-rows, rows.flip(0), rows.flip(1), changed)
+    assert len({whole, *(exact.digest(other, numbers) for other in others)}) == 5

@@ -90,7 +90,9 @@ class ClusterConfig(Section):
     max_iter: int = Field(50, ge=1, description="Iterations at most.")
     tol: float = Field(1e-4, ge=0, description="Stop when squared centroid movement falls below tol x mean variance.")
     progressive: bool = Field(False, description="First iterations on growing samples of the rows, the last on all.")
-    fit_rows: int | None = Field(None, ge=1, description="Fit on a sample of about so many rows, then assign all. Default: all.")
+    fit_rows: int | None = Field(
+        None, ge=1, description="Fit on a sample of about so many rows, then assign all. Default, and where fewer than k: all."
+    )
     size_cap: float | None = Field(None, ge=1, description="Largest cluster, over the mean size. Default: no limit.")
     n_shards: int = Field(2, ge=1, description="Partitions of the rows; actors are at most this many. Never changes a result.")
     mode: Literal["auto", "memory", "streaming"] = Field(

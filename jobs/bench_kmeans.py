@@ -35,7 +35,8 @@ Bars, on two cores: an iteration costs no more than faiss's; the target is reach
 iterations; memory above idle is at most 1.3 x the rows' bytes + 300 MB; two shards are at least 1.7 x as fast as one; 10
 million rows are clustered under 6 GiB resident.
 
-What was tried, of the algorithm (55k real embeddings, 25 iterations from random rows, where plain Lloyd takes 25 full passes):
+What was tried, of the algorithm, by trials outside this script on two cores with AMX (55k real embeddings, 25 iterations from
+random rows, where plain Lloyd takes 25 full passes):
 - One bound on the second nearest centroid, loosened by the largest drift (Hamerly): 17.0 passes at k = 1024, 18.6 at 256.
 - The same bound, kept tight by one product with every centroid that moved at all: 6.9 and 14.5. Looking only at those that
   moved more than a quantile of the drifts: 6.6 (0.8) to 8.1 (0.95), and 12.1 to 13.6 at k = 256: not worth a setting.

@@ -326,8 +326,7 @@ class _Proposals:
         """List the first clusters that admit these rows (ascending numbers) now."""
         for start, rows in shard.tensors():
             if self._screen is None:
-                largest = float(np.sqrt(self._norms.max())) * (1 + 1e-6)
-                self._screen = kernels.screen(rows, self._centroids, largest)
+                self._screen = kernels.screen(rows, self._centroids, self._norms)
             wanted = at[slice(*np.searchsorted(at, [start, start + len(rows)]))]
             for part in kernels.slices(len(wanted), 1, self._screen.batch):
                 numbers = wanted[part]

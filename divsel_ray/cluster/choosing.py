@@ -23,7 +23,6 @@ from divsel_ray.cluster.kernels import Int32, Rows
 from divsel_ray.cluster.lloyd import Fit, Settings
 from divsel_ray.cluster.shards import Geometry
 from divsel_ray.config import ClusterConfig
-from divsel_ray.errors import JobError
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
 from divsel_ray.store import read_json, write_json
@@ -110,14 +109,11 @@ def _draw_samples(held: RayShards, task: GridTask) -> _Samples:
 def _measure(held: RayShards, task: GridTask, samples: _Samples, k: int, report: lloyd.Report) -> Candidate:
     began = time.monotonic()
     count = task.geometry.rows
-
-    def report_k(done: int, total: int, unit: str) -> None:
-        report(done, total, f"{unit}, k = {k:,}")
-
+    report_k: lloyd.Report = lambda done, total, unit: report(done, total, f"{unit}, k = {k:,}")  # noqa: E731
     fit = lloyd.fit(held, stage.settings(task.config, k, task.seed, count), task.geometry, report_k)
     parts = held.map(silhouette.simplified, fit.centroids, fit.sizes)
     calls = [(_sampled_silhouette, samples.evaluation, fit.centroids), *_refits(task, samples, k)]
-    sampled, *labelings = _call_all(held, calls, report_k)
+    sampled, *labelings = distributed.run_all(held, calls, report_k, "refits")
     agreement = stability.agreement(labelings) if labelings else (None, None)
     return Candidate(
         simplified_silhouette=exact_total(np.sum(parts, axis=0)) / count,
@@ -141,19 +137,6 @@ def _refits(task: GridTask, samples: _Samples, k: int) -> list[tuple[Any, ...]]:
         (_refit, subsample, size, samples.evaluation, stage.settings(config, k, task.seed + number, size))
         for number, subsample in enumerate(samples.subsamples, start=1)
     ]
-
-
-def _call_all(held: RayShards, calls: Sequence[tuple[Any, ...]], report: lloyd.Report) -> list[Any]:
-    """The answers of functions that need no partition, computed by the shard actors."""
-    asked = [held.actors[at % len(held.actors)].run.remote(*call) for at, call in enumerate(calls)]
-    pending = asked
-    while pending:
-        done, pending = ray.wait(pending, timeout=distributed.CALL_SECONDS)
-        if not done:
-            raise JobError(f"choose-k: no refit ended in {distributed.CALL_SECONDS:g} s; see whether the cluster lost its nodes")
-        report(len(asked) - len(pending), len(asked), "refits")
-    answers: list[Any] = ray.get(asked)
-    return answers
 
 
 def _refit(subsample: Rows, size: int, evaluation: Rows, settings: Settings) -> Int32:

@@ -1,8 +1,8 @@
 """k-means on Ray: shard actors keep the rows, a coordinator actor runs the loop over them, the driver looks on.
 
-Centroids go out, sums, counts and farthest rows come back; rows never pass through the driver or the coordinator. A
-killed actor is started again and reads its rows again, and the call it was answering is repeated; answers depend on rows
-and arguments only, so the result stays the same.
+Centroids go out; what clusters gain and lose, and the farthest rows, come back. Rows never pass through the driver or the
+coordinator. A killed actor is started again and reads its rows again, and the call it was answering is repeated; answers
+depend on rows and arguments only, so the result stays the same.
 """
 
 from __future__ import annotations
@@ -334,36 +334,41 @@ def plan_memory(files: rows.Files, cluster: Cluster, mode: Mode) -> Plan:
     return Plan(streamed, f"{fits}: {manner}" if mode == "auto" else f"{fits}: {manner}, as configured")
 
 
-def run_all(held: RayShards, task: Callable[..., Any], calls: Sequence[tuple[Any, ...]], progress: Progress, unit: str) -> None:
+def run_all(held: RayShards, calls: Sequence[tuple[Any, ...]], report: lloyd.Report, unit: str) -> list[Any]:
     """Have the actors do independent tasks.
 
     Args:
         held: their actors do the work.
-        task: a function of this package.
-        calls: arguments of each call.
-        progress: told of calls done.
-        unit: what a call makes.
+        calls: a function of this package and its arguments, for each task.
+        report: told of tasks done.
+        unit: what a task makes, in the plural.
+
+    Returns:
+        Their answers, in the order of the calls.
 
     Raises:
-        JobError: no call ended for an hour.
+        JobError: none ended for an hour.
     """
-    actors = held.actors
-    pending = [actors[i % len(actors)].run.remote(task, *call) for i, call in enumerate(calls)]
+    asked = [held.actors[at % len(held.actors)].run.remote(*call) for at, call in enumerate(calls)]
+    pending = asked
     while pending:
         done, pending = ray.wait(pending, timeout=CALL_SECONDS)
         if not done:
-            raise JobError(f"k-means: no {unit} written in {CALL_SECONDS:g} s; see whether the cluster lost its nodes")
+            raise JobError(f"k-means: no {unit} done in {CALL_SECONDS:g} s; see whether the cluster lost its nodes")
         ray.get(done)
-        progress.advance(len(calls) - len(pending), len(calls), unit)
+        report(len(asked) - len(pending), len(asked), unit)
+    answers: list[Any] = ray.get(asked)
+    return answers
 
 
 def put_array(array: Rows, parts: int) -> list[Source]:
     """An array (n, d) cut into at most `parts` blocks in the object store."""
+    return [Blocks(low, (_put(array[low:high]),)) for low, high in rows.bounds(len(array), parts)]
 
-    def stored(part: Rows) -> Any:
-        return ray.put(part.clone() if isinstance(part, torch.Tensor) else np.ascontiguousarray(part))
 
-    return [Blocks(low, (stored(array[low:high]),)) for low, high in rows.bounds(len(array), parts)]
+def _put(part: Rows) -> Any:
+    # A tensor's slice would be stored with the whole tensor behind it.
+    return ray.put(part.clone() if isinstance(part, torch.Tensor) else part)
 
 
 def put_dataset(dataset: Any, column: str, parts: int) -> list[Source]:

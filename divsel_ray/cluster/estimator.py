@@ -49,7 +49,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         tol: stop when the squared movement of all centroids is at most tol x the mean variance of the features.
         metric: "euclidean", or "cosine": rows and centroids are scaled to unit length (Dhillon and Modha 2001).
         progressive: first iterations on growing nested samples of the rows, the last ones on all.
-        fit_rows: fit on a hashed sample of about so many rows, then assign all; None for all.
+        fit_rows: fit on a hashed sample of about so many rows, then assign all; None, or fewer than clusters, for all.
         max_size: rows per cluster at most (`balance.balanced_fit`); None for no limit. `predict` knows no such limit.
         seed: of every draw.
         n_shards: partitions of the rows; actors are at most this many. None: two, or none at all for an array of few rows,
@@ -224,7 +224,6 @@ class KMeans(ClusterMixin, BaseEstimator):
         init = self.init if isinstance(self.init, str) else _first_centroids(self.init, (k, source.dimension))
         if self.mode == "streaming" and source.files is None:
             raise InputError("mode='streaming' reads Parquet files; X is held in memory, use mode='auto' or give a folder")
-        share = 1.0 if self.fit_rows is None else min(1.0, self.fit_rows / source.rows)
         return Settings(
             k=k,
             init=cast(lloyd.Init, init),
@@ -234,7 +233,7 @@ class KMeans(ClusterMixin, BaseEstimator):
             seed=int(self.seed),
             spherical=self.metric == "cosine",
             progressive=bool(self.progressive),
-            share=share,
+            share=lloyd.share_of(self.fit_rows, source.rows),
             max_size=self.max_size,
         )
 

@@ -12,6 +12,7 @@ two questions to the partitions for every 64 centroids or so.
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,17 @@ PARALLEL_ROUNDS = 5
 LARGEST_BATCH = 64
 _MASK = (1 << 64) - 1
 _PRODUCT_ELEMENTS = 1 << 20
-_RANDOM, _CANDIDATE, _ACCEPT, _PARALLEL = range(4)
+
+
+class Purpose(IntEnum):
+    """What draws are for; another purpose gives other random numbers to the same row."""
+
+    RANDOM_ROWS = 0
+    CANDIDATES = 1
+    ACCEPTANCE = 2
+    PARALLEL = 3
+    SAMPLE = 4
+    STABILITY = 5
 
 
 class Draw(NamedTuple):
@@ -37,7 +48,7 @@ class Draw(NamedTuple):
 
     seed: int
     start: int
-    purpose: int
+    purpose: Purpose
     step: int
 
 
@@ -147,7 +158,7 @@ def exact_squares(left: Float32, right: Float32, geometry: Geometry) -> Float64:
 
 def random_rows(shards: Shards, k: int, seed: int, start: int) -> Float32:
     """k distinct row numbers, all equally likely: those of the largest hashed keys."""
-    parts = shards.map(_random_rows, k, Draw(seed, start, _RANDOM, 0))
+    parts = shards.map(_random_rows, k, Draw(seed, start, Purpose.RANDOM_ROWS, 0))
     whole = Sample(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
     return whole.rows[np.lexsort((whole.indices, -whole.keys))[:k]]
 
@@ -188,8 +199,8 @@ def _grow(shards: Shards, centroids: Float32, k: int, seed: int, start: int, geo
             return np.concatenate([centroids, random_rows(shards, k - known, seed, start + 1)])
         steps = np.arange(drawn, drawn + min(known, LARGEST_BATCH, k - known), dtype=np.int64)
         drawn += len(steps)
-        candidates = _candidates(shards, hashes(Draw(seed, start, _CANDIDATE, 0), steps), totals, centroids, geometry)
-        accepted = _accept(candidates, uniforms(Draw(seed, start, _ACCEPT, 0), steps), geometry)
+        candidates = _candidates(shards, hashes(Draw(seed, start, Purpose.CANDIDATES, 0), steps), totals, centroids, geometry)
+        accepted = _accept(candidates, uniforms(Draw(seed, start, Purpose.ACCEPTANCE, 0), steps), geometry)
         centroids = np.concatenate([centroids, candidates.rows[accepted]])
         told(len(centroids))
     return centroids
@@ -273,23 +284,12 @@ def parallel(shards: Shards, k: int, seed: int, start: int, geometry: Geometry, 
 
     In each of five rounds every row is drawn with probability min(1, (k / 2) D / sum of D) on its own; the drawn rows,
     weighted by how many rows are nearest to each, are then thinned by k-means++. With too few distinct rows drawn,
-    k-means++ over all rows takes over.
-
-    Args:
-        shards: partitions of at least k rows.
-        k: number of centroids.
-        seed: with `start`, what the draws are hashed from.
-        start: see `seed`.
-        geometry: of all rows.
-        told: see `Told`.
-
-    Returns:
-        (k, d) float32.
+    k-means++ over all rows takes over. Arguments and result are those of `plus_plus`.
     """
     candidates, known = random_rows(shards, 1, seed, start), 0
     for step in range(PARALLEL_ROUNDS):
         whole = sum(total for _, total in _tell_all(shards, candidates, known, geometry))
-        known, question = len(candidates), (Draw(seed, start, _PARALLEL, step), k / 2, whole)
+        known, question = len(candidates), (Draw(seed, start, Purpose.PARALLEL, step), k / 2, whole)
         drawn = shards.map(_spread, known, *question)
         while None in drawn:
             _tell_all(shards, candidates, 0, geometry)
@@ -301,7 +301,7 @@ def parallel(shards: Shards, k: int, seed: int, start: int, geometry: Geometry, 
         return plus_plus(shards, k, seed, start, geometry, told)
     weighted = Shard(candidates)
     weighted.memory["multiplicity"] = popularity = np.sum(shards.map(_popularity, candidates), axis=0)
-    bits = int(hashes(Draw(seed, start, _RANDOM, 1), np.zeros(1, np.int64))[0])
+    bits = int(hashes(Draw(seed, start, Purpose.RANDOM_ROWS, 1), np.zeros(1, np.int64))[0])
     first = np.searchsorted(np.cumsum(popularity), bits * int(popularity.sum()) >> 64, side="right")
     return _grow(LocalShards([weighted]), candidates[[first]], k, seed, start, geometry, lambda n: told((k + n) // 2))
 

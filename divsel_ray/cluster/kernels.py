@@ -146,9 +146,14 @@ def squared_norms(rows: Rows) -> Float64:
     return pair_distances(rows, np.zeros(rows.shape[1]))
 
 
-def screen(rows: torch.Tensor, centroids: Float32, largest_norm: float) -> Screen:
-    """Centroids ready to be compared with rows like these."""
-    return Screen(centroids, squared_norms(centroids), largest_norm, rows.dtype, rows.device)
+def largest_norm(squared_norms: Float32 | Float64) -> float:
+    """A number that no norm exceeds, even where squared norms were rounded to float32."""
+    return float(np.sqrt(squared_norms.max(initial=0.0))) * (1 + 1e-6)
+
+
+def screen(rows: torch.Tensor, centroids: Float32, row_norms: Float32 | Float64) -> Screen:
+    """Centroids ready to be compared with rows like these, whose squared norms (n,) are at most these."""
+    return Screen(centroids, squared_norms(centroids), largest_norm(row_norms), rows.dtype, rows.device)
 
 
 def assign(rows: Rows, centroids: Float32) -> Assignment:
@@ -162,7 +167,7 @@ def assign(rows: Rows, centroids: Float32) -> Assignment:
     known = Known.empty(len(rows))
     norms = squared_norms(rows)
     known.norms[:] = torch.from_numpy(norms)
-    assign_all(tensor, centroids, screen(tensor, centroids, float(np.sqrt(norms.max(initial=0)))), known)
+    assign_all(tensor, centroids, screen(tensor, centroids, norms), known)
     labels = known.labels.numpy()
     return Assignment(labels, own_distances(rows, centroids, labels))
 

@@ -150,6 +150,11 @@ def fit(shards: Shards, settings: Settings, geometry: Geometry, report: Report =
     return best
 
 
+def share_of(fit_rows: int | None, rows: int) -> float:
+    """The share of all rows that so many are; None stands for all."""
+    return 1.0 if fit_rows is None else min(1.0, fit_rows / rows)
+
+
 def _with_enough_rows(shards: Shards, settings: Settings) -> Settings:
     """All rows are looked at where the sample holds fewer than there are clusters."""
     if settings.share < 1 and sum(progressive.view(shards, settings.seed, settings.share).map(len)) < settings.k:
@@ -251,6 +256,7 @@ class Updater:
         self._due: Int64 = np.empty(0, np.int64)
         self._sums, self._terms = np.empty((0, 0)), np.empty(0)
         self._counts: Int64 = np.empty(0, np.int64)
+        self._variance = 0.0
 
     def step(self, centroids: Float32) -> Update:
         """The centroids (k, d) that follow."""
@@ -270,7 +276,7 @@ class Updater:
         # Relocated centroids are no means of their rows: all are due again.
         self._before, self._due = centroids, np.arange(len(centroids)) if empty else moved
         movement = math.fsum(np.square(updated[moved].astype(np.float64) - centroids[moved]).sum(axis=1))
-        return Update(updated, rows, max(inertia, 0.0), len(moved), _ratio(movement, self._variance(rows)))
+        return Update(updated, rows, max(inertia, 0.0), len(moved), _ratio(movement, self._variance))
 
     def _enter(self, changes: list[Change], centroids: Float32) -> Int64:
         """Add changes to the sums, and centroids that moved to the inertia; returns clusters whose mean may have changed."""
@@ -281,13 +287,16 @@ class Updater:
         for change in changes:
             self._sums[change.clusters] += change.sums
             self._counts[change.clusters] += change.counts
+        if self._before is None:
+            self._variance = self._measure_variance()
         due = np.unique(np.concatenate([self._due, *(change.clusters for change in changes)]))
         means = centroids[due].astype(np.float64)
         self._terms[due] = (2 * (means * self._sums[due]).sum(axis=1)) - self._counts[due] * np.square(means).sum(axis=1)
         return due
 
-    def _variance(self, rows: int) -> float:
-        mean = self._sums.sum(axis=0) / rows
+    def _measure_variance(self) -> float:
+        """Mean variance of the features; rows only change clusters, so it stays what it is at first."""
+        mean = self._sums.sum(axis=0) / self._counts.sum()
         squares = self._geometry.squares / self._geometry.rows
         return max(squares - math.fsum(np.square(mean)), 0.0) / self._geometry.dimension
 

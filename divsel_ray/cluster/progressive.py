@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from divsel_ray.cluster.initialise import Draw, uniforms
+from divsel_ray.cluster.initialise import Draw, Purpose, uniforms
 from divsel_ray.cluster.shard import Shard
 from divsel_ray.cluster.shards import Shards, add
 
@@ -22,7 +22,6 @@ LARGEST_SHARE = 1 / 8
 """Samples are copies: a larger one would cost too much memory."""
 MOST_ITERATIONS = 8
 """Of one sample."""
-_PURPOSE = 4
 
 
 def shares(rows: int, k: int) -> tuple[float, ...]:
@@ -59,9 +58,11 @@ class _Sample:
         self._shards, self._seed, self._share = shards, seed, share
 
     def map(self, question: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
+        """See `shards.Shards`."""
         return self._shards.map(_ask, self._seed, self._share, question, *args, **kwargs)
 
     def total(self, question: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """See `shards.Shards`."""
         return add(self.map(question, *args, **kwargs))
 
 
@@ -72,6 +73,6 @@ def forget(shard: Shard) -> None:
 
 def _ask(shard: Shard, seed: int, share: float, question: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if shard.memory.get("sample", (None, None))[0] != (seed, share):
-        at = np.flatnonzero(uniforms(Draw(seed, 0, _PURPOSE, 0), shard.numbers) < share)
+        at = np.flatnonzero(uniforms(Draw(seed, 0, Purpose.SAMPLE, 0), shard.numbers) < share)
         shard.memory["sample"] = (seed, share), shard.sample(at)
     return question(shard.memory["sample"][1], *args, **kwargs)

@@ -1,6 +1,6 @@
 """One partition's rows and the questions of k-means they answer.
 
-An answer depends on the rows and the arguments alone. What a shard remembers (its last assignment, sums) only saves time:
+An answer depends on the rows and the arguments alone. What a shard remembers (its last assignment above all) only saves time:
 a shard that was lost and read again gives the same answers.
 """
 
@@ -104,30 +104,28 @@ class Shard:
         return host if host.dtype == torch.bfloat16 else host.numpy()
 
     def inspect(self) -> Inspection:
-        """Count the rows, look for bad ones, and measure what sums and variance need."""
-        norms = self._norms()
-        bad = np.flatnonzero(~(norms <= kernels.LARGEST_SQUARED_NORM))
-        if len(bad):
-            return Inspection(len(norms), int(self.numbers[bad[0]]), None, 0.0, exact_parts(norms[:0]))
-        zero = np.flatnonzero(norms == 0)
-        largest = max((float(rows.abs().max()) for _, rows in self.tensors()), default=0.0)
-        first_zero = int(self.numbers[zero[0]]) if len(zero) else None
-        return Inspection(len(norms), None, first_zero, largest, exact_parts(norms), self._digest())
-
-    def _digest(self) -> int:
-        total, numbers = 0, self.numbers
+        """Count the rows, look for bad ones, and measure what sums and variance need; one look at every row."""
+        norms, largest, total, numbers = [np.empty(0)], 0.0, 0, self.numbers
         for start, rows in self.tensors():
+            norms.append(_squared_norms(rows))
+            largest = max(largest, float(rows.abs().max()))
             total += digest(rows.cpu(), numbers[start : start + len(rows)])
-        return total % 2**64
+        squared = np.concatenate(norms)
+        self._remember(squared)
+        bad, zero = np.flatnonzero(~(squared <= kernels.LARGEST_SQUARED_NORM)), np.flatnonzero(squared == 0)
+        if len(bad):
+            return Inspection(len(squared), int(numbers[bad[0]]), None, 0.0, exact_parts(squared[:0]))
+        first_zero = int(numbers[zero[0]]) if len(zero) else None
+        return Inspection(len(squared), None, first_zero, largest, exact_parts(squared), total % 2**64)
 
-    def _norms(self) -> Float64:
-        """Squared norms (n,); remembered in float32 for the screens."""
+    def _remember(self, squared_norms: Float64) -> Known:
+        """Begin to know of rows, first their norms (n,)."""
+        known = Known.empty(len(squared_norms))
         with np.errstate(over="ignore", invalid="ignore"):
-            norms = np.concatenate([kernels.squared_norms(rows) for _, rows in self.tensors()] or [np.empty(0)])
-            self._known, self._centroids, self._screen = Known.empty(len(norms)), None, None
-            self._known.norms[:] = torch.from_numpy(norms)
-            self._largest_norm = float(np.sqrt(norms.max(initial=0.0))) * (1 + 1e-6)
-        return norms
+            known.norms[:] = torch.from_numpy(squared_norms)
+            self._largest_norm = kernels.largest_norm(squared_norms)
+        self._known, self._centroids, self._screen = known, None, None
+        return known
 
     def change(self, before: Float32 | None, centroids: Float32, grid: Grid) -> Change:
         """Assign the rows to centroids, and tell what that changes.
@@ -137,10 +135,10 @@ class Shard:
             centroids: (k, d) to assign them to.
             grid: what rows are rounded to in the sums.
         """
-        if before is not None:
-            self.labels(before)
         if before is None:
             self._centroids = None
+        else:
+            self._bring_to(before)
         if self._sums is None or self._sums.shape != centroids.shape:
             self._sums = torch.zeros(centroids.shape, dtype=torch.float64, device=self._source.device)
         ledger = _Ledger(self._sums, grid, fresh=before is None)
@@ -188,23 +186,24 @@ class Shard:
 
     def _bring_to(self, centroids: Float32, ledger: _Ledger | None = None) -> Known:
         """Make what is known fit these centroids, and enter in the ledger which rows change their clusters."""
-        if self._known is None:
-            self._norms()
-        assert self._known is not None
+        known = self._known
+        if known is None:
+            norms = [_squared_norms(rows) for _, rows in self.tensors()]
+            known = self._remember(np.concatenate([np.empty(0), *norms]))
         known_to, self._centroids = self._centroids, None
         step = self._step(known_to, centroids)
         if step is None:
             self._centroids = known_to
-            return self._known
+            return known
         assert self._screen is not None
         for start, rows in self.tensors():
-            part = self._known.part(start, start + len(rows))
+            part = known.part(start, start + len(rows))
             before = part.labels.clone()
             self._screen = step(rows, part, self._screen)
             if ledger is not None:
                 ledger.enter(rows, before, part.labels)
         self._centroids = np.array(centroids)
-        return self._known
+        return known
 
     def _step(self, before: Float32 | None, centroids: Float32) -> Step | None:
         """What brings a block up to date; None where nothing moved."""
@@ -228,6 +227,11 @@ class Shard:
         norms, kind = kernels.squared_norms(centroids), self._screen.kind if self._screen else None
         self._screen = Screen(centroids, norms, self._largest_norm, self._source.dtype, self._source.device, kind)
         return lambda rows, known, screen: kernels.assign_all(rows, centroids, screen, known)
+
+
+def _squared_norms(rows: torch.Tensor) -> Float64:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return kernels.squared_norms(rows)
 
 
 class _Ledger:

@@ -60,9 +60,9 @@ def nearest_other(rows: Rows, centroids: Float32, labels: Int32) -> Float64:
     """
     if len(centroids) < 2 or not len(rows):
         return np.full(len(rows), np.inf)
-    tensor = torch.as_tensor(rows)
+    tensor = kernels.tensor_of(rows)
     norms = kernels.squared_norms(rows)
-    screen = kernels.screen(tensor, centroids, float(np.sqrt(norms.max())) * (1 + 1e-6))
+    screen = kernels.screen(tensor, centroids, norms)
     result = np.empty(len(rows), np.float64)
     for start in range(0, len(rows), screen.batch):
         part = slice(start, min(start + screen.batch, len(rows)))

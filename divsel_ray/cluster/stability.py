@@ -19,7 +19,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from divsel_ray.cluster import initialise, kernels, lloyd
 from divsel_ray.cluster.exact import Float64, Int64
-from divsel_ray.cluster.initialise import Draw
+from divsel_ray.cluster.initialise import Draw, Purpose
 from divsel_ray.cluster.kernels import Int32, Rows
 from divsel_ray.cluster.lloyd import Settings
 from divsel_ray.cluster.shard import Shard
@@ -30,8 +30,6 @@ EVALUATION_ROWS = 10_000
 SUBSAMPLE_ROWS = 20_000
 ROWS_PER_CLUSTER = 10
 """Subsamples are larger than `SUBSAMPLE_ROWS` where their clusters would else be smaller."""
-_PURPOSE = 5
-"""No other draw by row numbers has it (see `initialise.Draw`)."""
 
 
 class Drawn(NamedTuple):
@@ -61,7 +59,7 @@ def draw_rows(shards: Shards, seed: int, number: int, count: int) -> Rows:
         number: of the draw; 0 are the evaluation rows, 1, 2, ... the subsamples.
         count: how many rows.
     """
-    draw = Draw(seed, 0, _PURPOSE, number)
+    draw = Draw(seed, 0, Purpose.STABILITY, number)
     keys = np.concatenate(shards.map(smallest_keys, draw, count))
     last = float(np.partition(keys, count - 1)[count - 1])
     parts = shards.map(rows_up_to, draw, last)
@@ -78,11 +76,11 @@ def rows_up_to(shard: Shard, draw: Draw, last: float) -> Drawn:
     """The rows of a partition whose keys are at most `last`."""
     keys = _keys(shard, draw)
     at = np.flatnonzero(keys <= last)
-    return Drawn(keys[at], at + shard.first, shard.take(at))
+    return Drawn(keys[at], shard.numbers[at], shard.take(at))
 
 
 def _keys(shard: Shard, draw: Draw) -> Float64:
-    return initialise.uniforms(draw, np.arange(shard.first, shard.first + len(shard), dtype=np.int64))
+    return initialise.uniforms(draw, shard.numbers)
 
 
 def refit(rows: Rows, evaluation: Rows, settings: Settings) -> Int32:

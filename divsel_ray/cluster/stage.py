@@ -69,8 +69,9 @@ def build_clusters(
         if not ((folder / CENTROIDS).is_file() and (folder / FACTS).is_file()):
             _fit(held, files, settings(config, k, seed, files.rows), check(held, files, config), folder, progress)
         starts = np.cumsum([0, *files.counts]).tolist()
-        calls = [(*pair, starts[at], str(folder), config.metric == "cosine", files.half) for at, pair in enumerate(pairs)]
-        distributed.run_all(held, write_clusters, calls, progress, "files")
+        how = (str(folder), config.metric == "cosine", files.half)
+        calls = [(write_clusters, *pair, first, *how) for pair, first in zip(pairs, starts, strict=False)]
+        distributed.run_all(held, calls, progress.advance, "files")
     return dict(read_json(folder / FACTS))
 
 
@@ -96,10 +97,20 @@ def check(held: RayShards, files: rows.Files, config: ClusterConfig) -> Geometry
 
 def settings(config: ClusterConfig, k: int, seed: int, count: int) -> Settings:
     """What the configuration asks of a fit of so many rows."""
-    share = 1.0 if config.fit_rows is None else min(1.0, config.fit_rows / count)
-    spherical = config.metric == "cosine"
+    # The allowance is for products that are whole numbers but for their rounding.
     cap = None if config.size_cap is None else int(np.ceil(config.size_cap * count / k - 1e-9))
-    return Settings(k, config.init, config.n_init, config.max_iter, config.tol, seed, spherical, config.progressive, share, cap)
+    return Settings(
+        k=k,
+        init=config.init,
+        n_init=config.n_init,
+        max_iter=config.max_iter,
+        tol=config.tol,
+        seed=seed,
+        spherical=config.metric == "cosine",
+        progressive=config.progressive,
+        share=lloyd.share_of(config.fit_rows, count),
+        max_size=cap,
+    )
 
 
 def _fit(held: RayShards, files: rows.Files, asked: Settings, geometry: Geometry, folder: Path, progress: Progress) -> None:

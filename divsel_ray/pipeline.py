@@ -5,6 +5,7 @@ pool -> embeddings -> clusters -> quality -> N x (draw -> train -> generate -> s
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from divsel_ray.config import Config
@@ -21,8 +23,10 @@ from divsel_ray.generate.engine import require_engine
 from divsel_ray.models.companions import installed_version
 from divsel_ray.progress import Progress, Silent
 from divsel_ray.resources import Cluster, connect
+from divsel_ray.rounds import RefiningJob
 from divsel_ray.select.allocation import round_sizes
-from divsel_ray.stages import Before, Job
+from divsel_ray.select.registry import check_sampler
+from divsel_ray.stages import Before, Sources
 from divsel_ray.store import Stage, Store, write_json
 
 MANIFEST = "manifest.json"
@@ -38,11 +42,12 @@ def run_job(config: Config, out: str | Path, progress: Progress | None = None) -
         InputError: the data, a model reference or the cluster does not fit the configuration.
         JobError: another process holds the folder, or a stage failed.
     """
+    check_sampler(config)
     store = Store(out)
     with store.lock():
         if config.refine is not None:
             require_engine(config.refine.generate.engine)
-        job = Job(config, store, progress or Silent(), connect())
+        job = RefiningJob(config, store, progress or Silent(), connect())
         check_cluster(config, job.hardware)
         draws = run_stages(job)
         _write_result(job, draws)
@@ -51,52 +56,62 @@ def run_job(config: Config, out: str | Path, progress: Progress | None = None) -
 
 def plan_job(config: Config, out: str | Path) -> list[tuple[Stage, bool]]:
     """Every stage of a job, and whether the folder holds it, without running any."""
-    job = Job(config, Store(out), Silent(), cluster=None, dry=True)
+    check_sampler(config)
+    job = RefiningJob(config, Store(out), Silent(), cluster=None, dry=True)
     run_stages(job)
     return job.stages
 
 
 def select_rows(config: Config, target: str | Path, work: str | Path, progress: Progress | None = None) -> int:
-    """A static selection into one file (`.jsonl` or `.parquet`); `work` keeps the stages. Returns the rows written."""
+    """A static selection into one file (`.jsonl` or `.parquet`); `work` keeps the stages. Returns the rows written.
+
+    Each nested budget has its own file beside it, named by the budget.
+    """
     check_suffix(Path(target))
+    target = Path(target)
     folder = run_job(config.model_copy(update={"refine": None}), work, progress)
     table = pq.read_table(folder / "selection.parquet")
-    write_rows(table, Path(target))
+    write_rows(table, target)
+    for budget in config.nested:
+        write_rows(of_budget(table, budget), target.with_name(f"{target.stem}-{budget}{target.suffix}"))
     return int(table.num_rows)
 
 
-def run_stages(job: Job) -> list[Stage]:
+def of_budget(table: pa.Table, budget: int) -> pa.Table:
+    """The part of a selection that a smaller, nested budget holds."""
+    return table.filter(pc.less_equal(table["budget"], budget))
+
+
+def run_stages(job: RefiningJob) -> list[Stage]:
     """All stages in order; returns each round's draw (one, for a static selection)."""
-    pool = job.pool()
-    clusters = job.clusters(job.embeddings(pool))
+    records = job.pool()
+    pool = job.clean(records)
+    budget = job.budget(pool)
+    embeddings = job.embeddings(pool, records)
+    clusters = job.clusters(embeddings)
     reward = job.reward(pool)
     quality = job.quality(pool, reward)
-    if job.config.refine is None:
-        return [job.draw(1, _budget(job, pool), pool, clusters, quality, before=None)]
-    try:
-        return refine(job, pool, clusters, quality, reward)
-    finally:
-        job.close()
-
-
-def refine(job: Job, pool: Stage, clusters: Stage, quality: Stage | None, reward: Stage | None) -> list[Stage]:
-    """Algorithm 1: draw, fine-tune, generate, score, move the weights; N times."""
-    draws: list[Stage] = []
-    before: Before | None = None
-    for number, size in enumerate(round_sizes(_budget(job, pool), job.refinement.rounds), start=1):
-        selected = job.draw(number, size, pool, clusters, quality, before)
-        if number == 1 and job.refinement.held_out:
-            job.score(0, selected, job.generate(0, selected, None), reward)
-        model = job.train(number, selected, before)
-        generated = job.generate(number, selected, model)
-        scored = job.score(number, selected, generated, reward)
-        before = Before(selected, model, job.weights(number, selected, clusters, scored))
-        draws.append(selected)
+    sources = Sources(pool, embeddings, clusters, quality, job.semantic(embeddings, clusters, quality))
+    draws = refine(job, budget, sources, reward) if job.config.refine else [job.draw(1, budget, sources, before=None)]
+    job.diversity(draws[-1], sources)
     return draws
 
 
-def _budget(job: Job, pool: Stage) -> int:
-    return job.config.budget if job.dry else job.budget(pool)
+def refine(job: RefiningJob, budget: int, sources: Sources, reward: Stage | None) -> list[Stage]:
+    """Algorithm 1: draw, fine-tune, generate, score, move the weights; N times."""
+    draws: list[Stage] = []
+    before: Before | None = None
+    with contextlib.closing(job):
+        for number, size in enumerate(round_sizes(budget, job.refinement.rounds), start=1):
+            selected = job.draw(number, size, sources, before)
+            if number == 1 and job.refinement.held_out:
+                job.score(0, selected, job.generate(0, selected, None), reward)
+            model = job.train(number, selected, before)
+            generated = job.generate(number, selected, model)
+            scored = job.score(number, selected, generated, reward)
+            before = Before(selected, model, job.weights(number, selected, sources.clusters, scored))
+            draws.append(selected)
+    return draws
 
 
 def check_cluster(config: Config, cluster: Cluster) -> None:
@@ -110,9 +125,11 @@ def check_cluster(config: Config, cluster: Cluster) -> None:
         cluster.check(name, workers)
 
 
-def _write_result(job: Job, draws: list[Stage]) -> None:
+def _write_result(job: RefiningJob, draws: list[Stage]) -> None:
     table = _selection(draws)
     write_selection(table, job.store.root)
+    for budget in job.config.nested:
+        write_rows(of_budget(table, budget), job.store.root / f"selection-{budget}.jsonl")
     write_json(job.store.root / MANIFEST, _manifest(job, table))
 
 
@@ -136,17 +153,18 @@ def _selection(draws: list[Stage]) -> pa.Table:
             "round": pa.array([rounds[row_id] for row_id in ids], pa.int32()),
             "source": rows["source"],
             "weight": last["weight"],
+            "budget": last["budget"],
+            "why": last["why"],
         }
     )
 
 
-def _manifest(job: Job, table: pa.Table) -> dict[str, Any]:
+def _manifest(job: RefiningJob, table: pa.Table) -> dict[str, Any]:
     """What was asked, what came out, and what it was made with."""
-    ids = "\n".join(table["row_id"].to_pylist())
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": table.num_rows,
-        "row_ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+        "row_ids_sha256": ids_digest(table["row_id"].to_pylist()),
         "config": job.config.model_dump(mode="json"),
         "inputs": [path.name for path in job.inputs],
         "execution": execution_fingerprint(),
@@ -155,6 +173,11 @@ def _manifest(job: Job, table: pa.Table) -> dict[str, Any]:
             for stage, cached in job.stages
         ],
     }
+
+
+def ids_digest(row_ids: list[str]) -> str:
+    """SHA-256 of row ids, in their order, one a line."""
+    return hashlib.sha256("\n".join(row_ids).encode()).hexdigest()
 
 
 def execution_fingerprint() -> dict[str, Any]:

@@ -6,47 +6,52 @@ lists every stage, and which of them are committed already, without doing any.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 from pydantic import BaseModel
 
 from divsel_ray.cluster.stage import build_clusters
-from divsel_ray.config import Config, RefineConfig, RewardConfig
+from divsel_ray.config import Config, RewardConfig, SelectConfig
+from divsel_ray.data.clean_stage import benchmark_files, build_clean
 from divsel_ray.data.inputs import find_inputs, fingerprint_inputs
 from divsel_ray.data.stage import build_pool, take_rows
+from divsel_ray.embed.given import SETTING, take_vectors
 from divsel_ray.embed.stage import embed_pool
-from divsel_ray.generate.stage import Fleet
-from divsel_ray.models.references import fingerprint, resolve_model, unconverted
+from divsel_ray.errors import InputError
+from divsel_ray.models.references import fingerprint
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
-from divsel_ray.score.gaps import pair_exchanges, write_gaps
 from divsel_ray.score.spec import ScorerSpec
-from divsel_ray.score.stage import build_reward, reward_reference, score_exchanges, score_pool
-from divsel_ray.select.stage import DrawPlan, draw_round
-from divsel_ray.select.weights import cluster_gaps, explain_weights, update_weights
-from divsel_ray.store import Stage, Store, atomic_path, write_json
-from divsel_ray.train.stage import Round, adapter_folder, train_round
+from divsel_ray.score.stage import build_reward, reward_reference, score_pool
+from divsel_ray.select.diversity_stage import measure_selection
+from divsel_ray.select.semantic_stage import drop_semantic_duplicates
+from divsel_ray.select.stage import DrawFiles, DrawPlan, draw_round
+from divsel_ray.store import Stage, Store, atomic_path, digest, file_digest
 
 VERSIONS = {
-    "pool": 1,
+    "pool": 2,
+    "clean": 1,
     "embed": 1,
     "cluster": 2,
     "reward": 1,
     "quality": 1,
-    "draw": 1,
+    "semantic": 1,
+    "draw": 2,
+    "diversity": 1,
     "train": 1,
     "generate": 1,
     "score": 1,
     "weights": 1,
 }
 """Raised by whoever changes what a stage writes."""
+MEMORY_SHARE = 0.5
+"""Share of a node's memory that a draw may fill with vectors."""
 
 
 @dataclass
@@ -68,7 +73,6 @@ class Job:
     cluster: Cluster | None
     dry: bool = False
     stages: list[tuple[Stage, bool]] = field(default_factory=list)
-    _fleet: Fleet | None = None
 
     def __post_init__(self) -> None:
         self.inputs = find_inputs(self.config.pool.data)
@@ -80,20 +84,13 @@ class Job:
             raise RuntimeError("a dry job makes no stage")
         return self.cluster
 
-    @property
-    def refinement(self) -> RefineConfig:
-        """The refinement settings of a job that has rounds."""
-        if self.config.refine is None:
-            raise RuntimeError("this job has no rounds")
-        return self.config.refine
-
     def pool(self) -> Stage:
         """Clean rows, sorted by row id, in content-cut partitions."""
         config, tokenizer = self.config.pool, self.config.embed.model
         names = [path.name for path in self.inputs]
-        return self._make(
+        return self.make(
             "pool",
-            {**_settings(config, "data", "max_bad_rows"), "seed": self.config.seed, "files": names},
+            {**settings_of(config, "data", "max_bad_rows"), "seed": self.config.seed, "files": names},
             [fingerprint_inputs(self.inputs), fingerprint(tokenizer)],
             lambda folder: build_pool(self.inputs, config, self.config.seed, tokenizer, folder, self.progress),
             lambda facts: (
@@ -101,23 +98,49 @@ class Job:
             ),
         )
 
-    def embeddings(self, pool: Stage) -> Stage:
-        """One unit vector per row."""
+    def clean(self, pool: Stage) -> Stage:
+        """The pool without what the settings take out of it; the pool itself where they take nothing."""
+        config = self.config.clean
+        if not (config.min_tokens or config.max_tokens or config.near_duplicates or config.benchmarks):
+            return pool
+        benchmarks = benchmark_files(config) if config.benchmarks else []
+        return self.make(
+            "clean",
+            settings_of(config, "benchmarks", "semantic_duplicates"),
+            [pool.key, fingerprint_inputs(benchmarks)],
+            lambda folder: build_clean(pool.files(), config, folder, self.progress),
+            lambda facts: f"{facts['rows']:,} rows, removed: {_counts(facts['removed'])}",
+        )
+
+    def embeddings(self, pool: Stage, records: Stage) -> Stage:
+        """One unit vector per row. `records` is the pool as it was read."""
         config = self.config.embed
-        return self._make(
+        if config.given is not None:
+            return self._given(config.given, pool, records)
+        return self.make(
             "embed",
-            _settings(config),
+            settings_of(config),
             [pool.key, fingerprint(config.model)],
             lambda folder: embed_pool(pool.files(), config, folder, self.hardware, self.progress),
             lambda facts: f"{facts['rows']:,} rows in {facts['dimension']} dimensions",
         )
 
+    def _given(self, given: str, pool: Stage, records: Stage) -> Stage:
+        of_file = {} if self.dry else {name: facts["rows"] for name, facts in records.facts["files"].items()}
+        return self.make(
+            "embed",
+            {"given": True},
+            [pool.key, _digest_of(given, SETTING)],
+            lambda folder: take_vectors(pool.files(), given, of_file, folder, self.progress),
+            lambda facts: f"{facts['rows']:,} rows in {facts['dimension']} dimensions, from {facts['given']}",
+        )
+
     def clusters(self, embeddings: Stage) -> Stage:
         """A cluster for every row."""
         config, seed = self.config.cluster, self.config.seed
-        return self._make(
+        return self.make(
             "cluster",
-            {**_settings(config, "n_shards", "mode"), "seed": seed},
+            {**settings_of(config, "n_shards", "mode"), "seed": seed},
             [embeddings.key],
             lambda folder: build_clusters(
                 embeddings.files(), config.resolved(embeddings.facts["rows"]), seed, folder, self.hardware, self.progress
@@ -130,7 +153,7 @@ class Job:
         config = self.config.reward
         if config is None or config.fit is None:
             return None
-        return self._make(
+        return self.make(
             "reward",
             {**config.fit.model_dump(), "seed": self.config.seed},
             [pool.key, fingerprint(config.fit.base)],
@@ -144,11 +167,13 @@ class Job:
         if config.source == "none":
             return None
         if config.source == "reward":
-            spec, inputs = self._reward_spec(reward)
+            spec, inputs = self.reward_spec(reward)
         else:
             spec = ScorerSpec.of_quality(config)
-            inputs = [] if spec.kind == "column" else [fingerprint(spec.model)]
-        return self._make(
+            inputs = [fingerprint(spec.model)] if spec.computed else []
+            if spec.kind == "given":
+                inputs = [_digest_of(spec.model, "quality.source")]
+        return self.make(
             "quality",
             {"source": config.source, "max_tokens": spec.max_tokens, "batch_tokens": spec.batch_tokens},
             [pool.key, *inputs],
@@ -156,163 +181,94 @@ class Job:
             lambda facts: f"{facts['rows']:,} rows, mean {facts['mean']:.3g}, {facts['missing']:,} missing",
         )
 
-    def draw(self, number: int, size: int, pool: Stage, clusters: Stage, quality: Stage | None, before: Before | None) -> Stage:
+    def semantic(self, embeddings: Stage, clusters: Stage, quality: Stage | None) -> Stage | None:
+        """The rows that say what another row of their cluster says, or None where they may be drawn."""
+        threshold = self.config.clean.semantic_duplicates
+        if threshold is None:
+            return None
+        quality_files = quality.files() if quality else []
+        return self.make(
+            "semantic",
+            {"threshold": threshold},
+            [embeddings.key, clusters.key, *([quality.key] if quality else [])],
+            lambda folder: drop_semantic_duplicates(
+                clusters.files(), embeddings.files(), quality_files, clusters.facts["k"], threshold, folder, self.progress
+            ),
+            lambda facts: f"{facts['removed']:,} of {facts['rows']:,} rows are like another",
+        )
+
+    def draw(self, number: int, size: int, sources: Sources, before: Before | None) -> Stage:
         """The rows selected up to this round, with their text, and the held-out rows."""
-        config, quality_files = self.config, quality.files() if quality else []
-        held_out = config.refine.held_out if config.refine else 0
-        initial = "equal" if config.refine and config.refine.weights.initial == "uniform" else config.select.allocation
-        rule = config.select.model_copy(update={"allocation": initial})
-        identity = {**rule.model_dump(), "seed": config.seed, "budget": config.budget, "size": size, "held_out": held_out}
+        config, lists = self.config, listed_files(self.config.select)
+        plan = plan_draw(config, size, before)
+        settings = settings_of(plan.config, "include", "exclude")
+        budgets = [*sorted(config.nested), config.budget]
+        identity = {**settings, "seed": config.seed, "budgets": budgets, "size": size, "unit": plan.unit}
+        identity["held_out"] = plan.held_out
+        digests = [_digest_of(str(path), f"select.{name}") for name, path in lists.items()]
 
         def build(folder: Path) -> dict[str, Any]:
-            plan = DrawPlan(rule, config.seed, self.budget(pool), size, held_out)
-            if before:
-                facts = before.draw.facts
-                plan = replace(plan, drawn=facts["drawn"], targets=facts["targets"], weights=before.weights.facts["weights"])
-            facts = draw_round(clusters.files(), quality_files, clusters.facts["k"], plan, folder)
+            # The lists are part of what the draw can be made again from.
+            copies = {name: shutil.copy(path, folder / f"{name}{path.suffix}") for name, path in lists.items()}
+            memory = MEMORY_SHARE * self.hardware.memory_gib / self.hardware.nodes * 2**30
+            facts = draw_round(sources.files, sources.clusters.facts["k"], with_lists(plan, copies), folder, memory)
             for name in ("selected", "held_out"):
                 ids = pq.read_table(folder / f"{name}.parquet")["row_id"].to_pylist()
-                _write_table(take_rows(pool.files(), ids), folder / f"{name}_rows.parquet")
+                write_table(take_rows(sources.pool.files(), ids), folder / f"{name}_rows.parquet")
             return facts
 
-        inputs = [clusters.key, *([quality.key] if quality else []), *([before.draw.key, before.weights.key] if before else [])]
-        return self._make(
-            _name(number, "draw"), identity, inputs, build, lambda facts: f"{facts['new']:,} new rows, {facts['rows']:,} in all"
+        inputs = [*sources.keys, *digests, *([before.draw.key, before.weights.key] if before else [])]
+        return self.make(
+            round_name(number, "draw"),
+            identity,
+            inputs,
+            build,
+            lambda facts: f"{facts['new']:,} new rows, {facts['rows']:,} in all",
+        )
+
+    def diversity(self, drawn: Stage, sources: Sources) -> Stage | None:
+        """How diverse the selection is beside random subsets of its size; None of no rows."""
+        if not self.dry and not drawn.facts["rows"]:
+            return None
+        seed, selected = self.config.seed, drawn.folder / "selected.parquet"
+        return self.make(
+            "diversity",
+            {"seed": seed},
+            [drawn.key],
+            lambda folder: measure_selection(sources.files, sources.clusters.facts["k"], selected, seed, folder),
+            lambda facts: f"{facts['clusters_covered']:.0%} of the clusters, Vendi score {facts['vendi']:.3g}",
         )
 
     def budget(self, pool: Stage) -> int:
-        """Rows to select: the budget, or the whole pool where fewer are allowed."""
-        return min(self.config.budget, pool.facts["rows"]) if self.config.allow_fewer else self.config.budget
+        """Rows or tokens to select: the budget, or the whole pool where fewer are allowed.
 
-    def train(self, number: int, draw: Stage, before: Before | None) -> Stage:
-        """The base model fine-tuned on all rows selected so far."""
-        config, seed = self.refinement.train, self.config.seed
-
-        def build(folder: Path) -> dict[str, Any]:
-            self._fetch_model()
-            base_loss = before.model.facts["held_out_loss_base"] if before else None
-            round_ = Round(draw.folder / "selected_rows.parquet", draw.folder / "held_out_rows.parquet", seed, base_loss)
-            return train_round(round_, config, folder, self.hardware, self.progress)
-
-        return self._make(
-            _name(number, "train"),
-            {**_settings(config), "seed": seed, "world_size": config.workers.count, "threads": config.workers.cpus},
-            [draw.key, fingerprint(config.model)],
-            build,
-            lambda facts: (
-                f"{facts['steps']} steps, held-out loss {facts['held_out_loss_base']:.3f} -> {facts['held_out_loss']:.3f}"
-            ),
-        )
-
-    def generate(self, number: int, draw: Stage, trained: Stage | None) -> Stage:
-        """Completions of the selected and the held-out prompts; by the base model for held-out ones only when untrained."""
-        config = self.refinement.generate
-        names = ["held_out", "selected"] if trained else ["held_out"]
-
-        def build(folder: Path) -> dict[str, Any]:
-            self._fetch_model()
-            parts = [pq.read_table(draw.folder / f"{name}_rows.parquet", columns=["row_id", "messages"]) for name in names]
-            prompts = folder / "prompts.parquet"
-            _write_table(pa.concat_tables(parts).sort_by("row_id"), prompts)
-            adapter = str(adapter_folder(trained.folder)) if trained else None
-            return self._generate(prompts, adapter, folder)
-
-        return self._make(
-            _name(number, "generate"),
-            {**_settings(config), "seed": self.config.seed, "threads": config.workers.cpus, "rows": names},
-            [draw.key, *([trained.key] if trained else [])],
-            build,
-            lambda facts: f"{facts['rows']:,} completions, {facts['tokens']:,} tokens, {facts['truncated']:,} cut at the limit",
-        )
-
-    def _generate(self, prompts: Path, adapter: str | None, folder: Path) -> dict[str, Any]:
-        """Use the fleet, and end it where the cluster cannot hold it beside what comes next."""
-        refinement, scoring = self.refinement, self._reward_config.workers
-        training = refinement.train.workers
-        if self._fleet is None:
-            rank = refinement.train.lora_rank
-            self._fleet = Fleet(refinement.train.model, refinement.generate, rank, self.config.seed, self.hardware)
-        facts = self._fleet.generate(prompts, adapter, folder, self.progress)
-        others = [(training, training.count or 1), (scoring, scoring.count or 1)]
-        if not self.hardware.holds_together((refinement.generate.workers, self._fleet.size), *others):
-            self._fleet.close()
-        return facts
-
-    def _fetch_model(self) -> None:
-        """Convert the language model, where it comes in a form that must be, before a stage that loads it waits for it."""
-        reference = self.refinement.train.model
-        if unconverted(reference):
-            self.progress.note(f"converting {reference} once for this machine, about a minute; its own terms of use apply")
-            ray.get(ray.remote(max_calls=1)(resolve_model).remote(reference))
-
-    def close(self) -> None:
-        """End the actors that outlive a stage."""
-        if self._fleet is not None:
-            self._fleet.close()
-
-    def score(self, number: int, draw: Stage, generated: Stage, reward: Stage | None) -> Stage:
-        """Rewards of gold and generated completions, and their gap (Yu et al. 2024, Eq. 4)."""
-        spec, inputs = self._reward_spec(reward)
-        config = self._reward_config
-
-        def build(folder: Path) -> dict[str, Any]:
-            pairs = pa.concat_tables([pq.read_table(file) for file in generated.files("shard-*.parquet")])
-            _write_table(pair_exchanges(pairs), folder / "exchanges.parquet")
-            scores = folder / "scores.parquet"
-            score_exchanges(str(folder / "exchanges.parquet"), spec, scores, self.hardware, config.workers, self.progress)
-            held_out = set(pq.read_table(draw.folder / "held_out.parquet")["row_id"].to_pylist())
-            return write_gaps(pairs["row_id"].to_pylist(), held_out, scores, folder / "gaps.parquet")
-
-        return self._make(
-            _name(number, "score"),
-            {"scorer": "reward", "max_tokens": spec.max_tokens, "batch_tokens": spec.batch_tokens},
-            [generated.key, *inputs],
-            build,
-            lambda facts: ", ".join(
-                f"gap {facts[name]:.3f} on {rows} rows"
-                for name, rows in (("mean_gap", "selected"), ("held_out_gap", "held-out"))
-                if facts[name] is not None
-            ),
-        )
-
-    def weights(self, number: int, draw: Stage, clusters: Stage, scored: Stage) -> Stage:
-        """The next round's cluster weights, every cluster explained."""
-        config = self.refinement.weights
-
-        def build(folder: Path) -> dict[str, Any]:
-            selected = pq.read_table(draw.folder / "selected.parquet", columns=["row_id", "cluster"])
-            of_row = dict(zip(selected["row_id"].to_pylist(), selected["cluster"].to_pylist(), strict=True))
-            gaps = [row for row in pq.read_table(scored.folder / "gaps.parquet").to_pylist() if not row["held_out"]]
-            values = np.array([np.nan if row["gap"] is None else row["gap"] for row in gaps])
-            cluster = np.array([of_row[row["row_id"]] for row in gaps], dtype=np.int64)
-            by_cluster = cluster_gaps(values, cluster, clusters.facts["k"], shrinkage=config.shrinkage)
-            before = np.array(draw.facts["weights"])
-            after = update_weights(before, by_cluster, config)
-            write_json(folder / "weights.json", explain_weights(clusters.facts["sizes"], by_cluster, before, after))
-            moved = float(np.abs(after - before).sum() / 2)
-            return {"weights": after.tolist(), "moved": moved, "between": by_cluster.between, "direction": config.direction}
-
-        return self._make(
-            _name(number, "weights"),
-            config.model_dump(),
-            [draw.key, scored.key],
-            build,
-            lambda facts: f"{facts['moved']:.1%} of the weight moved",
-        )
+        Raises:
+            InputError: the pool holds fewer, and that is not allowed.
+        """
+        if self.dry:
+            return self.config.budget
+        held = pool.facts["rows" if self.config.budget_unit == "rows" else "tokens"]
+        if held < self.config.budget and not self.config.allow_fewer:
+            raise InputError(
+                f"budget {self.config.budget} exceeds the pool's {held} {self.config.budget_unit}; lower it, or allow fewer "
+                "(--allow-fewer, allow_fewer: true)"
+            )
+        return int(min(self.config.budget, held))
 
     @property
-    def _reward_config(self) -> RewardConfig:
+    def reward_config(self) -> RewardConfig:
+        """The reward settings of a job that scores by them."""
         if self.config.reward is None:
             raise RuntimeError("this job has no reward section")
         return self.config.reward
 
-    def _reward_spec(self, reward: Stage | None) -> tuple[ScorerSpec, list[str]]:
+    def reward_spec(self, reward: Stage | None) -> tuple[ScorerSpec, list[str]]:
         """The reward model as a scorer, and what identifies it."""
-        config = self._reward_config
+        config = self.reward_config
         model = reward_reference(config, reward.folder if reward else Path())
         return ScorerSpec.of_reward(config, model), [reward.key if reward else fingerprint(model)]
 
-    def _make(
+    def make(
         self,
         name: str,
         config: Mapping[str, Any],
@@ -320,6 +276,15 @@ class Job:
         build: Callable[[Path], dict[str, Any]],
         summary: Callable[[dict[str, Any]], str],
     ) -> Stage:
+        """Find a stage committed, or build and commit it.
+
+        Args:
+            name: of its folder; what follows the last slash has an entry in `VERSIONS`.
+            config: the settings that its output depends on.
+            inputs: keys and digests of what it reads.
+            build: writes into the folder and returns the stage's facts.
+            summary: one line for the user, of the facts.
+        """
         stage = self.store.stage(name, VERSIONS[name.rpartition("/")[2]], config, inputs)
         cached = stage.committed
         self.stages.append((stage, cached))
@@ -333,6 +298,28 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Sources:
+    """What is drawn from: the stages that say something of every row."""
+
+    pool: Stage
+    embeddings: Stage
+    clusters: Stage
+    quality: Stage | None = None
+    semantic: Stage | None = None
+
+    @property
+    def keys(self) -> list[str]:
+        """What identifies them; pool and embeddings are in the key of the clusters."""
+        return [stage.key for stage in (self.clusters, self.quality, self.semantic) if stage]
+
+    @property
+    def files(self) -> DrawFiles:
+        """Their files."""
+        quality, semantic = (stage.files() if stage else [] for stage in (self.quality, self.semantic))
+        return DrawFiles(self.clusters.files(), quality, self.pool.files(), self.embeddings.files(), semantic)
+
+
+@dataclass(frozen=True)
 class Before:
     """What a round needs of the last one."""
 
@@ -341,15 +328,63 @@ class Before:
     weights: Stage
 
 
-def _name(number: int, stage: str) -> str:
+def plan_draw(config: Config, size: int, before: Before | None) -> DrawPlan:
+    """What a round draws: `size` new rows, or the whole budget of a static selection."""
+    initial = "equal" if config.refine and config.refine.weights.initial == "uniform" else config.select.allocation
+    plan = DrawPlan(
+        config.select.model_copy(update={"allocation": initial}),
+        config.seed,
+        [*sorted(config.nested), size],
+        config.budget_unit,
+        config.allow_fewer,
+        held_out=config.refine.held_out if config.refine else 0,
+        reserved=config.budget,
+    )
+    if before is None or not (before.draw.committed and before.weights.committed):
+        return plan
+    facts = before.draw.facts
+    budgets, weights = [facts["rows"] + size], before.weights.facts["weights"]
+    return replace(plan, budgets=budgets, drawn=facts["drawn"], targets=facts["targets"], weights=weights)
+
+
+def listed_files(config: SelectConfig) -> dict[str, Path]:
+    """The lists of row ids that the settings name."""
+    return {name: Path(path).expanduser() for name in ("include", "exclude") if (path := getattr(config, name))}
+
+
+def with_lists(plan: DrawPlan, copies: Mapping[str, Any]) -> DrawPlan:
+    """The plan with these files as its lists of row ids."""
+    return replace(plan, config=plan.config.model_copy(update={name: str(path) for name, path in copies.items()}))
+
+
+def _counts(removed: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {step.replace('_', ' ')}" for step, count in removed.items()) or "none"
+
+
+def _digest_of(path: str, setting: str) -> str:
+    """What identifies a file that a user named, or the Parquet files of a folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    place = Path(path).expanduser()
+    files = sorted(place.rglob("*.parquet")) if place.is_dir() else [place]
+    if not files or not files[0].is_file():
+        raise InputError(f"{setting}: {path}: no such file, or no Parquet in that folder")
+    return digest([file_digest(file) for file in files])
+
+
+def round_name(number: int, stage: str) -> str:
+    """The name of a round's stage, which is also its folder."""
     return f"round-{number}/{stage}"
 
 
-def _settings(section: BaseModel, *left_out: str) -> dict[str, Any]:
+def settings_of(section: BaseModel, *left_out: str) -> dict[str, Any]:
     """A section without what cannot change the stage's output."""
     return section.model_dump(mode="json", exclude={"workers", *left_out})
 
 
-def _write_table(table: pa.Table, path: Path) -> None:
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write Parquet atomically."""
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)

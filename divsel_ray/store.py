@@ -119,6 +119,12 @@ class Stage:
         """Paths of the stage's files that match, in name order."""
         return [str(p) for p in sorted(self.folder.glob(pattern)) if _UNFINISHED not in p.name]
 
+    def damaged(self) -> list[str]:
+        """Names of committed files that are gone or whose bytes are no longer those that were committed."""
+        files = read_json(self.folder / MANIFEST)["files"]
+        places = {name: self.folder / name for name in files}
+        return [name for name, path in places.items() if not path.is_file() or file_digest(path) != files[name]["sha256"]]
+
     def commit(self, facts: Mapping[str, Any]) -> None:
         """List every file with size and hash, and rename the manifest into place."""
         _remove_unfinished(self.folder)

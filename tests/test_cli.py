@@ -155,12 +155,12 @@ def test_plan_tells_cached_from_due_and_makes_nothing(cluster, encoder, tmp_path
     config.write_text(f"budget: 5\npool: {{data: {data}}}\nembed: {{model: {encoder}}}\n")
     before = divsel("plan", config, "--out", tmp_path / "run")
     assert before.exit_code == 0, before.output
-    assert before.stdout.count(" due") == 4
+    assert before.stdout.count(" due") == 5
     assert not (tmp_path / "run").exists()
     assert divsel("run", config, "--out", tmp_path / "run", "--quiet").exit_code == 0
-    assert divsel("plan", config, "--out", tmp_path / "run").stdout.count(" cached") == 4
+    assert divsel("plan", config, "--out", tmp_path / "run").stdout.count(" cached") == 5
     changed = divsel("plan", config, "cluster.k=2", "--out", tmp_path / "run").stdout
-    assert (changed.count(" cached"), changed.count(" due")) == (2, 2)
+    assert (changed.count(" cached"), changed.count(" due")) == (2, 3)
 
 
 def test_a_stage_no_node_can_hold_is_refused_with_the_numbers(cluster, encoder, tmp_path):
@@ -176,7 +176,7 @@ def test_a_stage_no_node_can_hold_is_refused_with_the_numbers(cluster, encoder, 
 
 
 def test_print_config_is_a_configuration_that_runs(tmp_path):
-    from divsel_ray.config import load_config, quickstart_config
+    from divsel_ray.config_files import load_config, quickstart_config
 
     for arguments, fast in (([], False), (["--fast"], True)):
         done = divsel("quickstart", *arguments, "--print-config")

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from divsel_ray.config import Config, dump_config, load_config, parse_config, quickstart_config, quickstart_text
+from divsel_ray.config import Config
+from divsel_ray.config_files import dump_config, load_config, parse_config, quickstart_config, quickstart_text
 from divsel_ray.errors import InputError
 
 MINIMAL = "budget: 10\npool: {data: rows.jsonl}\n"

@@ -17,11 +17,10 @@ import ray
 
 from divsel_ray.cluster import distributed, kernels, lloyd, rows, silhouette, stability, stage
 from divsel_ray.cluster.choose import Candidate, check_grid
-from divsel_ray.cluster.distributed import RayShards
 from divsel_ray.cluster.exact import Float32, exact_total
 from divsel_ray.cluster.kernels import Int32, Rows
 from divsel_ray.cluster.lloyd import Fit, Settings
-from divsel_ray.cluster.shards import Geometry
+from divsel_ray.cluster.shards import Geometry, Shards
 from divsel_ray.config import ClusterConfig
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
@@ -89,7 +88,7 @@ class _Samples:
     subsamples: list[Any]
 
 
-def run_grid(held: RayShards, task: GridTask, report: lloyd.Report) -> None:
+def run_grid(held: Shards, task: GridTask, report: lloyd.Report) -> None:
     """Measure one k after the other, as the coordinator calls it; one that was started again goes on."""
     samples = _draw_samples(held, task)
     for k in task.grid:
@@ -97,7 +96,7 @@ def run_grid(held: RayShards, task: GridTask, report: lloyd.Report) -> None:
             write_json(_path(task.folder, k), asdict(_measure(held, task, samples, k, report)))
 
 
-def _draw_samples(held: RayShards, task: GridTask) -> _Samples:
+def _draw_samples(held: Shards, task: GridTask) -> _Samples:
     """Subsamples are large enough for the largest k; smaller ones are their beginnings."""
     count, seed = task.geometry.rows, task.seed
     size = stability.subsample_rows(count, max(task.grid))
@@ -106,7 +105,7 @@ def _draw_samples(held: RayShards, task: GridTask) -> _Samples:
     return _Samples(evaluation, [ray.put(stability.draw_rows(held, seed, number, size)) for number in numbers])
 
 
-def _measure(held: RayShards, task: GridTask, samples: _Samples, k: int, report: lloyd.Report) -> Candidate:
+def _measure(held: Shards, task: GridTask, samples: _Samples, k: int, report: lloyd.Report) -> Candidate:
     began = time.monotonic()
     count = task.geometry.rows
     report_k: lloyd.Report = lambda done, total, unit: report(done, total, f"{unit}, k = {k:,}")  # noqa: E731

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from divsel_ray.cluster import distributed
+from divsel_ray.cluster.actors import Source
 from divsel_ray.cluster.kernels import Rows
 from divsel_ray.cluster.rows import Files, check_files, list_files, name_row, partition
 from divsel_ray.errors import InputError
@@ -42,7 +43,7 @@ class DataSource:
     dataset: Any = None
     column: str = ""
 
-    def partitions(self) -> Sequence[distributed.Source]:
+    def partitions(self) -> Sequence[Source]:
         """What the shard actors are started with; an array goes into Ray's object store."""
         if self.array is not None:
             return distributed.put_array(self.array, self.parts)

@@ -1,44 +1,35 @@
 """k-means on Ray: shard actors keep the rows, a coordinator actor runs the loop over them, the driver looks on.
 
-Centroids go out; what clusters gain and lose, and the farthest rows, come back. Rows never pass through the driver or the
-coordinator. A killed actor is started again and reads its rows again, and the call it was answering is repeated; answers
+A killed actor is started again and reads its rows again, and the call it was answering is repeated; answers
 depend on rows and arguments only, so the result stays the same.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import ray
 import torch
 
 from divsel_ray.cluster import balance, lloyd, rows, shards
+from divsel_ray.cluster.actors import CALL_SECONDS, Blocks, Coordinator, Holding, RayShards, ShardActor, Source, WholeActor
 from divsel_ray.cluster.journal import Journal
 from divsel_ray.cluster.kernels import Rows
 from divsel_ray.cluster.lloyd import Fit, Settings
-from divsel_ray.cluster.rows import Held, Partition, Streamed
-from divsel_ray.cluster.shard import Shard
-from divsel_ray.cluster.shards import Geometry, Shards
+from divsel_ray.cluster.shards import Geometry, LocalShards, Shards
 from divsel_ray.config import Workers
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
 
-P = ParamSpec("P")
-T = TypeVar("T")
-Fields = TypeVar("Fields", bound=tuple[Any, ...])
 Mode = Literal["auto", "memory", "streaming"]
 
 START_SECONDS = 600.0
 """How long actors may take to get a place in the cluster."""
-CALL_SECONDS = 3600.0
-"""How long one pass over a partition, or the restart of a lost actor, may take."""
 POLL_SECONDS = 0.2
 MEMORY_SHARE = 0.6
 """Share of the cluster's memory that rows may fill before they are streamed."""
@@ -46,153 +37,7 @@ BALANCING_ITERATIONS = 5
 """Assignments with a size cap; the best is kept."""
 STATE_BYTES = 64
 """What a shard remembers of a row besides the row."""
-_ANY = Workers()
 _RESTARTED = {"max_restarts": -1, "max_task_retries": -1}
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Consecutive rows in Ray's object store: arrays, or Arrow tables with a column of vectors.
-
-    Attributes:
-        first: global number of the first row.
-        references: the blocks, in order.
-        column: of the vectors, in tables.
-    """
-
-    first: int
-    references: tuple[Any, ...]
-    column: str = "embedding"
-
-
-Source = Partition | Blocks
-
-
-@dataclass(frozen=True)
-class Holding:
-    """How shard actors hold their rows.
-
-    Attributes:
-        streamed: read files anew on every pass.
-        normalised: scale rows to unit length.
-        workers: how many actors, with which resources.
-    """
-
-    streamed: bool = False
-    normalised: bool = False
-    workers: Workers = _ANY
-
-
-class ShardActor:
-    """Holds the rows of some partitions; reads them at the first question after each start."""
-
-    def __init__(self, sources: list[Source], holding: Holding) -> None:
-        self._sources, self._holding = sources, holding
-        self._shards: list[Shard] | None = None
-        torch.set_num_threads(max(1, int(holding.workers.cpus)))
-
-    def ready(self) -> bool:
-        """Answers once the actor has a place."""
-        return True
-
-    def ask(self, question: Any, *args: Any, **kwargs: Any) -> list[Any]:
-        """One answer per partition."""
-        if self._shards is None:
-            self._shards = [Shard(open_source(source, self._holding), source.first) for source in self._sources]
-        return [question(shard, *args, **kwargs) for shard in self._shards]
-
-    def total(self, question: Any, *args: Any, **kwargs: Any) -> Any:
-        """The sum of the answers of all partitions."""
-        return shards.add(self.ask(question, *args, **kwargs))
-
-    def run(self, task: Any, *args: Any) -> Any:
-        """Call a function that needs none of the partitions."""
-        return task(*args)
-
-
-def open_source(source: Source, holding: Holding) -> Held | Streamed:
-    """The rows of a partition, held or streamed."""
-    device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
-    if isinstance(source, Partition) and holding.streamed:
-        return Streamed(source, device, normalised=holding.normalised)
-    matrix = rows.read(source) if isinstance(source, Partition) else _fetch(source)
-    return Held(rows.normalise(matrix) if holding.normalised else matrix, device)
-
-
-def _fetch(blocks: Blocks) -> Rows:
-    parts = [ray.get(reference) for reference in blocks.references]
-    arrays = [part if isinstance(part, (np.ndarray, torch.Tensor)) else _vectors(part, blocks.column) for part in parts]
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _vectors(block: Any, column: str) -> Rows:
-    """The vectors of a Ray Data block, as float16 or float32."""
-    if isinstance(block, pa.Table) and pa.types.is_fixed_size_list(block[column].type):
-        return rows.to_matrix(block[column])
-    # Half a second to import, in every actor.
-    from ray.data.block import BlockAccessor
-
-    values = BlockAccessor.for_block(block).to_numpy(column)
-    matrix = np.ascontiguousarray(np.stack(values) if values.dtype == object else values)
-    return matrix if matrix.dtype in (np.float16, np.float32) else matrix.astype(np.float32)
-
-
-class RayShards:
-    """The partitions as shard actors hold them, in the order of the rows.
-
-    Attributes:
-        actors: they hold the partitions.
-        coordinator: the actor that runs loops over them, or None.
-    """
-
-    def __init__(self, actors: Sequence[Any], coordinator: Any = None) -> None:
-        self.actors, self.coordinator = list(actors), coordinator
-        self._stored: list[tuple[Any, Any]] = []
-
-    def map(self, question: Callable[Concatenate[Shard, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
-        """Ask all partitions at once."""
-        return [answer for answers in self._ask("ask", question, args, kwargs) for answer in answers]
-
-    def total(self, question: Callable[Concatenate[Shard, P], Fields], *args: P.args, **kwargs: P.kwargs) -> Fields:
-        """The same, added up first by each actor and then here."""
-        return shards.add(self._ask("total", question, args, kwargs))
-
-    def _ask(self, method: str, question: Any, args: Any, kwargs: Any) -> list[Any]:
-        stored = [self._store(value) if isinstance(value, np.ndarray) else value for value in args]
-        asked = [getattr(actor, method).remote(question, *stored, **kwargs) for actor in self.actors]
-        answers: list[Any] = ray.get(asked, timeout=CALL_SECONDS)
-        return answers
-
-    def _store(self, array: Any) -> Any:
-        """The array in the object store; one that was asked with in the last question is there already."""
-        for known, reference in self._stored:
-            if known is array:
-                return reference
-        reference = ray.put(array)
-        self._stored = [*self._stored[-1:], (array, reference)]
-        return reference
-
-
-class Coordinator:
-    """Runs a loop over the shard actors, and says meanwhile where it is."""
-
-    def __init__(self, actors: list[Any]) -> None:
-        self._shards = RayShards(actors)
-        self._state: tuple[int, int, str] | None = None
-        torch.set_num_threads(1)
-
-    def run(self, loop: str, *args: Any) -> Any:
-        """Call `loop` (module:function) as `loop(shards, *args, report)`."""
-        self._state = None
-        module, _, name = loop.partition(":")
-        return getattr(importlib.import_module(module), name)(self._shards, *args, self._report)
-
-    def state(self) -> tuple[int, int, str] | None:
-        """Work done, work in all, and its unit; None before anything is done."""
-        return self._state
-
-    def _report(self, done: int, total: int, unit: str) -> None:
-        self._state = (done, total, unit)
 
 
 @contextlib.contextmanager
@@ -201,26 +46,44 @@ def start_shards(
 ) -> Iterator[RayShards]:
     """Shard actors for these partitions, as many as the cluster holds, and a coordinator, which takes no CPU.
 
-    They end with the block. Without `coordinated` there is no coordinator, and nothing can be fitted.
+    On a single machine without GPUs they are threads of one actor, which is its own coordinator. The actors end with the
+    block. Without `coordinated` there is no coordinator, and nothing can be fitted.
 
     Raises:
         JobError: the cluster gave them no place, or Ray lost them for good.
     """
     holding = holding or Holding()
-    workers = holding.workers
-    count = cluster.count(workers, len(sources))
-    options = {"num_cpus": workers.cpus, "num_gpus": cluster.gpus_per_worker(workers), **_RESTARTED}
-    actor_class = ray.remote(**options)(ShardActor)
-    actors = [actor_class.remote(list(sources[low:high]), holding) for low, high in rows.bounds(len(sources), count)]
-    coordinators = [ray.remote(num_cpus=0, max_concurrency=2, **_RESTARTED)(Coordinator).remote(actors)] if coordinated else []
+    count = cluster.count(holding.workers, len(sources))
+    together = cluster.nodes == 1 and not cluster.gpus_per_worker(holding.workers)
+    actors, coordinators = (
+        _start_whole(sources, holding, count) if together else _start_apart(sources, cluster, holding, count, coordinated)
+    )
     try:
-        _await_places(actors, workers)
+        _await_places(actors, holding.workers)
         yield RayShards(actors, *coordinators)
     except ray.exceptions.RayError as error:
         raise JobError(f"k-means: {_last_line(error)}") from error
     finally:
-        for actor in (*actors, *coordinators):
+        for actor in dict.fromkeys((*actors, *coordinators)):
             ray.kill(actor)
+
+
+def _start_whole(sources: Sequence[Source], holding: Holding, threads: int) -> tuple[list[Any], list[Any]]:
+    # Beside the loop, a thread for each task it is given, and one that says where the loop is.
+    options = {"num_cpus": threads * holding.workers.cpus, "max_concurrency": threads + 2, **_RESTARTED}
+    actor = ray.remote(**options)(WholeActor).remote(list(sources), holding, threads)
+    return [actor], [actor]
+
+
+def _start_apart(
+    sources: Sequence[Source], cluster: Cluster, holding: Holding, count: int, coordinated: bool
+) -> tuple[list[Any], list[Any]]:
+    workers = holding.workers
+    options = {"num_cpus": workers.cpus, "num_gpus": cluster.gpus_per_worker(workers), **_RESTARTED}
+    actor_class = ray.remote(**options)(ShardActor)
+    actors = [actor_class.remote(list(sources[low:high]), holding) for low, high in rows.bounds(len(sources), count)]
+    coordinators = [ray.remote(num_cpus=0, max_concurrency=2, **_RESTARTED)(Coordinator).remote(actors)] if coordinated else []
+    return actors, coordinators
 
 
 def _last_line(error: Exception) -> str:
@@ -274,7 +137,7 @@ def coordinate(held: RayShards, loop: str, args: tuple[Any, ...], progress: Prog
         args: plain values and k-sized arrays.
         progress: told of what the loop reports.
     """
-    result = held.coordinator.run.remote(loop, *args)
+    result = held.coordinator.loop.remote(loop, *args)
     _watch(held.coordinator, result, progress)
     return ray.get(result)
 
@@ -334,12 +197,12 @@ def plan_memory(files: rows.Files, cluster: Cluster, mode: Mode) -> Plan:
     return Plan(streamed, f"{fits}: {manner}" if mode == "auto" else f"{fits}: {manner}, as configured")
 
 
-def run_all(held: RayShards, calls: Sequence[tuple[Any, ...]], report: lloyd.Report, unit: str) -> list[Any]:
-    """Have the actors do independent tasks.
+def run_all(held: Shards, calls: Sequence[tuple[Any, ...]], report: lloyd.Report, unit: str) -> list[Any]:
+    """Have those who hold the partitions do independent tasks.
 
     Args:
-        held: their actors do the work.
-        calls: a function of this package and its arguments, for each task.
+        held: the partitions.
+        calls: a function of this package and its arguments, for each task; references stand for what they refer to.
         report: told of tasks done.
         unit: what a task makes, in the plural.
 
@@ -349,6 +212,9 @@ def run_all(held: RayShards, calls: Sequence[tuple[Any, ...]], report: lloyd.Rep
     Raises:
         JobError: none ended for an hour.
     """
+    if isinstance(held, LocalShards):
+        return held.each(_call, calls, lambda done: report(done, len(calls), unit))
+    assert isinstance(held, RayShards)
     asked = [held.actors[at % len(held.actors)].run.remote(*call) for at, call in enumerate(calls)]
     pending = asked
     while pending:
@@ -359,6 +225,11 @@ def run_all(held: RayShards, calls: Sequence[tuple[Any, ...]], report: lloyd.Rep
         report(len(asked) - len(pending), len(asked), unit)
     answers: list[Any] = ray.get(asked)
     return answers
+
+
+def _call(call: tuple[Any, ...]) -> Any:
+    task, *args = (ray.get(value) if isinstance(value, ray.ObjectRef) else value for value in call)
+    return task(*args)
 
 
 def put_array(array: Rows, parts: int) -> list[Source]:

@@ -14,9 +14,9 @@ from sklearn.base import BaseEstimator, ClusterMixin, clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from divsel_ray.cluster import balance, distributed, kernels, lloyd
+from divsel_ray.cluster.actors import Holding, RayShards
 from divsel_ray.cluster.coarsen import merge_tree
 from divsel_ray.cluster.datasource import Data, DataSource, open_data, to_rows
-from divsel_ray.cluster.distributed import Holding, RayShards
 from divsel_ray.cluster.exact import Float32
 from divsel_ray.cluster.journal import Journal
 from divsel_ray.cluster.kernels import Int32

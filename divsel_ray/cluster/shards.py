@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -13,6 +14,7 @@ from divsel_ray.cluster.exact import Grid, exact_total
 from divsel_ray.cluster.shard import Inspection, Shard
 
 P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
 Fields = TypeVar("Fields", bound=tuple[Any, ...])
 
@@ -28,18 +30,32 @@ class Shards(Protocol):
 
 
 class LocalShards:
-    """Partitions in this process."""
+    """Partitions in this process.
 
-    def __init__(self, shards: list[Shard]) -> None:
+    Args:
+        shards: the partitions, in the order of the rows.
+        threads: how many partitions are asked at the same time; arithmetic on arrays leaves the interpreter to the others.
+    """
+
+    def __init__(self, shards: list[Shard], threads: int = 1) -> None:
         self._shards = shards
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def map(self, question: Callable[Concatenate[Shard, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
-        """Ask one partition after the other."""
-        return [question(shard, *args, **kwargs) for shard in self._shards]
+        """Ask every partition."""
+        return self.each(lambda shard: question(shard, *args, **kwargs), self._shards)
 
     def total(self, question: Callable[Concatenate[Shard, P], Fields], *args: P.args, **kwargs: P.kwargs) -> Fields:
         """The same, added up."""
         return add(self.map(question, *args, **kwargs))
+
+    def each(self, function: Callable[[S], T], values: Iterable[S], told: Callable[[int], None] = lambda _: None) -> list[T]:
+        """Call a function with each value, on the same threads; `told` is called with the number of answers so far."""
+        answers: list[T] = []
+        for answer in self._pool.map(function, values) if self._pool else map(function, values):
+            answers.append(answer)
+            told(len(answers))
+        return answers
 
 
 def add(answers: list[Fields]) -> Fields:

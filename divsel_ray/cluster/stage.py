@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divsel_ray.cluster import balance, distributed, lloyd, rows
-from divsel_ray.cluster.distributed import Holding, RayShards
+from divsel_ray.cluster.actors import Holding, RayShards, open_source
 from divsel_ray.cluster.journal import Journal
 from divsel_ray.cluster.lloyd import Fit, Settings
 from divsel_ray.cluster.shard import Shard
@@ -138,7 +138,7 @@ def write_clusters(source: str, target: str, first: int, folder: str, normalised
         return
     part = replace(rows.partition(rows.check_files([source]), 1)[0], half=half)
     streamed = part.rows * part.dimension > HELD_ELEMENTS
-    shard = Shard(distributed.open_source(part, Holding(streamed, normalised)), first)
+    shard = Shard(open_source(part, Holding(streamed, normalised)), first)
     centroids, thresholds = np.load(Path(folder) / CENTROIDS), Path(folder) / THRESHOLDS
     capped = thresholds.is_file()
     labels, squared = balance.balanced_labels(shard, centroids, np.load(thresholds)) if capped else shard.assign(centroids)

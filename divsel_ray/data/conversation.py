@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, TypedDict
 
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
 Role = Literal["system", "user", "assistant", "tool"]
 
 
@@ -24,11 +26,17 @@ class Message(TypedDict):
 
 
 class BadRow(Exception):  # noqa: N818
-    """A row that cannot become a conversation; `reason` says why, in words that many rows can share."""
+    """A row that cannot become a conversation.
 
-    def __init__(self, reason: str) -> None:
+    Attributes:
+        reason: why.
+        kind: the same in words that many rows share, to count them by.
+    """
+
+    def __init__(self, reason: str, kind: str | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.kind = kind or reason
 
 
 def row_id(messages: Sequence[Message]) -> str:
@@ -37,8 +45,7 @@ def row_id(messages: Sequence[Message]) -> str:
     Nothing but roles and contents enters, so the same conversation has the same id in every file, format and run.
     """
     plain = [{"content": message["content"], "role": message["role"]} for message in messages]
-    text = json.dumps(plain, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(_CANONICAL.encode(plain).encode(), digest_size=16).hexdigest()
 
 
 def canonicalise(messages: Sequence[Message], turns: Literal["all", "first"] = "all") -> list[Message]:
@@ -58,6 +65,17 @@ def canonicalise(messages: Sequence[Message], turns: Literal["all", "first"] = "
     for message in messages:
         _check_text(message["content"])
     return _first_exchange(messages) if turns == "first" else _whole(messages)
+
+
+def check_length(messages: Sequence[Message], max_chars: int) -> None:
+    """Refuse a conversation whose contents together are longer.
+
+    Raises:
+        BadRow: it is.
+    """
+    length = sum(len(message["content"]) for message in messages)
+    if length > max_chars:
+        raise BadRow(f"{length:,} characters, at most {max_chars:,}", kind=f"more than {max_chars:,} characters")
 
 
 def prompt_text(messages: Sequence[Message]) -> str:

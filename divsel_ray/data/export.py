@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from divsel_ray.errors import InputError
 from divsel_ray.store import atomic_path
 
-COLUMNS = ("messages", "row_id", "cluster", "quality", "round", "source", "weight")
+COLUMNS = ("messages", "row_id", "cluster", "quality", "round", "source", "weight", "budget", "why")
 """What a selection holds, in this order; columns that a table lacks are left out."""
 _BATCH_ROWS = 1024
 

@@ -3,56 +3,53 @@
 | format | row |
 |---|---|
 | sharegpt | `conversations`: a list of `{"from": ..., "value": ...}` |
-| messages | `messages` (or `conversations`): a list of `{"role": ..., "content": ...}` |
+| messages | `messages`: a list of `{"role": ..., "content": ...}` |
+| openai | the same with `tool_calls` or `function_call` and `"content": null` |
+| lima | `conversations`: a list of strings, by the user and the assistant in turn |
+| self_instruct | `instruction` and `instances`: a list of `{"input": ..., "output": ...}`; each is a conversation |
 | alpaca | `instruction`, `input`, `output` |
-| prompt_completion | `prompt` and `completion` (or `response`), or `question` and `answer` |
+| prompt_completion | `prompt` and `completion`, or one of their other names; texts or lists of messages |
 
-A text in the key `system` of any row becomes a system message.
+A list of turns may also be called `conversation` or `items`, and its turns may mix the names of roles and texts. A text
+in the key `system` or `system_prompt` of any row becomes a system message. Where no format fits, `with_columns` takes
+the parts of a conversation from keys that the user names.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from decimal import Decimal
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
+from typing import Literal
 
-from divsel_ray.data.conversation import BadRow, Message, Role
+from divsel_ray.config import Part
+from divsel_ray.data.conversation import BadRow, Message
+from divsel_ray.data.turns import Fields, as_text, first_given, has_tool_turns, kind_of, read_turns, text_of
+from divsel_ray.errors import InputError
 
-Row = Mapping[str, Any]
-Converter = Callable[[object], list[Message]]
+Conversations = list[list[Message]]
+Converter = Callable[[object], Conversations]
 
 UNKNOWN = "unknown"
 """What `detect` answers when no row looks like a known format."""
+COLUMNS = "columns"
+"""What the format of a file is called whose keys the user names."""
 
-_ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "observation": "tool",
-}
-_TURN_LISTS = ("conversations", "messages")
-_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
-_KINDS = {
-    str: "a string",
-    bool: "a truth value",
-    int: "a number",
-    float: "a number",
-    Decimal: "a number",
-    list: "a list",
-    dict: "an object",
-}
+_TURN_LISTS = ("conversations", "messages", "conversation", "items")
+_MESSAGE_LISTS = ("messages", "conversations", "conversation", "items")
+_SYSTEM = ("system", "system_prompt")
+_PROMPTS = ("prompt", "instruction", "question", "query", "input")
+_COMPLETIONS = ("completion", "response", "output", "answer")
+_COMPANIONS = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("instruction", "response"),
+    ("question", "answer"),
+    ("query", "response"),
+    ("input", "output"),
+)
+# Names that belong together come first: a row of question, answer and prompt is a question with its answer.
+_PAIRS = tuple(dict.fromkeys([*_COMPANIONS, *product(_PROMPTS, _COMPLETIONS)]))
 
 
 def from_sharegpt(row: object) -> list[Message]:
@@ -61,13 +58,12 @@ def from_sharegpt(row: object) -> list[Message]:
         {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 
-    Roles are matched without case: human, user; gpt, chatgpt, bing, bard, assistant, model, function_call; system,
-    developer; tool, function, function_response, observation.
+    Roles are matched without case; `turns.ROLES` has all their names.
 
     Raises:
         BadRow: the row has another shape, or a role is unknown.
     """
-    return _from_turns(row, _TURN_LISTS, "from", "value")
+    return _from_turns(row, _TURN_LISTS)
 
 
 def from_messages(row: object) -> list[Message]:
@@ -79,7 +75,55 @@ def from_messages(row: object) -> list[Message]:
     Raises:
         BadRow: the row has another shape, or a role is unknown.
     """
-    return _from_turns(row, _TURN_LISTS[::-1], "role", "content")
+    return _from_turns(row, _MESSAGE_LISTS)
+
+
+def from_openai(row: object) -> list[Message]:
+    """A row of OpenAI's fine-tuning format; tool calls become text, after the turn's own text and a blank line.
+
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Rain?"}]},
+                      {"role": "assistant", "content": null, "tool_calls": [
+                          {"id": "1", "type": "function", "function": {"name": "sky", "arguments": "{\\"day\\": 1}"}}]}]}
+        [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content":
+          "<tool_call>\\n{\\"name\\": \\"sky\\", \\"arguments\\": {\\"day\\": 1}}\\n</tool_call>"}]
+
+    Parts of a text are joined by a newline. The ids of calls, `tool_call_id`, `name`, `weight`, and the definitions of
+    the tools in `tools` and `functions` are left out: they are no turn of the conversation.
+
+    Raises:
+        BadRow: the row has another shape, a role is unknown, or a part of a content is no text.
+    """
+    return _from_turns(row, _MESSAGE_LISTS)
+
+
+def from_lima(row: object) -> list[Message]:
+    """A row of LIMA.
+
+        {"conversations": ["Hi", "Hello."], "source": "wikihow"}
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+
+    Raises:
+        BadRow: the row has another shape.
+    """
+    return _from_turns(row, _TURN_LISTS)
+
+
+def from_self_instruct(row: object) -> Conversations:
+    """A task of Self-Instruct: one conversation for each of its instances, all of them or none.
+
+        {"instruction": "Translate.", "instances": [{"input": "Bonjour", "output": "Hello"}, {"input": "Oui", "output": "Yes"}]}
+        [[{"role": "user", "content": "Translate.\\n\\nBonjour"}, {"role": "assistant", "content": "Hello"}],
+         [{"role": "user", "content": "Translate.\\n\\nOui"}, {"role": "assistant", "content": "Yes"}]]
+
+    Raises:
+        BadRow: the row or an instance has another shape.
+    """
+    fields = _as_object(row)
+    instruction, instances = text_of(fields, "instruction"), fields.get("instances")
+    if not isinstance(instances, list) or not instances:
+        raise BadRow(f"instances is {'empty' if instances == [] else kind_of(instances)}, expected a list of objects")
+    shared = {"instruction": instruction, **{key: fields[key] for key in _SYSTEM if key in fields}}
+    return [from_alpaca({**_as_object(instance, "an instance"), **shared}) for instance in instances]
 
 
 def from_alpaca(row: object) -> list[Message]:
@@ -92,25 +136,29 @@ def from_alpaca(row: object) -> list[Message]:
         BadRow: instruction or output is missing, or a field is not a string.
     """
     fields = _as_object(row)
-    instruction, output = _text(fields, "instruction"), _text(fields, "output")
-    extra = "" if fields.get("input") is None else _text(fields, "input")
-    question = "\n\n".join(part for part in (instruction, extra) if part.strip())
-    return [*_system(fields), {"role": "user", "content": question}, {"role": "assistant", "content": output}]
+    instruction, output = text_of(fields, "instruction"), text_of(fields, "output")
+    return [*_system(fields), *_asked(instruction, fields, ["input"]), {"role": "assistant", "content": output}]
 
 
 def from_prompt_completion(row: object) -> list[Message]:
-    """A row of two texts: prompt and completion, prompt and response, or question and answer.
+    """A row of two parts, each a text or a list of messages.
 
         {"prompt": "2 + 2?", "completion": "4"}
+        {"prompt": [{"role": "user", "content": "2 + 2?"}], "completion": [{"role": "assistant", "content": "4"}]}
         [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
 
+    Other names are instruction, question, query and input for the one, response, output and answer for the other. An
+    `input` or `context` follows an `instruction` as in Alpaca.
+
     Raises:
-        BadRow: a field is missing or is not a string.
+        BadRow: a field is missing or has another shape.
     """
     fields = _as_object(row)
-    prompt, completion = next((pair for pair in _PAIRS if _has_all(fields, pair)), _PAIRS[0])
-    question: Message = {"role": "user", "content": _text(fields, prompt)}
-    return [*_system(fields), question, {"role": "assistant", "content": _text(fields, completion)}]
+    prompt, completion = _pair(fields) or _PAIRS[0]
+    asked = _part(fields, prompt, "user")
+    if prompt == "instruction" and isinstance(fields[prompt], str):
+        asked = _asked(fields[prompt], fields, ["input", "context"])
+    return [*_system(fields), *asked, *_part(fields, completion, "assistant")]
 
 
 def from_unknown(row: object) -> list[Message]:
@@ -123,78 +171,162 @@ def from_unknown(row: object) -> list[Message]:
     raise BadRow("format not recognised: expected conversations, messages, instruction and output, or prompt and completion")
 
 
+def with_columns(columns: Mapping[Part, str]) -> Converter:
+    """A converter for rows whose parts are under keys of the user's: `{"prompt": "data.ask", "completion": "reply"}`.
+
+        {"data": {"ask": "Hi"}, "reply": "Hello."}
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+
+    A dot leads into an object where no key is called like the whole. `prompt` and `completion` are texts or lists of
+    messages, `messages` is a list of turns in any dialect; `system` comes first, `input` after the prompt and a blank
+    line, and both may be null.
+
+    Args:
+        columns: part (prompt, input, completion, system, messages) to key.
+
+    Raises:
+        InputError: the parts do not make a conversation. The converter raises BadRow where a key is missing.
+    """
+    parts = set(columns)
+    is_pair = {"prompt", "completion"} <= parts and "messages" not in parts
+    if not is_pair and parts | {"system"} != {"messages", "system"}:
+        raise InputError(
+            f"pool.columns: {', '.join(sorted(parts))}: expected prompt and completion (and input, system), "
+            "or messages (and system)"
+        )
+    return lambda row: [_from_columns(_as_object(row), columns)]
+
+
+def _single(convert: Callable[[object], list[Message]]) -> Converter:
+    return lambda row: [convert(row)]
+
+
 CONVERTERS: dict[str, Converter] = {
-    "sharegpt": from_sharegpt,
-    "messages": from_messages,
-    "alpaca": from_alpaca,
-    "prompt_completion": from_prompt_completion,
-    UNKNOWN: from_unknown,
+    "sharegpt": _single(from_sharegpt),
+    "messages": _single(from_messages),
+    "openai": _single(from_openai),
+    "lima": _single(from_lima),
+    "self_instruct": from_self_instruct,
+    "alpaca": _single(from_alpaca),
+    "prompt_completion": _single(from_prompt_completion),
+    UNKNOWN: _single(from_unknown),
 }
+"""What makes a row's conversations, one in all formats but one."""
 
 
 def detect(rows: Iterable[object]) -> str:
     """The format that most of these rows (the first ones of a file) have; `unknown` when none has any."""
     votes = Counter(name for row in rows if (name := _shape(row)) != UNKNOWN)
+    # One tool call among chat messages makes them OpenAI's.
+    if votes["openai"]:
+        votes["openai"] += votes.pop("messages", 0)
     # Ties go to the format that comes first in the table, never to the row that happened to come first.
-    return max(CONVERTERS, key=lambda name: votes[name]) if votes else UNKNOWN
+    return max(CONVERTERS, key=lambda name: votes[name]) if votes.total() else UNKNOWN
 
 
 def _shape(row: object) -> str:
     if not isinstance(row, Mapping):
         return UNKNOWN
-    turns = next((row[key] for key in _TURN_LISTS if isinstance(row.get(key), list)), None)
+    turns = next((row[key] for key in _TURN_LISTS if _holds_turns(row, key)), None)
     if turns is not None:
-        first = turns[0] if turns else None
-        return "messages" if isinstance(first, Mapping) and "role" in first else "sharegpt"
-    if _has_all(row, ("instruction", "output")):
+        return _dialect(turns)
+    if "instruction" in row and isinstance(row.get("instances"), list):
+        return "self_instruct"
+    if "instruction" in row and "output" in row:
         return "alpaca"
-    return "prompt_completion" if any(_has_all(row, pair) for pair in _PAIRS) else UNKNOWN
+    return "prompt_completion" if _pair(row) else UNKNOWN
 
 
-def _from_turns(row: object, list_keys: tuple[str, ...], role_key: str, text_key: str) -> list[Message]:
+def _holds_turns(row: Fields, key: str) -> bool:
+    turns = row.get(key)
+    if not isinstance(turns, list) or key in _TURN_LISTS[:2]:
+        return isinstance(turns, list)
+    # The other names are everyday words: a list under one of them counts only if it begins like a conversation.
+    return bool(turns) and isinstance(turns[0], Mapping) and ("from" in turns[0] or "role" in turns[0])
+
+
+def _dialect(turns: Sequence[object]) -> str:
+    first = turns[0] if turns else None
+    if isinstance(first, str):
+        return "lima"
+    if has_tool_turns(turns):
+        return "openai"
+    return "messages" if isinstance(first, Mapping) and "role" in first else "sharegpt"
+
+
+def _from_turns(row: object, keys: Sequence[str]) -> list[Message]:
     fields = _as_object(row)
-    key = next((key for key in list_keys if key in fields), None)
+    key = next((key for key in keys if isinstance(fields.get(key), list)), None) or first_given(fields, keys)
     if key is None:
-        raise BadRow(f"no key {' or '.join(sorted(list_keys))}")
-    turns = fields[key]
-    if not isinstance(turns, list):
-        raise BadRow(f"{key} is {_kind(turns)}, expected a list")
-    return _system(fields) + [_message(turn, role_key, text_key) for turn in turns]
+        raise BadRow("no key conversations or messages")
+    return _system(fields) + read_turns(fields[key], key)
 
 
-def _message(turn: object, role_key: str, text_key: str) -> Message:
-    if not isinstance(turn, Mapping):
-        raise BadRow(f"a turn is {_kind(turn)}, expected an object")
-    name = _text(turn, role_key)
-    role = _ROLES.get(name.strip().lower())
-    if role is None:
-        raise BadRow(f"unknown role {name[:20]!r}")
-    return {"role": role, "content": _text(turn, text_key)}
+def _pair(fields: Fields) -> tuple[str, str] | None:
+    """The names of prompt and completion in a row: the first two with values, else the first two that are there."""
+    for prompt, completion in _PAIRS:
+        if fields.get(prompt) is not None and fields.get(completion) is not None:
+            return prompt, completion
+    return next((pair for pair in _PAIRS if pair[0] in fields and pair[1] in fields), None)
 
 
-def _system(fields: Row) -> list[Message]:
-    text = fields.get("system")
-    return [{"role": "system", "content": text}] if isinstance(text, str) and text.strip() else []
+def _from_columns(fields: Fields, columns: Mapping[Part, str]) -> list[Message]:
+    found = {part: _lookup(fields, key) for part, key in columns.items()}
+    messages = _system({"system": _optional(found.get("system"), columns.get("system", ""))})
+    if "messages" in columns:
+        return messages + read_turns(found["messages"], columns["messages"])
+    asked = _side(found["prompt"], columns["prompt"], "user")
+    extra = _optional(found.get("input"), columns.get("input", ""))
+    if extra.strip() and asked:
+        asked[-1]["content"] = _joined(asked[-1]["content"], extra)
+    return messages + asked + _side(found["completion"], columns["completion"], "assistant")
 
 
-def _as_object(row: object) -> Row:
-    if not isinstance(row, Mapping):
-        raise BadRow(f"the row is {_kind(row)}, expected an object")
-    return row
-
-
-def _text(fields: Row, key: str) -> str:
-    if key not in fields:
-        raise BadRow(f"no key {key}")
-    value = fields[key]
-    if not isinstance(value, str):
-        raise BadRow(f"{key} is {_kind(value)}, expected a string")
+def _lookup(fields: Fields, key: str) -> object:
+    if key in fields:
+        return fields[key]
+    value: object = fields
+    for name in key.split("."):
+        if not isinstance(value, Mapping) or name not in value:
+            raise BadRow(f"no key {key}")
+        value = value[name]
     return value
 
 
-def _has_all(row: Row, keys: Iterable[str]) -> bool:
-    return all(key in row for key in keys)
+def _part(fields: Fields, key: str, role: Literal["user", "assistant"]) -> list[Message]:
+    if key not in fields:
+        raise BadRow(f"no key {key}")
+    return _side(fields[key], key, role)
 
 
-def _kind(value: object) -> str:
-    return "null" if value is None else _KINDS.get(type(value), f"of type {type(value).__name__}")
+def _side(value: object, key: str, role: Literal["user", "assistant"]) -> list[Message]:
+    """One side of a pair: a text by this role, or messages that have roles of their own."""
+    return read_turns(value, key) if isinstance(value, list) else [{"role": role, "content": as_text(value, key)}]
+
+
+def _asked(instruction: str, fields: Fields, keys: Sequence[str]) -> list[Message]:
+    """The user's turn: an instruction and what follows it."""
+    extras = [_optional(fields.get(key), key) for key in keys]
+    return [{"role": "user", "content": _joined(instruction, *extras)}]
+
+
+def _joined(*texts: str) -> str:
+    return "\n\n".join(text for text in texts if text.strip())
+
+
+def _optional(value: object, key: str) -> str:
+    return "" if value is None else as_text(value, key)
+
+
+def _system(fields: Fields) -> list[Message]:
+    for key in _SYSTEM:
+        text = fields.get(key)
+        if isinstance(text, str) and text.strip():
+            return [{"role": "system", "content": text}]
+    return []
+
+
+def _as_object(row: object, what: str = "the row") -> Fields:
+    if not isinstance(row, Mapping):
+        raise BadRow(f"{what} is {kind_of(row)}, expected an object")
+    return row

@@ -7,11 +7,15 @@ Every purpose gets its own stream, so that two draws over the same rows are inde
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 _HEX_DIGITS = 32
+_CHUNK = 1 << 20
+"""Rows hashed at a time: the steps between need ten times the memory of the result."""
 
 
 def uniform_hash(seed: int, purpose: str, row_ids: ArrayLike) -> NDArray[np.uint64]:
@@ -31,27 +35,47 @@ def uniform_hash(seed: int, purpose: str, row_ids: ArrayLike) -> NDArray[np.uint
     Raises:
         ValueError: a row id is not 32 hex digits.
     """
-    words = _words(row_ids)
+    ids = np.asarray(row_ids)
     key = hashlib.blake2b(f"{seed}:{purpose}".encode(), digest_size=16).digest()
     first, second = np.frombuffer(key, dtype=">u8").astype(np.uint64)
-    with np.errstate(over="ignore"):
-        return _mix(_mix(words[:, 0] + first) ^ (words[:, 1] + second))
+    hashes = np.empty(len(ids), np.uint64)
+    for begin in range(0, len(ids), _CHUNK):
+        words = _words(ids[begin : begin + _CHUNK])
+        with np.errstate(over="ignore"):
+            hashes[begin : begin + _CHUNK] = _mix(_mix(words[:, 0] + first) ^ (words[:, 1] + second))
+    return hashes
 
 
-def _words(row_ids: ArrayLike) -> NDArray[np.uint64]:
+def id_array(column: pa.ChunkedArray) -> NDArray[np.bytes_]:
+    """Row ids of a Parquet column as bytes of 32 characters, (n,), without a Python object for each.
+
+    Raises:
+        ValueError: one is null or has another length.
+    """
+    parts = [_id_bytes(chunk) for chunk in column.chunks if len(chunk)]
+    return np.concatenate(parts) if parts else np.array([], "S32")
+
+
+def _id_bytes(chunk: pa.Array) -> NDArray[np.bytes_]:
+    text = chunk.cast(pa.string())
+    offsets = np.frombuffer(text.buffers()[1], np.int32)[text.offset : text.offset + len(text) + 1]
+    if text.null_count or (np.diff(offsets) != _HEX_DIGITS).any():
+        raise ValueError("row ids must be 32 hex digits")
+    return np.frombuffer(text.buffers()[2], "S32", count=len(text), offset=int(offsets[0]))
+
+
+def _words(row_ids: NDArray[Any]) -> NDArray[np.uint64]:
     """The two big-endian 64-bit words of each id, (n, 2)."""
-    ids = np.asarray(row_ids)
-    if ids.size == 0:
+    if row_ids.size == 0:
         return np.empty((0, 2), dtype=np.uint64)
-    text = np.ascontiguousarray(ids.astype("S33"))
-    if np.any(np.char.str_len(text) != _HEX_DIGITS):
+    ids = row_ids if row_ids.dtype == "S32" else row_ids.astype("S33")
+    text = np.ascontiguousarray(ids).view(np.uint8).reshape(len(ids), -1)
+    pairs = np.ascontiguousarray(text[:, :_HEX_DIGITS]).view(np.uint16)
+    values = _PAIRS[pairs]
+    # A shorter id ends in NULs, which are no digits.
+    if values.min() < 0 or text[:, _HEX_DIGITS:].any():
         raise ValueError("row ids must be 32 hex digits")
-    digits = text.view(np.uint8).reshape(len(text), -1)[:, :_HEX_DIGITS]
-    values = _NIBBLES[digits]
-    if np.any(values > 15):
-        raise ValueError("row ids must be 32 hex digits")
-    packed = (values[:, 0::2] << 4) | values[:, 1::2]
-    return np.ascontiguousarray(packed).view(">u8").astype(np.uint64)
+    return values.astype(np.uint8).view(">u8").astype(np.uint64)
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -60,11 +84,13 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def _nibble_table() -> NDArray[np.uint8]:
-    table = np.full(256, 255, dtype=np.uint8)
-    for value, digit in enumerate(b"0123456789abcdef"):
-        table[digit] = value
+def _pair_table() -> NDArray[np.int16]:
+    """The byte that two hex digits stand for, by the digits as they lie in memory; -1 for what are none."""
+    table = np.full(1 << 16, -1, dtype=np.int16)
+    digits = b"0123456789abcdef"
+    for value in range(256):
+        table[np.frombuffer(bytes([digits[value >> 4], digits[value & 15]]), np.uint16)[0]] = value
     return table
 
 
-_NIBBLES = _nibble_table()
+_PAIRS = _pair_table()

@@ -3,81 +3,127 @@
 from __future__ import annotations
 
 import glob
+import hashlib
+import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
-from divsel_ray.data.readers import SUFFIXES, known_suffix
+from divsel_ray.data.hub import DESCRIPTIONS, HUB, download, parse_reference
+from divsel_ray.data.readers import READABLE, SUFFIXES, known_suffix
+from divsel_ray.data.remote import Input, is_address, list_remote, open_bytes
 from divsel_ray.errors import InputError
 from divsel_ray.models.references import PACKAGE, packaged_data
-from divsel_ray.store import digest, file_digest
+from divsel_ray.store import digest
+
+_KINDS = "a file, a folder, a glob, s3://..., gs://..., hf:OWNER/NAME or package:NAME"
 
 
-def find_inputs(data: Sequence[str]) -> list[Path]:
-    """The files behind a list of files, folders, globs and `package:NAME` references, sorted by path, each once.
+def find_inputs(data: Sequence[str]) -> list[Input]:
+    """The files behind a list of references, sorted by path, each once.
 
-    A folder gives its files at any depth, a glob those it matches; both leave out files with another suffix and, as
-    elsewhere in the Parquet world, names that begin with a dot or an underscore.
+    A reference is a file, a folder, a glob, any of them behind s3://, gs:// or file://, `hf:OWNER/NAME` (with
+    `@REVISION`, `/FILE`, `/FOLDER` or `/GLOB` after it; fetched into the hub's cache), or `package:NAME`. A folder gives
+    its files at any depth, a glob those it matches; both leave out files with another suffix and, as elsewhere in the
+    Parquet world, names that begin with a dot or an underscore.
 
     Raises:
-        InputError: something does not exist, holds nothing readable, or has a suffix that no reader knows.
+        InputError: something does not exist, cannot be reached, holds nothing readable, or has a suffix that no reader
+            knows.
     """
     if not data:
-        raise InputError("pool.data: empty; give files, folders, globs or package:NAME")
-    paths = sorted({path.absolute() for reference in data for path in _expand(reference)}, reverse=True)
-    found = {path.resolve(): path for path in paths}
-    return sorted(found.values())
+        raise InputError(f"pool.data: empty; give {_KINDS}")
+    files = sorted({_absolute(file) for reference in data for file in _expand(reference)}, key=str, reverse=True)
+    found = {file.resolve() if isinstance(file, Path) else file: file for file in files}
+    return sorted(found.values(), key=_sort_key)
 
 
-def source_names(paths: Sequence[Path]) -> list[str]:
+def source_names(files: Sequence[Input]) -> list[str]:
     """A name for each file: its file name, with as many parent folders before it as make it unique."""
-    parts = {path: path.absolute().parts for path in paths}
-    depth = dict.fromkeys(paths, 1)
+    parts = {file: _absolute(file).parts for file in files}
+    depth = dict.fromkeys(files, 1)
     while True:
-        names = {path: "/".join(parts[path][-depth[path] :]) for path in paths}
+        names = {file: "/".join(parts[file][-depth[file] :]) for file in files}
         counts = Counter(names.values())
-        clashing = [path for path in set(paths) if counts[names[path]] > 1 and depth[path] < len(parts[path])]
+        clashing = [file for file in set(files) if counts[names[file]] > 1 and depth[file] < len(parts[file])]
         if not clashing:
-            return [names[path] for path in paths]
-        for path in clashing:
-            depth[path] += 1
+            return [names[file] for file in files]
+        for file in clashing:
+            depth[file] += 1
 
 
-def fingerprint_inputs(paths: Sequence[Path]) -> str:
-    """What identifies the input: 16 hex digits of every file's name and bytes.
+def fingerprint_inputs(files: Sequence[Input]) -> str:
+    """What identifies the input: 16 hex digits of every file's name and bytes; remote files are read for it too.
 
     It does not depend on the folder the files lie in or on their order; one changed byte changes it. A file's name
     counts because it becomes the rows' `source`.
+
+    Raises:
+        InputError: a file cannot be read.
     """
-    return digest(sorted([name, file_digest(path)] for name, path in zip(source_names(paths), paths, strict=True)))
+    return digest(sorted([name, _digest(file)] for name, file in zip(source_names(files), files, strict=True)))
 
 
-def _expand(reference: str) -> Iterable[Path]:
+def _digest(file: Input) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    try:
+        with open_bytes(file) as stream:
+            return hashlib.file_digest(cast(io.BufferedReader, stream), "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"pool.data: {file}: cannot be read ({error.strerror})") from None
+
+
+def _absolute(file: Input) -> Input:
+    return file.absolute() if isinstance(file, Path) else file
+
+
+def _sort_key(file: Input) -> tuple[str, ...]:
+    return file.parts
+
+
+def _expand(reference: str) -> Iterable[Input]:
     if reference.startswith(PACKAGE):
         return packaged_data(reference)
+    if reference.startswith(HUB):
+        # The cache holds whatever other programs fetched of the data set.
+        found = _local(reference, download(reference, SUFFIXES) / parse_reference(reference).path)
+        return [file for file in found if file.name not in DESCRIPTIONS]
+    if is_address(reference):
+        return _readable(reference, list_remote(reference))
     path = Path(reference).expanduser()
+    return [_checked(path)] if path.is_file() else _local(reference, path)
+
+
+def _local(reference: str, path: Path) -> Sequence[Input]:
+    """What there is of a reference at a path of this machine."""
     if path.is_file():
-        return [_checked(path)]
+        return _readable(reference, [path])
     if path.is_dir():
-        return _readable(reference, [p for p in path.rglob("*") if not _hidden(p.relative_to(path))])
-    if glob.has_magic(reference):
+        return _readable(reference, [p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))])
+    if glob.has_magic(str(path)):
         matches = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (takes absolute patterns)
-        return _readable(reference, [match for match in matches if not _hidden(Path(match.name))])
-    raise InputError(f"pool.data: {reference}: no such file or folder; expected a file, a folder, a glob or package:NAME")
+        return _readable(reference, [match for match in matches if match.is_file() and not _hidden(Path(match.name))])
+    hint = f"for a Hugging Face data set write hf:{reference}" if _looks_like_a_dataset(reference) else f"expected {_KINDS}"
+    raise InputError(f"pool.data: {reference}: no such file or folder; {hint}")
+
+
+def _looks_like_a_dataset(reference: str) -> bool:
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", reference) is not None and known_suffix(Path(reference)) is None
 
 
 def _checked(path: Path) -> Path:
     if known_suffix(path) is None:
-        raise InputError(f"pool.data: {path}: unknown suffix {path.suffix or '(none)'}; expected {', '.join(SUFFIXES)}")
+        raise InputError(f"pool.data: {path}: unknown suffix {path.suffix or '(none)'}; expected {READABLE}")
     return path
 
 
-def _readable(reference: str, candidates: list[Path]) -> list[Path]:
-    files = [path for path in candidates if path.is_file()]
-    kept = [path for path in files if known_suffix(path)]
+def _readable(reference: str, files: Sequence[Input]) -> Sequence[Input]:
+    kept = [file for file in files if known_suffix(file)]
     if not kept:
-        seen = ", ".join(sorted({path.suffix or path.name for path in files})[:5])
-        raise InputError(f"pool.data: {reference}: no {', '.join(SUFFIXES)} file there" + (f" (only {seen})" if seen else ""))
+        seen = ", ".join(sorted({Path(file.name).suffix or file.name for file in files})[:5])
+        raise InputError(f"pool.data: {reference}: no {READABLE} file there" + (f" (only {seen})" if seen else ""))
     return kept
 
 

@@ -13,8 +13,8 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import chain, islice
 from pathlib import Path
@@ -26,11 +26,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from divsel_ray.config import Part
 from divsel_ray.data import spill
-from divsel_ray.data.conversation import BadRow, canonicalise, completion_text, prompt_text, row_id
-from divsel_ray.data.formats import CONVERTERS, detect
+from divsel_ray.data.conversation import BadRow, canonicalise, check_length, completion_text, prompt_text, row_id
+from divsel_ray.data.formats import COLUMNS, CONVERTERS, Converter, detect, with_columns
 from divsel_ray.data.hashing import uniform_hash
 from divsel_ray.data.readers import Record, read_records
+from divsel_ray.data.remote import Input
 from divsel_ray.data.tokens import count_tokens
 from divsel_ray.store import atomic_path, read_json, write_json
 
@@ -48,6 +50,7 @@ POOL_SCHEMA = pa.schema(
         pa.field("prompt", pa.string()),
         pa.field("completion", pa.string()),
         pa.field("source", pa.string()),
+        spill.SCHEMA.field("position"),
         pa.field("n_tokens", pa.int32()),
     ]
 )
@@ -58,20 +61,24 @@ class FileTask:
     """How to parse one input file.
 
     Attributes:
-        path: the file.
+        file: the file.
         source: its name in the pool.
-        format: a key of `formats.CONVERTERS`, or auto.
-        turns: whole conversations, or the first exchange.
-        score_column: numeric key kept as score.
         n_partitions: how many partitions the pool has.
+        format: a key of `formats.CONVERTERS`, or auto.
+        columns: part of a conversation to key of a row; where there are any, the format does not matter.
+        turns: whole conversations, or the first exchange.
+        max_chars: longest conversation.
+        score_column: numeric key kept as score.
     """
 
-    path: str
+    file: Input
     source: str
-    format: str
-    turns: Literal["all", "first"]
-    score_column: str | None
     n_partitions: int
+    format: str = "auto"
+    columns: Mapping[Part, str] = field(default_factory=dict)
+    turns: Literal["all", "first"] = "all"
+    max_chars: int = 1_000_000
+    score_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -145,8 +152,9 @@ def parse_file(task: FileTask, folder: Path) -> dict[str, Any]:
     """Parse one file into `folder`: its rows by partition, its quarantine and its facts. Done once.
 
     Returns:
-        `format`, `rows`, `good`, `bad`, `duplicates` (those seen already), `reasons` (reason to count), `first_bad`
-        (up to three `position: reason`) and `unreadable` (why the end of the file is lost, or None).
+        `format`, `rows` (records of the file), `good`, `bad`, `conversations` (where good rows gave several), `duplicates`
+        (those seen already), `reasons` (reason to count), `first_bad` (up to three `position: reason`) and `unreadable`
+        (why the end of the file is lost, or None).
     """
     if not folder.exists():
         with atomic_path(folder) as temporary:
@@ -156,44 +164,60 @@ def parse_file(task: FileTask, folder: Path) -> dict[str, Any]:
 
 
 def _parse_into(task: FileTask, folder: Path) -> dict[str, Any]:
-    records = read_records(Path(task.path))
+    records = read_records(task.file)
     head = list(islice(records, _DETECT_ROWS))
-    name = detect(record.value for record in head if record.reason is None) if task.format == "auto" else task.format
-    good, reasons, first_bad, unreadable = 0, Counter[str](), list[str](), None
+    name, convert = _converter(task, head)
+    good, conversations, reasons, first_bad, unreadable = 0, 0, Counter[str](), list[str](), None
     with (
-        spill.SpillWriter(folder, task.n_partitions) as rows,
+        spill.SpillWriter(folder, task.n_partitions) as writer,
         (folder / QUARANTINE).open("w", encoding="utf-8", errors="backslashreplace") as quarantine,
     ):
-        for record in chain(head, records):
+        for position, record in enumerate(chain(head, records)):
             try:
-                rows.add(_convert(record, name, task))
-                good += 1
+                rows = _rows(record, position, convert, task)
             except BadRow as bad:
-                reasons[_counted(reasons, bad.reason)] += 1
+                reasons[_counted(reasons, bad.kind)] += 1
                 first_bad += [f"{record.position}: {bad.reason}"] * (len(first_bad) < 3)
                 unreadable = bad.reason if record.ends else None
                 quarantine.write(_quarantine_line(task.source, record, bad.reason))
-        duplicates = rows.duplicates
+                continue
+            good, conversations = good + 1, conversations + len(rows)
+            for row in rows:
+                writer.add(row)
+        duplicates = writer.duplicates
     bad_rows = reasons.total()
     counts = {"format": name, "rows": good + bad_rows, "good": good, "bad": bad_rows, "duplicates": duplicates}
-    return {**counts, "reasons": dict(reasons), "first_bad": first_bad, "unreadable": unreadable}
+    several = {"conversations": conversations} if conversations != good else {}
+    return {**counts, **several, "reasons": dict(reasons), "first_bad": first_bad, "unreadable": unreadable}
 
 
-def _convert(record: Record, format_name: str, task: FileTask) -> dict[str, Any]:
+def _converter(task: FileTask, head: Sequence[Record]) -> tuple[str, Converter]:
+    """The format of a file, told from its first rows unless it is given, and what reads it."""
+    if task.columns:
+        return COLUMNS, with_columns(task.columns)
+    name = detect(record.value for record in head if record.reason is None) if task.format == "auto" else task.format
+    return name, CONVERTERS[name]
+
+
+def _rows(record: Record, position: int, convert: Converter, task: FileTask) -> list[dict[str, Any]]:
+    """The pool's rows of a record."""
     if record.reason is not None:
         raise BadRow(record.reason)
-    messages = canonicalise(CONVERTERS[format_name](record.value), task.turns)
+    conversations = [canonicalise(messages, task.turns) for messages in convert(record.value)]
     score = _number(record.value, task.score_column) if task.score_column else None
-    return {"row_id": row_id(messages), "messages": messages, "score": score}
+    for messages in conversations:
+        check_length(messages, task.max_chars)
+    return [{"row_id": row_id(m), "messages": m, "position": position, "score": score} for m in conversations]
 
 
 def _number(row: Any, column: str) -> float | None:
     value = row.get(column)
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+    # Every value of a CSV file is a string.
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
         return None
     try:
         number = float(value)
-    except OverflowError:
+    except (OverflowError, ValueError):
         return None
     return number if math.isfinite(number) else None
 

@@ -1,30 +1,34 @@
-"""Rows of one file, streamed: JSON arrays, JSON Lines and Parquet, the first two also gzipped.
+"""Rows of one file, streamed: JSON arrays, JSON Lines, CSV and TSV, also compressed by gzip or Zstandard, and Parquet.
 
 Whatever is wrong with a file is said row by row and never raised: a broken line is one bad row and reading goes on; a
-JSON array with a syntax error, or cut off by a stopped download, gives every whole record and then one bad row that
-says from where on nothing can be read.
+JSON array with a syntax error, or a file cut off by a stopped download, gives every whole record and then one bad row
+that says from where on nothing can be read. Only a store that stops answering raises, for its file is not broken.
 """
 
 from __future__ import annotations
 
-import gzip
+import csv
 import io
 import json
 import re
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SUFFIXES = (".json", ".jsonl", ".parquet", ".json.gz", ".jsonl.gz")
+from divsel_ray.data.decoding import COMPRESSIONS, BrokenDataError, open_stream
+from divsel_ray.data.remote import Input, RemoteFile
+
+_TEXTS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+SUFFIXES = (*_TEXTS, ".parquet", *(kind + compression for kind in _TEXTS for compression in COMPRESSIONS))
+READABLE = f"{', '.join(_TEXTS)} (each also .gz or .zst) or .parquet"
 _BATCH_ROWS = 512
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
+_CELL_CHARS = 1 << 26
+"""A cell longer than this is taken for one whose closing quote is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,53 +48,34 @@ class Record:
     ends: bool = False
 
 
-def known_suffix(path: Path) -> str | None:
+def known_suffix(file: Input) -> str | None:
     """The suffix by which the file would be read, None where there is no reader for it."""
-    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+    return next((suffix for suffix in SUFFIXES if file.name.lower().endswith(suffix)), None)
 
 
-def read_records(path: Path) -> Iterator[Record]:
+def read_records(file: Input) -> Iterator[Record]:
     """Stream the rows of one file; memory is bounded by its largest row (Parquet: by its largest row group).
 
-    A `.json` file that does not begin with `[` is read as JSON Lines, for many are.
+    A `.json` file that does not begin with `[` is read as JSON Lines, for many are. The first line of CSV and TSV names
+    the columns; every value there is a string.
 
     Raises:
         ValueError: no reader for the suffix.
+        InputError: a remote file whose store does not answer.
     """
-    suffix = known_suffix(path)
+    suffix = known_suffix(file)
     if suffix is None:
-        raise ValueError(f"{path}: expected one of {', '.join(SUFFIXES)}")
+        raise ValueError(f"{file}: expected {READABLE}")
     if suffix == ".parquet":
-        yield from _read_parquet(path)
+        yield from _read_parquet(file)
         return
-    with _open(path, compressed=suffix.endswith(".gz")) as stream:
-        yield from _read_json(stream, may_be_array=suffix.removesuffix(".gz") == ".json")
-
-
-class _Decompressed(io.RawIOBase):
-    """A gzip file that hands over whatever is decompressed, so that what precedes a break is not lost."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = gzip.open(path, "rb")  # noqa: SIM115 (closed by close)
-
-    def readable(self) -> bool:
-        """Say yes."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill the buffer from one read."""
-        data = self._file.read1(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        """Close the file below too."""
-        self._file.close()
-        super().close()
+    compression = next((compression for compression in COMPRESSIONS if suffix.endswith(compression)), "")
+    with open_stream(file, compression) as stream:
+        yield from _read_text(stream, suffix.removesuffix(compression))
 
 
 class _Prompt:
-    """A stream for ijson that never waits for a full buffer, for the same reason, and knows whether it came to its end."""
+    """A stream for ijson that never waits for a full buffer, lest it lose one to a break, and knows when it has ended."""
 
     def __init__(self, stream: io.BufferedReader) -> None:
         self._stream = stream
@@ -103,19 +88,22 @@ class _Prompt:
         return data
 
 
-def _open(path: Path, *, compressed: bool) -> io.BufferedReader:
-    return io.BufferedReader(_Decompressed(path), 1 << 16) if compressed else path.open("rb")
-
-
-def _read_json(stream: io.BufferedReader, *, may_be_array: bool) -> Iterator[Record]:
+def _read_text(stream: io.BufferedReader, kind: str) -> Iterator[Record]:
     try:
         if stream.peek(3).startswith(_BYTE_ORDER_MARK):
             stream.read(3)
-        is_array = may_be_array and _first_byte(stream) == b"["
-    except _BROKEN_GZIP as error:
-        yield Record("line 1", "", f"the compressed data is broken: {error}", ends=True)
+        is_array = kind == ".json" and _first_byte(stream) == b"["
+    except BrokenDataError as error:
+        yield _broken("line 1", error)
         return
-    yield from _read_array(stream) if is_array else _read_lines(stream)
+    if kind in (".csv", ".tsv"):
+        yield from _read_csv(stream, "," if kind == ".csv" else "\t")
+    else:
+        yield from _read_array(stream) if is_array else _read_lines(stream)
+
+
+def _broken(position: str, error: BrokenDataError) -> Record:
+    return Record(position, "", f"the compressed data is broken: {error}", ends=True)
 
 
 def _first_byte(stream: io.BufferedReader) -> bytes:
@@ -138,8 +126,8 @@ def _read_array(stream: io.BufferedReader) -> Iterator[Record]:
         # At the end of the file the parser complains of whatever is half there: a literal, a number, an escape.
         reason = f"file ends inside record {number + 1:,}" if prompt.ended else _syntax_reason(str(error), number + 1)
         yield Record(f"record {number + 1}", "", reason, ends=True)
-    except _BROKEN_GZIP as error:
-        yield Record(f"record {number + 1}", "", f"the compressed data is broken: {error}", ends=True)
+    except BrokenDataError as error:
+        yield _broken(f"record {number + 1}", error)
 
 
 def _syntax_reason(error: str, number: int) -> str:
@@ -153,8 +141,8 @@ def _read_lines(stream: io.BufferedReader) -> Iterator[Record]:
         for number, line in enumerate(stream, start=1):
             if line.strip():
                 yield _parse_line(f"line {number}", line)
-    except _BROKEN_GZIP as error:
-        yield Record(f"line {number + 1}", "", f"the compressed data is broken: {error}", ends=True)
+    except BrokenDataError as error:
+        yield _broken(f"line {number + 1}", error)
 
 
 def _parse_line(position: str, line: bytes) -> Record:
@@ -171,18 +159,102 @@ def _parse_line(position: str, line: bytes) -> Record:
     return Record(position, line.decode(errors="replace").strip(), reason)
 
 
-def _read_parquet(path: Path) -> Iterator[Record]:
+class _CsvRow(NamedTuple):
+    position: str
+    fields: list[str] | str
+    """The values; of a row that cannot be read, its text."""
+    reason: str | None
+    ends: bool
+
+
+class _TextLines:
+    """Lines for `csv`, which asks for as many as a row has; bytes that are not UTF-8 are replaced and remembered."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream = stream
+        self.last = ""
+        self.valid = True
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._stream)
+        try:
+            self.last = line.decode()
+        except UnicodeDecodeError:
+            self.last, self.valid = line.decode(errors="replace"), False
+        return self.last
+
+
+def _read_csv(stream: io.BufferedReader, delimiter: str) -> Iterator[Record]:
+    rows = _csv_rows(stream, delimiter)
+    for position, fields, reason, _ in rows:
+        header = [name.strip() for name in fields]
+        reasons = [reason, "a name stands twice" if len({*header}) < len(header) else None]
+        wrong = next(filter(None, reasons), None)
+        if wrong is None:
+            yield from _named(rows, header)
+        else:
+            yield Record(position, fields, f"the header cannot be used ({wrong}), nor what follows", ends=True)
+        return
+
+
+def _named(rows: Iterable[_CsvRow], header: list[str]) -> Iterator[Record]:
+    for position, fields, reason, ends in rows:
+        if reason is not None:
+            yield Record(position, fields, reason, ends)
+        elif len(fields) != len(header):
+            yield Record(position, fields, f"{len(fields):,} values, expected {len(header):,} as in the header")
+        else:
+            yield Record(position, dict(zip(header, fields, strict=True)))
+
+
+def _csv_rows(stream: io.BufferedReader, delimiter: str) -> Iterator[_CsvRow]:
+    """Every row that is not blank."""
+    # The module's own limit would refuse long conversations.
+    csv.field_size_limit(_CELL_CHARS)
+    lines = _TextLines(stream)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        position, lines.valid = f"line {rows.line_num + 1}", True
+        try:
+            fields = next(rows)
+        except StopIteration:
+            return
+        except BrokenDataError as error:
+            yield _CsvRow(position, "", f"the compressed data is broken: {error}", ends=True)
+            return
+        except csv.Error as error:
+            ends = str(error) == "unexpected end of data"
+            what = str(error).partition(" - ")[0]
+            reason = "a quote is opened and never closed: the rest is lost" if ends else f"not valid CSV: {what}"
+            yield _CsvRow(position, lines.last.strip(), reason, ends)
+            continue
+        if fields:
+            yield _CsvRow(position, fields, None if lines.valid else "not valid UTF-8", ends=False)
+
+
+def _read_parquet(file: Input) -> Iterator[Record]:
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_BATCH_ROWS):
-                for value in _batch_rows(batch):
-                    number += 1
-                    reason = "a value cannot be decoded" if value is None else None
-                    yield Record(f"row {number}", value if reason is None else "", reason)
-    except (pa.ArrowException, OSError) as error:
-        what = str(error).splitlines()[0][:120]
+        with _open_parquet(file) as parquet:
+            for group in range(parquet.num_row_groups):
+                for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group]):
+                    for value in _batch_rows(batch):
+                        number += 1
+                        reason = "a value cannot be decoded" if value is None else None
+                        yield Record(f"row {number}", value if reason is None else "", reason)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0][:120]
         yield Record(f"row {number + 1}", "", f"not readable as Parquet ({what}): the rest is lost", ends=True)
+
+
+def _open_parquet(file: Input) -> pq.ParquetFile:
+    if isinstance(file, RemoteFile):
+        # A row group's columns in few large requests.
+        return pq.ParquetFile(file.open(random_access=True), pre_buffer=True, page_checksum_verification=True)
+    return pq.ParquetFile(file, page_checksum_verification=True)
 
 
 def _batch_rows(batch: pa.RecordBatch) -> Iterator[dict[str, object] | None]:
@@ -195,6 +267,6 @@ def _batch_rows(batch: pa.RecordBatch) -> Iterator[dict[str, object] | None]:
 
 def _single_row(batch: pa.RecordBatch) -> dict[str, object] | None:
     try:
-        return cast(dict[str, object], batch.to_pylist()[0])
+        return cast(dict[str, Any], batch.to_pylist()[0])
     except (ValueError, OverflowError):
         return None

@@ -19,6 +19,7 @@ SCHEMA = pa.schema(
     {
         "row_id": pa.string(),
         "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+        "position": pa.int64(),
         "score": pa.float64(),
     }
 )

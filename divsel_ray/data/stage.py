@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import uuid
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from divsel_ray.config import PoolConfig
+from divsel_ray.data.formats import with_columns
 from divsel_ray.data.inputs import source_names
 from divsel_ray.data.pool import (
     QUARANTINE,
@@ -31,25 +29,26 @@ from divsel_ray.data.pool import (
     write_keys,
     write_part,
 )
+from divsel_ray.data.remote import Input, size_of
 from divsel_ray.errors import InputError
 from divsel_ray.models.references import resolve_model
 from divsel_ray.progress import Progress, Silent
-from divsel_ray.resources import describe
+from divsel_ray.tasks import remove_folder, run_tasks
 
 _BAD_ROWS = 100
 _BAD_SHARE = 0.01
-_POLL_SECONDS = 5.0
+_FILE_FACTS = ("format", "rows", "good", "bad", "conversations")
 
 
 def build_pool(
-    inputs: Sequence[Path], config: PoolConfig, seed: int, tokenizer: str, folder: Path, progress: Progress
+    inputs: Sequence[Input], config: PoolConfig, seed: int, tokenizer: str, folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """Make a pool of the input files: `part-00000.parquet` ... sorted by row id, and `quarantine.jsonl`.
 
-    Columns: row_id, messages, prompt, completion, source, n_tokens, and score where `config.score_column` is set. The
-    rows and their order do not depend on the order of the files, on how rows are split over files, or on the number of
-    workers. A folder in which an earlier call was stopped is continued. Input bytes are written to disk once more while
-    the stage runs.
+    Columns: row_id, messages, prompt, completion, source, position (of the record in its source among good and bad ones,
+    from 0), n_tokens, and score where `config.score_column` is set. The rows and their order do not depend on the order
+    of the files, on how rows are split over files, or on the number of workers. A folder in which an earlier call was
+    stopped is continued. Input bytes are written to disk once more while the stage runs.
 
     Args:
         inputs: files, from `inputs.find_inputs`.
@@ -60,27 +59,30 @@ def build_pool(
         progress: told of files and partitions as they are done.
 
     Returns:
-        `files` (source to format, rows, good, bad), `rows_read`, `bad_rows`, `bad_reasons`, `duplicates`,
-        `sampled_from` (distinct rows), `rows`, `tokens`, `score_missing`.
+        `files` (source to format, rows, good, bad, and conversations where good rows gave several), `rows_read`,
+        `bad_rows`, `bad_reasons`, `duplicates`, `sampled_from` (distinct rows), `rows`, `tokens`, `score_missing`.
 
     Raises:
         InputError: no good row, more bad rows than allowed (`quarantine.jsonl` stays to be looked at), a score column
-            without a number, or no such tokenizer.
+            without a number, `config.columns` that make no conversation, a store that does not answer, or no such
+            tokenizer.
     """
     resolve_model(tokenizer)
-    named = sorted(zip(source_names(inputs), inputs, strict=True))
-    n_partitions = max(1, math.ceil(sum(path.stat().st_size for path in inputs) / config.partition_bytes))
+    if config.columns:
+        with_columns(config.columns)
+    named = sorted(zip(source_names(inputs), inputs, strict=True), key=itemgetter(0))
+    n_partitions = max(1, math.ceil(sum(size_of(file) for file in inputs) / config.partition_bytes))
     layout = Layout(folder, tuple(source for source, _ in named), n_partitions, seed)
-    files = _parse_files(layout, [path for _, path in named], config, progress)
-    _run(join_quarantines, [(layout,)], Silent(), "files")
+    files = _parse_files(layout, [file for _, file in named], config, progress)
+    run_tasks(join_quarantines, [(layout,)], Silent(), "files")
     try:
         _check(files, config, folder / QUARANTINE)
         plan = PartPlan(_sample_end(layout, config.sample, progress), tokenizer, config.score_column is not None)
-        parts = _run(write_part, [(layout, partition, plan) for partition in range(n_partitions)], progress, "partitions")
+        parts = run_tasks(write_part, [(layout, partition, plan) for partition in range(n_partitions)], progress, "partitions")
     except InputError:
-        _remove(layout.raw)
+        remove_folder(layout.raw)
         raise
-    _remove(layout.raw)
+    remove_folder(layout.raw)
     facts = _facts(files, parts)
     if config.score_column and facts["score_missing"] == facts["rows"]:
         raise InputError(
@@ -97,7 +99,7 @@ def take_rows(pool_files: Sequence[str], row_ids: Sequence[str]) -> pa.Table:
     """
     ordered = sorted(set(row_ids))
     calls = [(path, ids) for path in pool_files if (ids := _ids_within(path, ordered))]
-    found = _run(read_rows, calls, Silent(), "partitions")
+    found = run_tasks(read_rows, calls, Silent(), "partitions")
     if not row_ids:
         return pq.read_schema(pool_files[0]).empty_table()
     table = pa.concat_tables(found).combine_chunks() if found else pa.table({"row_id": pa.array([], pa.string())})
@@ -119,15 +121,13 @@ def _ids_within(path: str, ordered: list[str]) -> list[str]:
     return ordered[bisect_left(ordered, low) : bisect_right(ordered, high)]
 
 
-def _parse_files(layout: Layout, paths: Sequence[Path], config: PoolConfig, progress: Progress) -> dict[str, dict[str, Any]]:
+def _parse_files(layout: Layout, inputs: Sequence[Input], config: PoolConfig, progress: Progress) -> dict[str, dict[str, Any]]:
+    settings = config.model_dump(include={"format", "columns", "turns", "max_chars", "score_column"})
     calls = [
-        (
-            FileTask(str(path), source, config.format, config.turns, config.score_column, layout.n_partitions),
-            layout.file_folder(index),
-        )
-        for index, (source, path) in enumerate(zip(layout.sources, paths, strict=True))
+        (FileTask(file, source, layout.n_partitions, **settings), layout.file_folder(index))
+        for index, (source, file) in enumerate(zip(layout.sources, inputs, strict=True))
     ]
-    files = dict(zip(layout.sources, _run(parse_file, calls, progress, "files"), strict=True))
+    files = dict(zip(layout.sources, run_tasks(parse_file, calls, progress, "files"), strict=True))
     for source, facts in files.items():
         if facts["unreadable"]:
             progress.note(f"{source}: {facts['unreadable']}; the {facts['good']:,} good rows before that are used")
@@ -137,34 +137,9 @@ def _parse_files(layout: Layout, paths: Sequence[Path], config: PoolConfig, prog
 def _sample_end(layout: Layout, sample: int | None, progress: Progress) -> Threshold | None:
     if sample is None:
         return None
-    _run(write_keys, [(layout, partition, sample) for partition in range(layout.n_partitions)], progress, "partitions")
-    threshold: Threshold | None = _run(find_threshold, [(layout, sample)], Silent(), "samples")[0]
+    run_tasks(write_keys, [(layout, partition, sample) for partition in range(layout.n_partitions)], progress, "partitions")
+    threshold: Threshold | None = run_tasks(find_threshold, [(layout, sample)], Silent(), "samples")[0]
     return threshold
-
-
-def _run(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], progress: Progress, unit: str) -> list[Any]:
-    """Call a function on Ray, with as many calls at a time as there are CPUs; results in the order of the calls."""
-    remote, places = ray.remote(function), max(1, int(describe(local=os.environ.get("RAY_ADDRESS") is None).cpus))
-    results: list[Any] = [None] * len(calls)
-    waiting, running = list(enumerate(calls))[::-1], dict[Any, int]()
-    while waiting or running:
-        while waiting and len(running) < places:
-            index, call = waiting.pop()
-            running[remote.remote(*call)] = index
-        done, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
-        for reference in done:
-            results[running.pop(reference)] = _result(reference)
-        progress.advance(len(calls) - len(waiting) - len(running), len(calls), unit)
-    return results
-
-
-def _result(reference: Any) -> Any:
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise InputError(str(error.cause)) from None
-        raise
 
 
 def _check(files: dict[str, dict[str, Any]], config: PoolConfig, quarantine: Path) -> None:
@@ -174,7 +149,8 @@ def _check(files: dict[str, dict[str, Any]], config: PoolConfig, quarantine: Pat
     if not good:
         found = f"all {read:,} rows are bad: {first}" if read else "the input holds no row"
         raise InputError(
-            f"pool.data: {_some(files)}: {found}; expected conversations, messages, instruction/output or prompt/completion"
+            f"pool.data: {_some(files)}: {found}; expected conversations, messages, instruction/output or prompt/completion, "
+            "or name the keys in pool.columns"
         )
     limit = config.max_bad_rows if config.max_bad_rows is not None else max(_BAD_ROWS, int(read * _BAD_SHARE))
     if bad > limit:
@@ -194,7 +170,7 @@ def _facts(files: dict[str, dict[str, Any]], parts: list[dict[str, int]]) -> dic
     total = {key: sum(part[key] for part in parts) for key in ("rows", "unique", "duplicates", "tokens", "score_missing")}
     early = sum(facts["duplicates"] for facts in files.values())
     return {
-        "files": {source: {key: facts[key] for key in ("format", "rows", "good", "bad")} for source, facts in files.items()},
+        "files": {source: {key: facts[key] for key in _FILE_FACTS if key in facts} for source, facts in files.items()},
         "rows_read": sum(facts["rows"] for facts in files.values()),
         "bad_rows": reasons.total(),
         "bad_reasons": dict(reasons.most_common()),
@@ -204,10 +180,3 @@ def _facts(files: dict[str, dict[str, Any]], parts: list[dict[str, int]]) -> dic
         "tokens": total["tokens"],
         "score_missing": total["score_missing"],
     }
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder so that a stop half-way leaves nothing that looks finished."""
-    doomed = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:12]}")
-    folder.rename(doomed)
-    shutil.rmtree(doomed)

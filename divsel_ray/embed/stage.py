@@ -64,18 +64,27 @@ class EmbedPartition:
         return {"rows": np.array([rows]), "dimension": np.array([self._encoder.dimension])}
 
     def _embed(self, source: str, target: Path) -> None:
-        table = pq.read_table(source, columns=["row_id", "prompt", "completion"])
+        table = pq.read_table(source, columns=["row_id", "messages", "prompt", "completion"])
         row_ids = table["row_id"].to_pylist()
-        vectors = self._encoder.encode(self._texts(table), row_ids)
-        flat = pa.array(vectors.reshape(-1), pa.float16())
-        embedding = pa.FixedSizeListArray.from_arrays(flat, self._encoder.dimension)
-        with atomic_path(target) as path:
-            # Dictionaries would make the vectors ten times slower to read, and nothing about them can be compressed.
-            written = pa.table({"row_id": table["row_id"], "embedding": embedding})
-            pq.write_table(written, path, use_dictionary=False, compression="none")
+        write_vectors(table["row_id"], self._encoder.encode(texts_of(table, self._config.text), row_ids), target)
 
-    def _texts(self, table: pa.Table) -> list[str]:
-        prompts = table["prompt"].to_pylist()
-        if self._config.text == "prompt":
-            return prompts
-        return [f"{prompt}\n{completion}" for prompt, completion in zip(prompts, table["completion"].to_pylist(), strict=True)]
+
+def texts_of(table: pa.Table, text: str) -> list[str]:
+    """What of each row is embedded, by the setting `embed.text`."""
+    prompts = table["prompt"].to_pylist()
+    if text == "prompt":
+        return list(prompts)
+    if text == "user_turns":
+        return [
+            "\n\n".join(turn["content"] for turn in turns if turn["role"] == "user") for turns in table["messages"].to_pylist()
+        ]
+    return [f"{prompt}\n{completion}" for prompt, completion in zip(prompts, table["completion"].to_pylist(), strict=True)]
+
+
+def write_vectors(row_ids: pa.ChunkedArray, vectors: np.ndarray, target: Path) -> None:
+    """Write Parquet with row_id and embedding. Vectors: (n, d) float16."""
+    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), pa.float16())
+    embedding = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    with atomic_path(target) as path:
+        # Dictionaries would make the vectors ten times slower to read, and nothing about them can be compressed.
+        pq.write_table(pa.table({"row_id": row_ids, "embedding": embedding}), path, use_dictionary=False, compression="none")

@@ -12,7 +12,7 @@ from divsel_ray.store import file_digest
 
 PACKAGE = "package:"
 _SAMPLED_BYTES = 1 << 20
-_DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
+_DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".jsonl.gz", ".json.gz", ".csv", ".csv.gz")
 
 
 def resolve_model(reference: str) -> str:
@@ -38,10 +38,10 @@ def packaged_data(reference: str) -> list[Path]:
     """The data files that the package of a `package:NAME` reference carries.
 
     Raises:
-        InputError: the package is not installed or carries no .json, .jsonl or .parquet file.
+        InputError: the package is not installed or carries no data file.
     """
     name = reference.removeprefix(PACKAGE)
-    files = [path for path in packaged_files(name) if path.suffix in _DATA_SUFFIXES]
+    files = [path for path in packaged_files(name) if path.name.endswith(_DATA_SUFFIXES)]
     if not files:
         raise InputError(f"{reference}: the package carries no {', '.join(_DATA_SUFFIXES)} file")
     return sorted(files)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import yaml
 
+from divsel_ray.config import Config
 from divsel_ray.report.facts import Run
 
 CARD = "README.md"
@@ -15,7 +16,9 @@ _COLUMNS = {
     "quality": "its quality by the source named above; null where there is none",
     "round": "the round in which it was first drawn",
     "source": "the input file it came from",
-    "weight": "inverse of the probability with which it was drawn",
+    "weight": "inverse of the probability with which it was drawn; 1 where chance played no part",
+    "budget": "the smallest of the nested budgets whose selection holds it",
+    "why": "what the sampler took it for",
 }
 _LOAD = """```python
 from datasets import load_dataset
@@ -63,7 +66,7 @@ def _source(run: Run) -> str:
 def _method(run: Run) -> str:
     config, clusters = run.config, len(run.clustering.clusters)
     lines = [
-        f"- every row is embedded with {_code(config.embed.model)} and put into one of {clusters:,} clusters by k-means",
+        f"- every row {_vectors(config)} and is put into one of {clusters:,} clusters by k-means",
         f"- sampler {_code(config.select.sampler)}, quality {_code(config.quality.source)}, seed {config.seed}",
     ]
     if config.refine:
@@ -76,6 +79,11 @@ def _method(run: Run) -> str:
     if config.reward and config.reward.model:
         lines.append(f"- reward model {_code(config.reward.model)}")
     return "\n".join([*lines, f"- SHA-256 of the row ids: {_code(run.row_ids_sha256)}"])
+
+
+def _vectors(config: Config) -> str:
+    given = config.embed.given
+    return f"comes with its own vector ({_code(given)})" if given else f"is embedded with {_code(config.embed.model)}"
 
 
 def _columns() -> str:
@@ -92,7 +100,12 @@ def _limits(run: Run) -> str:
         )
     if run.config.quality.source == "none":
         lines.append("- No quality was measured: inside a cluster every row was equally likely.")
-    return "\n".join([*lines, "- Only exact duplicates were left out; near duplicates may remain."])
+    clean = run.config.clean
+    if clean.near_duplicates is None and clean.semantic_duplicates is None:
+        lines.append("- Only exact duplicates were left out; near duplicates may remain.")
+    if not clean.benchmarks:
+        lines.append("- It was not compared with any benchmark: texts of evaluation data may be among the rows.")
+    return "\n".join(lines)
 
 
 def _code(text: str) -> str:

@@ -25,6 +25,7 @@ class Selected:
     round: int
     quality: float | None
     weight: float
+    why: str
     prompt: str
     gold: str
 
@@ -50,7 +51,7 @@ class HeldOut:
 def read_selected(folder: str | Path, clusters: Sequence[int], count: int) -> list[Selected]:
     """The first selected row (by row id, a hash) of each of the first `count` of these clusters that has one."""
     found: list[Selected] = []
-    columns = ["messages", "cluster", "quality", "round", "weight"]
+    columns = ["messages", "cluster", "quality", "round", "weight", "why"]
     table = read_selection(folder, columns)
     of_row = table["cluster"].to_pylist()
     first = {cluster: at for at, cluster in reversed(list(enumerate(of_row)))}

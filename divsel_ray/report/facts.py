@@ -17,7 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from divsel_ray.config import Config, build_config
+from divsel_ray.config import Config
+from divsel_ray.config_files import build_config
 from divsel_ray.errors import InputError
 from divsel_ray.store import read_json
 
@@ -121,6 +122,26 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """One measure of diversity: of the selection, and the mean and 95 % interval of random subsets of its size."""
+
+    name: str
+    value: float | None
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """How diverse the selection is, beside so many random subsets; and the share of its rows from each source."""
+
+    measures: Sequence[Compared]
+    draws: int
+    sources: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class StandIn:
     """The reward model fitted on the pool: share of held-out pairs it ordered rightly, in all and by kind."""
 
@@ -152,6 +173,7 @@ class Run:
     quality: Quality | None
     stand_in: StandIn | None
     base_gap: Mean | None
+    diversity: Diversity | None
     rounds: Sequence[Round]
     timings: Sequence[Timing]
 
@@ -220,6 +242,7 @@ def read_run(folder: str | Path) -> Run:
         quality=_quality(stages["quality"], selection) if "quality" in stages else None,
         stand_in=_stand_in(stages["reward"]) if "reward" in stages else None,
         base_gap=read_gap(stages["round-0/score"], held_out=True) if "round-0/score" in stages else None,
+        diversity=_diversity(stages["diversity"]) if "diversity" in stages else None,
         rounds=[_round(number, stages, config) for number in round_numbers(stages)],
         timings=[Timing(name, stage.seconds, stage.cached) for name, stage in stages.items()],
     )
@@ -290,6 +313,13 @@ def _quality(stage: StageRecord, selection: pa.Table) -> Quality:
         sampled += known(values[-seen % stride :: stride].tolist())
         seen += len(values)
     return Quality(sampled, known(selection["quality"].to_pylist()), stage.facts["missing"])
+
+
+def _diversity(stage: StageRecord) -> Diversity:
+    found = read_json(stage.file("diversity.json"))
+    own, random = found["selection"], found["random"]
+    measures = [Compared(name, own[name], *(random[name][key] for key in ("mean", "low", "high"))) for name in found["compared"]]
+    return Diversity(measures, found["draws"], own["sources"])
 
 
 def _stand_in(stage: StageRecord) -> StandIn:

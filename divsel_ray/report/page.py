@@ -18,12 +18,22 @@ from divsel_ray.report import charts, html
 from divsel_ray.report.card import CARD, dataset_card
 from divsel_ray.report.examples import read_held_out, read_selected
 from divsel_ray.report.facts import Run, read_run
+from divsel_ray.select.registry import SAMPLERS
 
 PAGE = "report.html"
 SELECTED_SHOWN = 6
 HELD_OUT_SHOWN = 4
 CLUSTERS_SHOWN = 100
 _TEMPLATE = "page.html.j2"
+_MEASURES = {
+    "clusters_covered": "Share of the clusters with a selected row",
+    "cluster_entropy": "Evenness over clusters (entropy, 1 is even)",
+    "nearest_distance": "Mean distance to the nearest other row (1 - cosine)",
+    "copies": "Share of rows with a near copy (cosine of 0.95 or more)",
+    "vendi": "Vendi score (effective number of different rows)",
+    "tokens_mean": "Mean length in tokens",
+    "source_distance": "Distance of the source mix from the pool's (0 is the same)",
+}
 
 
 def write_report(folder: str | Path) -> Path:
@@ -62,6 +72,8 @@ def render_page(run: Run, folder: Path) -> str:
         selected=read_selected(folder, order, SELECTED_SHOWN),
         held_out=read_held_out(folder, HELD_OUT_SHOWN),
         settings=yaml.safe_dump(run.config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True),
+        sampler=SAMPLERS[run.config.select.sampler].summary,
+        measures=_MEASURES,
         seconds=sum(timing.seconds for timing in run.timings),
         version=__version__,
     )

@@ -8,7 +8,7 @@ from divsel_ray.config import QualityConfig, RewardConfig
 from divsel_ray.errors import InputError
 from divsel_ray.score.scorer import Scorer
 
-KINDS = ("reward", "ifd", "column")
+KINDS = ("reward", "ifd", "column", "given")
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class ScorerSpec:
     """A scorer's kind and settings.
 
     Attributes:
-        kind: reward model, instruction-following difficulty, or a number that the pool already holds.
-        model: local folder, Hugging Face id or package:NAME; the column's name for `column`.
+        kind: reward model, instruction-following difficulty, a number that the pool already holds, or a file of scores.
+        model: local folder, Hugging Face id or package:NAME; the column's name for `column`, the file for `given`.
         max_tokens: prompt and completion together.
         batch_tokens: padded tokens per batch.
         trust_remote_code: let the model's own Python code run.
@@ -50,8 +50,13 @@ class ScorerSpec:
         """The reward model, named or fitted, with the limits of its section."""
         return cls("reward", model, config.max_tokens, config.batch_tokens, config.trust_remote_code)
 
+    @property
+    def computed(self) -> bool:
+        """Whether a model computes the scores."""
+        return self.kind in ("reward", "ifd")
+
     def load(self) -> Scorer:
-        """Load the model on this machine (`column` has none).
+        """Load the model on this machine (`column` and `given` have none).
 
         Raises:
             InputError: the model cannot be loaded or is of the wrong kind.

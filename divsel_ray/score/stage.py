@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import ray
 
 from divsel_ray.config import RewardConfig, Workers
+from divsel_ray.data.aligned import take_given
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
@@ -165,7 +166,7 @@ def _run_parts(parts: list[_Part], spec: ScorerSpec, cluster: Cluster, workers: 
 
     A task finds a process in which an earlier one has loaded the libraries; a new actor spends seconds on that.
     """
-    gpus = 0 if spec.kind == "column" else cluster.gpus_per_worker(workers)
+    gpus = 0 if not spec.computed else cluster.gpus_per_worker(workers)
     threads = max(1, int(workers.cpus))
     if len(parts) == 1:
         task = ray.remote(num_cpus=workers.cpus, num_gpus=gpus, max_retries=2)(_score_alone)
@@ -215,6 +216,9 @@ class ScorePart:
         """Row ids and scores (n,), NaN where missing."""
         if self._spec.kind == "column":
             return _read_column(part.source, self._spec.model)
+        if self._spec.kind == "given":
+            table = pq.read_table(part.source, columns=["row_id", "position"])
+            return table["row_id"], take_given(self._spec.model, "quality.source", "quality", table).astype(np.float64)
         exchanges = _read_slice(part) if part.stop else read_exchanges(part.source)
         row_ids = pa.chunked_array([[exchange.row_id for exchange in exchanges]], pa.string())
         return row_ids, self._load().score(exchanges)

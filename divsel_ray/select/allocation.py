@@ -6,9 +6,14 @@ with every cluster capped by what it holds, then rounded by largest remainder.
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+
+from divsel_ray.config import SelectConfig
+from divsel_ray.errors import InputError
 
 
 def round_sizes(budget: int, rounds: int) -> list[int]:
@@ -22,11 +27,32 @@ def round_sizes(budget: int, rounds: int) -> list[int]:
     return [after - before for before, after in pairwise(bounds)]
 
 
-def allocation_weights(sizes: np.ndarray, rule: str) -> np.ndarray:
-    """Shares of the budget by cluster size: proportional, equal or sqrt. (k,) in, (k,) float64 summing to 1 out."""
-    sizes = sizes.astype(np.float64)
-    shares = {"proportional": sizes, "equal": (sizes > 0).astype(np.float64), "sqrt": np.sqrt(sizes)}[rule]
-    return shares / shares.sum()
+def allocation_weights(sizes: np.ndarray, config: SelectConfig) -> np.ndarray:
+    """Shares of the budget by cluster size, (k,) to (k,) float64 summing to 1.
+
+    | `allocation` | share of a cluster |
+    |---|---|
+    | proportional | its size (Yu et al. 2024, sec. 2.1) |
+    | equal, water_fill | the same for all. What a small cluster cannot give is spread over the others alike, so the counts are |
+    | | the water level: `min(size, level)` |
+    | sqrt | the square root of its size |
+    | tempered | its size to the power `exponent` |
+    | given | `weights` |
+
+    Raises:
+        InputError: the number of given weights is not k, or they are zero wherever there are rows.
+    """
+    exponents = {"proportional": 1.0, "equal": 0.0, "water_fill": 0.0, "sqrt": 0.5, "tempered": config.exponent}
+    filled = sizes > 0
+    if config.weights is None:
+        shares = np.where(filled, np.maximum(sizes, 1).astype(np.float64) ** exponents[config.allocation], 0.0)
+    else:
+        if len(config.weights) != len(sizes):
+            raise InputError(f"select.weights: {len(config.weights)} weights for {len(sizes)} clusters; give one for each")
+        shares = np.where(filled, config.weights, 0.0)
+        if not shares.sum() > 0 and filled.any():
+            raise InputError("select.weights: zero for every cluster that has rows; give some of them a weight")
+    return shares / max(shares.sum(), 1e-300)
 
 
 def allocate(targets: np.ndarray, capacity: np.ndarray, total: int) -> np.ndarray:
@@ -79,7 +105,9 @@ def _largest_remainder(shares: np.ndarray, capacity: np.ndarray, total: int) -> 
     return counts
 
 
-def allocate_round(cumulative_targets: np.ndarray, drawn: np.ndarray, capacity: np.ndarray, total: int) -> np.ndarray:
+def allocate_round(
+    cumulative_targets: np.ndarray, drawn: np.ndarray, capacity: np.ndarray, total: int, *, min_one: bool = False
+) -> np.ndarray:
     """This round's rows per cluster, from targets accumulated over the rounds.
 
     Rounding the running totals, and not each round, lets a small cluster whose share is 0.4 a round have its row in
@@ -90,5 +118,59 @@ def allocate_round(cumulative_targets: np.ndarray, drawn: np.ndarray, capacity: 
         drawn: (k,) rows drawn in earlier rounds.
         capacity: (k,) rows that may be drawn in all.
         total: rows of this round.
+        min_one: first a row for every cluster without one, the largest targets first where the total is too small.
     """
-    return allocate(np.maximum(cumulative_targets - drawn, 0.0), capacity - drawn, total)
+    first = _one_each(cumulative_targets, (drawn == 0) & (capacity > 0), total) if min_one else np.zeros_like(drawn)
+    drawn = drawn + first
+    rest = allocate(np.maximum(cumulative_targets - drawn, 0.0), capacity - drawn, total - int(first.sum()))
+    return np.asarray(first + rest)
+
+
+def _one_each(targets: np.ndarray, wanting: np.ndarray, total: int) -> np.ndarray:
+    """A row for each of the wanting groups, for those with the largest targets where there are more than `total`."""
+    order = np.lexsort((np.arange(len(targets)), -targets))
+    given = np.zeros(len(targets), np.int64)
+    given[order[wanting[order]][:total]] = 1
+    return given
+
+
+def allocate_tokens(targets: np.ndarray, lengths: Sequence[np.ndarray], drawn: np.ndarray, budget: int) -> np.ndarray:
+    """Rows of each group, in its own order, that together fill a budget of tokens as far as whole rows can.
+
+    Each group first gives the rows that fit into its share; then, as long as some group's next row fits into what is left,
+    the group that is furthest below its share gives that row. So the budget is never exceeded.
+
+    Args:
+        targets: (k,) shares of the budget; scaled so that, capped by what the groups hold, they sum to it.
+        lengths: for each group, its rows' tokens in the order in which they are drawn.
+        drawn: (k,) rows drawn already; they count against the budget.
+        budget: tokens in all.
+
+    Returns:
+        (k,) rows in all, at least `drawn`.
+    """
+    ends = [np.concatenate([[0], np.cumsum(length, dtype=np.int64)]) for length in lengths]
+    held = np.array([end[-1] for end in ends], dtype=np.float64)
+    shares = _scale_under_caps(targets.astype(np.float64), held, float(budget))
+    fitting = [int(np.searchsorted(end, share + 1e-9, side="right")) - 1 for end, share in zip(ends, shares, strict=True)]
+    counts = np.maximum(fitting, drawn) if fitting else drawn.copy()
+    while (over := sum(int(end[c]) for end, c in zip(ends, counts, strict=True)) - budget) > 0:
+        # Earlier draws hold more than their share somewhere: the others make room.
+        spare = [(int(end[c] - end[d]), j) for j, (end, c, d) in enumerate(zip(ends, counts, drawn, strict=True)) if c > d]
+        if not spare:
+            break
+        surplus, at = max(spare)
+        counts[at] = max(drawn[at], int(np.searchsorted(ends[at], ends[at][counts[at]] - min(over, surplus), side="right")) - 1)
+    return _fill(counts, shares, ends, -over)
+
+
+def _fill(counts: np.ndarray, shares: np.ndarray, ends: list[np.ndarray], left: int) -> np.ndarray:
+    queue = [(float(end[count] - share), at) for at, (end, count, share) in enumerate(zip(ends, counts, shares, strict=True))]
+    heapq.heapify(queue)
+    while queue:
+        _, at = heapq.heappop(queue)
+        following = int(counts[at]) + 1
+        if following < len(ends[at]) and (size := int(ends[at][following] - ends[at][following - 1])) <= left:
+            counts[at], left = following, left - size
+            heapq.heappush(queue, (float(ends[at][following] - shares[at]), at))
+    return counts

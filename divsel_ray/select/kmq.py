@@ -1,6 +1,11 @@
 """kMQ (Yu et al. 2024, Eq. 3): inside a cluster, rows are drawn with odds that grow with their quality.
 
-Odds are `softmax((q - max_j q) / (T x pooled sd))`: free of the scale of q, never zero, never overflowing.
+| `odds` | rate of a row |
+|---|---|
+| softmax | `exp((q - max_j q) / (T x pooled sd))`: free of the scale of q, never zero, never overflowing |
+| linear | q itself, as the paper has it, shifted so that the worst row of the pool keeps a hundredth of the range |
+| power | the same to the power 1 / T |
+| rank | the rank of q inside the cluster, 1 for the worst, to the power 1 / T |
 """
 
 from __future__ import annotations
@@ -8,17 +13,51 @@ from __future__ import annotations
 import numpy as np
 
 from divsel_ray.config import SelectConfig
-from divsel_ray.select.exponential import draw_smallest_keys
-from divsel_ray.select.sampler import Candidates, Draw
+from divsel_ray.select.exponential import exponential_keys
+from divsel_ray.select.sampler import Candidates, Keyed, Keys
 
 _STEEPEST = 700.0
 """Largest log odds between two rows of a cluster: beyond it the smaller could never be drawn in double precision."""
+_WORST = 0.01
+"""What the worst row keeps under linear odds, of the range of quality."""
 
 
-def draw_kmq(candidates: Candidates, counts: np.ndarray, config: SelectConfig, seed: int) -> Draw:
-    """Draw without replacement inside each cluster, weighted by quality; missing quality counts as the cluster's mean."""
-    quality = fill_missing(_scaled(candidates.quality), candidates.cluster, candidates.k)
-    return draw_smallest_keys(candidates, log_odds(quality, candidates.cluster, candidates.k, config.temperature), counts, seed)
+def known_quality(candidates: Candidates) -> np.ndarray:
+    """Quality without its scale, (n,) finite; a missing one counts as its cluster's mean."""
+    return fill_missing(_scaled(candidates.quality), candidates.cluster, candidates.k)
+
+
+def log_rates(candidates: Candidates, config: SelectConfig) -> np.ndarray:
+    """Natural logarithm of the rates with which rows are drawn, (n,) finite, by `config.odds`."""
+    quality = known_quality(candidates)
+    if config.odds == "softmax":
+        return log_odds(quality, candidates.cluster, candidates.k, config.temperature)
+    if config.odds == "rank":
+        return np.log(_ranks(quality, candidates.cluster)) / config.temperature
+    spread = np.ptp(quality) if len(quality) else 0.0
+    if spread == 0:
+        return np.zeros(len(quality))
+    shifted = (quality - quality.min()) / spread + _WORST
+    return np.log(shifted) / (config.temperature if config.odds == "power" else 1.0)
+
+
+def _ranks(quality: np.ndarray, cluster: np.ndarray) -> np.ndarray:
+    """Rank of each row inside its cluster, 1 for the lowest; equal ones share the lowest rank. (n,) to (n,) float64."""
+    order = np.lexsort((quality, cluster))
+    starts = np.flatnonzero(np.r_[True, np.diff(cluster[order]) != 0]) if len(order) else np.array([], int)
+    new = np.r_[True, (np.diff(cluster[order]) != 0) | (np.diff(quality[order]) != 0)] if len(order) else np.array([], bool)
+    first = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+    start = np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    ranks = np.empty(len(order))
+    ranks[order] = first - start + 1
+    return ranks
+
+
+def _keys(candidates: Candidates, config: SelectConfig, seed: int) -> Keys:
+    return exponential_keys(candidates.row_ids, log_rates(candidates, config), seed)
+
+
+SAMPLER = Keyed("inside clusters, with odds that grow with quality (kMQ)", by_cluster=True, keys=_keys, needs=("quality",))
 
 
 def _scaled(quality: np.ndarray) -> np.ndarray:

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
+from divsel_ray.select.sampler import Keyed
+from divsel_ray.select.uniform import uniform_keys
 
-from divsel_ray.config import SelectConfig
-from divsel_ray.select.exponential import draw_smallest_keys
-from divsel_ray.select.sampler import Candidates, Draw
-
-
-def draw_kmrandom(candidates: Candidates, counts: np.ndarray, config: SelectConfig, seed: int) -> Draw:
-    """Draw uniformly without replacement inside each cluster."""
-    return draw_smallest_keys(candidates, np.zeros(len(candidates.row_ids)), counts, seed)
+SAMPLER = Keyed("every row of a cluster alike (kM-Random)", by_cluster=True, keys=uniform_keys)

@@ -1,7 +1,40 @@
-"""The samplers by name."""
+"""The samplers by name. To add one: a file with a `SAMPLER`, and a line here."""
 
-from divsel_ray.select.kmq import draw_kmq
-from divsel_ray.select.kmrandom import draw_kmrandom
-from divsel_ray.select.sampler import Sampler
+from divsel_ray.config import Config
+from divsel_ray.errors import InputError
+from divsel_ray.select import deita, density, facility, kcenter, kmclosest, kmq, kmrandom, mig, qdit, top, uniform
+from divsel_ray.select.sampler import Keyed, Sampler
 
-SAMPLERS: dict[str, Sampler] = {"kmq": draw_kmq, "kmrandom": draw_kmrandom}
+SAMPLERS: dict[str, Sampler] = {
+    "kmq": kmq.SAMPLER,
+    "kmrandom": kmrandom.SAMPLER,
+    "kmclosest": kmclosest.SAMPLER,
+    "random": uniform.SAMPLER,
+    "top": top.SAMPLER,
+    "density": density.SAMPLER,
+    "kcenter": kcenter.SAMPLER,
+    "deita": deita.SAMPLER,
+    "facility": facility.SAMPLER,
+    "qdit": qdit.SAMPLER,
+    "mig": mig.SAMPLER,
+}
+
+
+def check_sampler(config: Config) -> None:
+    """Refuse, before any work, a sampler that is not there or cannot do what the job asks for.
+
+    Raises:
+        InputError: says what is known, or what to set.
+    """
+    name = config.select.sampler
+    if name not in SAMPLERS:
+        raise InputError(f"select.sampler {name!r}: expected one of {', '.join(SAMPLERS)}")
+    sampler = SAMPLERS[name]
+    if config.refine is not None and not (isinstance(sampler, Keyed) and sampler.by_cluster):
+        able = [known for known, one in SAMPLERS.items() if isinstance(one, Keyed) and one.by_cluster]
+        raise InputError(
+            f"select.sampler {name}: refinement moves the weights of clusters, which this sampler does not draw by; use one of "
+            f"{', '.join(able)}, or leave `refine` out"
+        )
+    if name in ("top", "deita") and config.quality.source == "none":
+        raise InputError(f"select.sampler {name}: ranks rows by quality, and quality.source is none; name one, e.g. column:score")

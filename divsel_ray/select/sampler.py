@@ -1,7 +1,13 @@
-"""What a sampler is: rows and cluster budgets in, chosen rows out."""
+"""What a sampler is: candidates in, rows in the order of choice out.
+
+There are two kinds. A `Keyed` sampler gives every row a key and takes the smallest, cluster by cluster or from the whole
+pool; it needs no vectors and holds a few numbers for each row. A `Greedy` one chooses row after row, each with regard to
+those before, from vectors that lie in memory. Both extend: asked for more rows, they begin with the same ones.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,41 +18,113 @@ from divsel_ray.config import SelectConfig
 
 @dataclass(frozen=True)
 class Candidates:
-    """The rows that may be drawn.
+    """The rows that may be chosen, in ascending order of their ids: so a tie by position is a tie by row id.
 
     Attributes:
-        row_ids: (n,) bytes of 32 hex digits.
+        row_ids: (n,) bytes of 32 hex digits, ascending.
         cluster: (n,) int cluster of each row, in 0..k-1.
         quality: (n,) float64, NaN where unknown.
         k: number of clusters.
+        distance: (n,) float32 distance of each row to its centroid, where the sampler asks for it.
+        vectors: (n, d) float16 or float32 of unit length, where the sampler asks for them.
     """
 
     row_ids: np.ndarray
     cluster: np.ndarray
     quality: np.ndarray
     k: int
+    distance: np.ndarray | None = None
+    vectors: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
 
     @property
     def sizes(self) -> np.ndarray:
         """(k,) rows per cluster."""
         return np.bincount(self.cluster, minlength=self.k)
 
+    def take(self, index: np.ndarray) -> Candidates:
+        """The candidates at these ascending positions (or under this mask), with the same clusters."""
+        distance = None if self.distance is None else self.distance[index]
+        vectors = None if self.vectors is None else self.vectors[index]
+        return Candidates(self.row_ids[index], self.cluster[index], self.quality[index], self.k, distance, vectors)
+
 
 @dataclass(frozen=True)
-class Draw:
-    """What a sampler took.
+class Keys:
+    """The order in which rows are drawn.
 
     Attributes:
-        index: (b,) positions in the candidates, ascending.
-        weight: (b,) inverse of the probability with which each row was drawn.
+        values: (n,) float64; smaller is sooner, ties go to the smaller row id.
+        log_rates: (n,) natural logarithm of each row's rate, where `values` are exponential keys (see `exponential.py`);
+            None where the order is not random.
+    """
+
+    values: np.ndarray
+    log_rates: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """A sampler that ranks rows by a key.
+
+    Attributes:
+        summary: one line for `--help`.
+        by_cluster: whether each cluster gives its share of the budget; else the pool is ranked as a whole.
+        keys: (candidates, settings, seed) to keys.
+        needs: what it reads of the candidates beside row_ids and cluster: "quality", "distance".
+    """
+
+    summary: str
+    by_cluster: bool
+    keys: Callable[[Candidates, SelectConfig, int], Keys]
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Picks:
+    """What a greedy sampler chose.
+
+    Attributes:
+        index: (count,) positions in the candidates, in the order of choice.
+        gain: (count,) float64: what each added when it was chosen, in the sampler's own measure.
     """
 
     index: np.ndarray
-    weight: np.ndarray
+    gain: np.ndarray
 
 
-class Sampler(Protocol):
-    """A way to choose rows. Nested: larger counts with the same seed extend a smaller draw."""
+class Choose(Protocol):
+    """The algorithm of a greedy sampler."""
 
-    def __call__(self, candidates: Candidates, counts: np.ndarray, config: SelectConfig, seed: int) -> Draw:
-        """Take exactly `counts[j]` rows, (k,), of each cluster j."""
+    def __call__(self, candidates: Candidates, taken: np.ndarray, count: int, config: SelectConfig, seed: int) -> Picks:
+        """Choose `count` further rows.
+
+        Args:
+            candidates: n rows with vectors.
+            taken: (m,) positions that are in the selection already and are not chosen again.
+            count: rows to choose, at most n - m.
+            config: settings.
+            seed: for what is random; hashed with row ids (`data.hashing.uniform_hash`), never with positions.
+        """
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """A sampler that chooses row after row.
+
+    Attributes:
+        summary: one line for `--help`, with time and memory in n rows, d dimensions, b rows chosen.
+        choose: the algorithm.
+        memory: (n, d, k, b, settings) to the bytes it needs beside the vectors.
+        needs: what it reads of the candidates beside row_ids and cluster: "quality", "vectors".
+    """
+
+    summary: str
+    choose: Choose
+    memory: Callable[[int, int, int, int, SelectConfig], int]
+    needs: tuple[str, ...] = ("vectors",)
+
+
+Sampler = Keyed | Greedy

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -5,7 +7,7 @@ import pytest
 import ray
 
 from divsel_ray.cluster import distributed, rows, shards
-from divsel_ray.cluster.distributed import Holding
+from divsel_ray.cluster.actors import Holding, RayShards
 from divsel_ray.cluster.estimator import KMeans
 from divsel_ray.cluster.lloyd import Settings, fit
 from divsel_ray.cluster.shard import Shard
@@ -89,7 +91,7 @@ def test_a_killed_shard_actor_is_rebuilt_and_the_result_is_the_same(cluster, tmp
     settings = Settings(10, n_init=2, tol=0, max_iter=15)
     expected = KMeans(10, n_init=2, tol=0, max_iter=15).fit(list(files.paths))
 
-    class Killing(distributed.RayShards):
+    class Killing(RayShards):
         calls = 0
 
         def _ask(self, *args):
@@ -98,7 +100,8 @@ def test_a_killed_shard_actor_is_rebuilt_and_the_result_is_the_same(cluster, tmp
                 ray.kill(self.actors[self.calls % 2], no_restart=False)
             return super()._ask(*args)
 
-    with distributed.start_shards(rows.partition(files, 2), cluster, Holding(streamed=streamed)) as held:
+    apart = replace(cluster, nodes=2)
+    with distributed.start_shards(rows.partition(files, 2), apart, Holding(streamed=streamed)) as held:
         assert len(held.actors) == 2
         killing = Killing(held.actors)
         found = fit(killing, settings, shards.inspect(held, 6).geometry)
@@ -109,7 +112,10 @@ def test_a_killed_shard_actor_is_rebuilt_and_the_result_is_the_same(cluster, tmp
     assert (labels == expected.labels_).all()
 
 
-def test_a_killed_coordinator_starts_over_and_the_result_is_the_same(cluster, tmp_path, monkeypatch):
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_killed_coordinator_starts_over_and_the_result_is_the_same(cluster, tmp_path, monkeypatch, nodes):
+    """With one node it holds the rows too, and is all there is to be killed."""
+    cluster = replace(cluster, nodes=nodes)
     paths = write_embeddings(tmp_path / "embed", unit_rows(300, 4), [])
     expected = build_clusters(paths, ClusterConfig(k=40, tol=0), 0, tmp_path / "undisturbed", cluster, Silent())
     watch, killed = distributed._watch, []

@@ -51,12 +51,21 @@ def test_a_file_whose_name_looks_like_a_glob_is_a_file(files):
         ("README.md", r"README\.md: unknown suffix \.md; expected \.json"),
         ("*.md", r"\*\.md: no \.json, .* file there \(only \.md\)"),
         ("nothing/*.json", r"nothing/\*\.json: no \.json"),
+        ("owner/name", r"owner/name: no such file or folder; for a Hugging Face data set write hf:owner/name$"),
+        ("owner/name.jsonl", r"owner/name\.jsonl: no such file or folder; expected a file, a folder"),
     ],
 )
 def test_what_cannot_be_read_is_named(files, monkeypatch, reference, message):
     monkeypatch.chdir(files)
     with pytest.raises(InputError, match=message):
         find_inputs(["b.jsonl", reference])
+
+
+def test_a_file_that_cannot_be_read_is_named(files):
+    paths = find_inputs([f"{files}/b.jsonl"])
+    (files / "b.jsonl").unlink()
+    with pytest.raises(InputError, match=r"pool\.data: .*b\.jsonl: cannot be read \(No such file or directory\)$"):
+        fingerprint_inputs(paths)
 
 
 def test_a_package_that_is_not_installed_is_named():
@@ -72,6 +81,19 @@ def test_no_data_is_refused():
 def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
     paths = [tmp_path / name for name in ("a/x/t.json", "b/x/t.json", "b/y/t.json", "u.json")]
     assert source_names(paths) == ["a/x/t.json", "b/x/t.json", "y/t.json", "u.json"]
+
+
+def test_files_behind_addresses_are_named_and_fingerprinted_like_others(files):
+    here = find_inputs([str(files)])
+    there = find_inputs([files.as_uri()])
+    assert source_names(there) == source_names(here) == ["a.json", "b.jsonl", "d.json.gz", "c.parquet"]
+    assert [file.name for file in there] == [file.name for file in here]
+    assert fingerprint_inputs(there) == fingerprint_inputs(here)
+
+
+def test_local_and_remote_files_of_one_name_are_told_apart(files):
+    names = source_names(find_inputs([f"{files}/b.jsonl", (files / "b.jsonl").as_uri()]))
+    assert len({*names}) == 2
 
 
 def test_the_fingerprint_follows_content_and_names_not_places(tmp_path):

@@ -29,11 +29,11 @@ def pair(number, **more):
 def parsed(tmp_path, lines):
     """Parse lists of rows, one per file, into a layout with four partitions."""
 
-    def parse(*files, score_column=None):
+    def parse(*files, **settings):
         layout = Layout(tmp_path, tuple(f"{i}.jsonl" for i in range(len(files))), 4, seed=0)
         for index, (source, rows) in enumerate(zip(layout.sources, files, strict=True)):
             path = lines(tmp_path / "in" / source, rows)
-            facts.append(parse_file(FileTask(str(path), source, "auto", "all", score_column, 4), layout.file_folder(index)))
+            facts.append(parse_file(FileTask(path, source, 4, **settings), layout.file_folder(index)))
         return layout
 
     facts = parse.facts = []
@@ -64,6 +64,58 @@ def test_the_facts_of_a_file_count_good_and_bad_rows_and_their_reasons(parsed):
     }
 
 
+def test_rows_carry_the_place_of_their_record_among_good_and_bad_ones(parsed, tiny_tokenizer):
+    layout = parsed([pair(1), {"prompt": "x"}, pair(2), pair(1), 5, pair(3)], [7, pair(4)])
+    rows = part_rows(layout, PartPlan(None, tiny_tokenizer, with_score=False))
+    assert sorted((row["prompt"], row["source"], row["position"]) for row in rows) == [
+        ("question 1", "0.jsonl", 0),
+        ("question 2", "0.jsonl", 2),
+        ("question 3", "0.jsonl", 5),
+        ("question 4", "1.jsonl", 1),
+    ]
+
+
+def test_a_row_of_several_conversations_is_one_row_and_all_of_them_have_its_place_and_score(parsed, tiny_tokenizer):
+    instances = [{"input": str(i), "output": f"o{i}"} for i in range(3)]
+    task = {"instruction": "i", "instances": instances, "s": 2}
+    blank = {"instruction": "j", "instances": [*instances, {"input": "", "output": " "}]}
+    layout = parsed([blank, task, {"instruction": "k", "instances": []}], score_column="s")
+    facts = parsed.facts[0]
+    assert (facts["format"], facts["rows"], facts["good"], facts["bad"]) == ("self_instruct", 3, 1, 2)
+    assert facts["conversations"] == 3
+    assert facts["reasons"] == {"the last assistant turn is blank": 1, "instances is empty, expected a list of objects": 1}
+    rows = part_rows(layout, PartPlan(None, tiny_tokenizer, with_score=True))
+    assert sorted((row["prompt"], row["completion"], row["position"], row["score"]) for row in rows) == [
+        (f"i\n\n{i}", f"o{i}", 1, 2.0) for i in range(3)
+    ]
+
+
+def test_a_conversation_that_is_too_long_is_bad_and_counted_with_others_of_its_kind(parsed):
+    fits, long = {"prompt": "p" * 5, "completion": "é" * 5}, [{"prompt": "p" * i, "completion": "c" * 1400} for i in (6, 7)]
+    parsed([fits, *long], max_chars=10)
+    assert parsed.facts[0]["good"] == 1
+    assert parsed.facts[0]["reasons"] == {"more than 10 characters": 2}
+    assert parsed.facts[0]["first_bad"] == [
+        "line 2: 1,406 characters, at most 10",
+        "line 3: 1,407 characters, at most 10",
+    ]
+
+
+def test_named_columns_are_read_whatever_the_format(parsed, tiny_tokenizer):
+    row = {"instruction": "no", "output": "no", "data": {"ask": "hello"}, "reply": "you"}
+    layout = parsed([row], columns={"prompt": "data.ask", "completion": "reply"}, format="alpaca")
+    assert parsed.facts[0]["format"] == "columns"
+    [row] = part_rows(layout, PartPlan(None, tiny_tokenizer, with_score=False))
+    assert (row["prompt"], row["completion"]) == ("hello", "you")
+
+
+@pytest.mark.parametrize("side", ["prompt", "completion"])
+@pytest.mark.parametrize("blank", ["", " \n"])
+def test_a_row_with_a_blank_side_is_bad(parsed, side, blank):
+    parsed([pair(1), {**pair(2), side: blank}])
+    assert (parsed.facts[0]["good"], parsed.facts[0]["bad"]) == (1, 1)
+
+
 def test_a_quarantined_row_is_shown_cut_to_two_thousand_characters(parsed):
     layout = parsed([pair(1), {"prompt": "é" * 5000}, {"prompt": "\ud800"}])
     long, surrogate = map(json.loads, (layout.file_folder(0) / QUARANTINE).read_text(encoding="utf-8").splitlines())
@@ -80,7 +132,7 @@ def test_the_number_of_counted_reasons_is_bounded(parsed):
 def test_a_parsed_file_is_not_parsed_again(parsed, tmp_path):
     layout = parsed([pair(1)])
     (tmp_path / "in" / "0.jsonl").unlink()
-    again = parse_file(FileTask(str(tmp_path / "in" / "0.jsonl"), "0.jsonl", "auto", "all", None, 4), layout.file_folder(0))
+    again = parse_file(FileTask(tmp_path / "in" / "0.jsonl", "0.jsonl", 4), layout.file_folder(0))
     assert again == parsed.facts[0]
 
 
@@ -96,7 +148,8 @@ def test_of_equal_rows_the_first_source_and_place_stands(parsed, tiny_tokenizer)
 
 
 @pytest.mark.parametrize(
-    ("value", "score"), [(2, 2.0), (0.5, 0.5), ("3", None), (True, None), (None, None), (float("nan"), None), (10**400, None)]
+    ("value", "score"),
+    [(2, 2.0), (0.5, 0.5), ("3.5", 3.5), ("high", None), (True, None), (None, None), (float("nan"), None), (10**400, None)],
 )
 def test_a_score_is_a_finite_number_or_missing(parsed, tiny_tokenizer, value, score):
     layout = parsed([pair(1, s=value)], score_column="s")
@@ -156,7 +209,7 @@ def test_a_written_part_is_not_written_again(parsed, tiny_tokenizer):
 def test_what_no_json_line_shows_plainly_is_quarantined_too(tmp_path):
     path = tmp_path / "x.json"
     path.write_text('[{"prompt": 1.5}, ' + "[" * 5000 + "]" * 5000 + "]")
-    parse_file(FileTask(str(path), "x.json", "prompt_completion", "all", None, 1), tmp_path / "parsed")
+    parse_file(FileTask(path, "x.json", 1, "prompt_completion"), tmp_path / "parsed")
     decimal, deep = map(json.loads, (tmp_path / "parsed" / QUARANTINE).read_text(encoding="utf-8").splitlines())
     assert decimal["row"] == '{"prompt": 1.5}'
     assert deep["row"] == "(nested too deeply to show)"

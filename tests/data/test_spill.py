@@ -6,8 +6,13 @@ from hypothesis import strategies as st
 from divsel_ray.data.spill import SpillWriter, partition_of, read_partition
 
 
-def row(number, score=None):
-    return {"row_id": f"{number:032x}", "messages": [{"role": "user", "content": str(number)}], "score": score}
+def row(number, score=None, position=7):
+    return {
+        "row_id": f"{number:032x}",
+        "messages": [{"role": "user", "content": str(number)}],
+        "position": position,
+        "score": score,
+    }
 
 
 def test_partitions_are_ranges_of_the_id():

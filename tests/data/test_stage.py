@@ -53,8 +53,8 @@ def rows_of(folder: Path):
     return [row for part in parts_of(folder) for row in pq.read_table(part).to_pylist()]
 
 
-def without_source(rows):
-    return [{key: value for key, value in row.items() if key != "source"} for row in rows]
+def without_origin(rows):
+    return [{key: value for key, value in row.items() if key not in ("source", "position")} for row in rows]
 
 
 def test_a_pool_holds_every_row_once_in_id_order_with_its_texts(pool, tmp_path, lines):
@@ -87,7 +87,7 @@ def test_the_pool_does_not_depend_on_how_its_input_is_split(pool, tmp_path, line
     built = [pool(paths, f"pool-{i}", sample=25)[1] for i, paths in enumerate([one, three, three[::-1], mixed])]
     assert len(built[0]) == 25
     assert built[1] == built[2]
-    assert all(without_source(rows) == without_source(built[0]) for rows in built)
+    assert all(without_origin(rows) == without_origin(built[0]) for rows in built)
 
 
 @pytest.mark.parametrize(("sample", "left"), [(1, 1), (59, 59), (60, 60), (100, 60)])
@@ -217,6 +217,35 @@ def test_rows_are_taken_in_the_order_asked_for(pool, tmp_path, lines):
     assert empty.schema == pq.read_schema(parts[0])
     with pytest.raises(KeyError, match="2 row ids are not in the pool, the first is 0000"):
         take_rows(parts, [rows[1]["row_id"], "0" * 32, "f" * 32])
+
+
+def test_columns_that_make_no_conversation_are_refused(pool, tmp_path, lines):
+    with pytest.raises(InputError, match=r"pool\.columns: prompt: expected prompt and completion"):
+        pool([lines(tmp_path / "a.jsonl", ROWS)], columns={"prompt": "prompt"})
+
+
+def test_a_column_that_no_row_has_is_named(pool, tmp_path, lines):
+    with pytest.raises(InputError, match=r"all 60 rows are bad: a\.jsonl line 1: no key reply;.*pool\.columns"):
+        pool([lines(tmp_path / "a.jsonl", ROWS)], columns={"prompt": "prompt", "completion": "reply"})
+
+
+def test_files_behind_addresses_give_the_same_pool(pool, tmp_path, lines):
+    path = lines(tmp_path / "in" / "a.jsonl", ROWS)
+    other = tmp_path / "in" / "b.csv.gz"
+    other.write_bytes(gzip.compress(b"instruction,output,rating\nsay,hello,2\n"))
+    here = pool(find_inputs([str(path), str(other)]), score_column="rating")
+    there = pool(find_inputs([(tmp_path / "in").as_uri()]), "there", score_column="rating")
+    assert here == there
+    assert here[0]["score_missing"] == 60
+    assert [row["score"] for row in here[1] if row["prompt"] == "say"] == [2.0]
+
+
+def test_a_file_that_its_store_no_longer_gives_is_named(pool, tmp_path, lines):
+    path = lines(tmp_path / "a.jsonl", ROWS)
+    inputs = find_inputs([path.as_uri()])
+    path.unlink()
+    with pytest.raises(InputError, match=r"pool\.data: file:///.*a\.jsonl: cannot be read"):
+        pool(inputs)
 
 
 def test_the_packaged_conversations_are_read_as_far_as_the_file_goes(pool):

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from divsel_ray.config import Config, build_config
+from divsel_ray.config import Config
+from divsel_ray.config_files import build_config
 from divsel_ray.store import Stage, Store, write_json
 
 HOSTILE = """<script>alert(1)</script></script><img src=x onerror=alert(2)> {{ 7*7 }} {% raw %} "double" 'single' 🦜 `tick`"""
@@ -57,8 +58,24 @@ class FakeRun:
             self.base_answers()
         for number in range(1, max(self.rounds, 1) + 1):
             self.round(number)
+        self.diversity()
         self.result(config)
         return self.root
+
+    def diversity(self) -> None:
+        """Twice as diverse as random rows by every measure."""
+        names = ("clusters_covered", "vendi")
+        stage = Store(self.root).stage("diversity", 1, {}, [])
+        write_json(
+            stage.start() / "diversity.json",
+            {
+                "selection": {**dict.fromkeys(names, 0.5), "sources": {f"a {HOSTILE}": 0.75, "b": 0.25}},
+                "random": {name: {"mean": 0.25, "low": 0.125, "high": None} for name in names},
+                "draws": 20,
+                "compared": names,
+            },
+        )
+        self.commit("diversity", {"draws": 20})
 
     def commit(self, name: str, facts: Mapping[str, Any], tables: Mapping[str, Any] | None = None) -> Stage:
         """A committed stage with these Parquet files."""
@@ -178,6 +195,8 @@ def selection(rounds: int) -> pa.Table:
             "round": pa.array([min(at // 3, max(rounds, 1) - 1) + 1 for at in range(6)], pa.int32()),
             "source": ["chats.jsonl"] * 6,
             "weight": [5.0] * 6,
+            "budget": [6] * 6,
+            "why": [f"kmq: reason {HOSTILE}"] * 6,
         }
     )
 

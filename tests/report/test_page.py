@@ -162,7 +162,7 @@ def test_the_date_is_that_of_the_run(make_run: MakeRun) -> None:
 
 
 def test_the_shown_settings_make_the_same_configuration(make_run: MakeRun) -> None:
-    from divsel_ray.config import parse_config
+    from divsel_ray.config_files import parse_config
     from divsel_ray.report.facts import read_run
 
     folder = make_run(rounds=2)
@@ -184,3 +184,10 @@ def test_a_folder_without_a_finished_run_is_refused_in_one_line(tmp_path: Path) 
         write_report(tmp_path)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_diversity_stands_beside_random_subsets(make_run: MakeRun) -> None:
+    page = write_report(make_run(0)).read_text(encoding="utf-8")
+    assert "Beside 20 random subsets of as many rows" in page
+    assert "Vendi score (effective number of different rows)</td><td>0.5" in page
+    assert "Sources: a " in page

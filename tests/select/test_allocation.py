@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from divsel_ray.select.allocation import allocate, allocate_round, allocation_weights, round_sizes
+from divsel_ray.config import SelectConfig
+from divsel_ray.errors import InputError
+from divsel_ray.select.allocation import allocate, allocate_round, allocate_tokens, allocation_weights, round_sizes
 
 
 @given(st.integers(0, 10_000), st.integers(1, 50))
@@ -58,8 +60,65 @@ def test_cumulative_rounding_serves_a_small_cluster_in_the_second_round():
     assert history == [[4, 0], [7, 1], [11, 1]]
 
 
-def test_rules_share_the_budget_by_size_equally_or_by_root():
-    sizes = np.array([16, 4, 0])
-    assert allocation_weights(sizes, "proportional").tolist() == [0.8, 0.2, 0.0]
-    assert allocation_weights(sizes, "equal").tolist() == [0.5, 0.5, 0.0]
-    assert allocation_weights(sizes, "sqrt") == pytest.approx([4 / 6, 2 / 6, 0.0])
+def shares(rule, sizes, **settings):
+    return allocation_weights(np.array(sizes), SelectConfig(allocation=rule, **settings))
+
+
+def test_rules_share_the_budget_by_size_equally_by_root_or_between():
+    sizes = [16, 4, 0]
+    assert shares("proportional", sizes).tolist() == [0.8, 0.2, 0.0]
+    assert shares("equal", sizes).tolist() == [0.5, 0.5, 0.0]
+    assert shares("sqrt", sizes) == pytest.approx([4 / 6, 2 / 6, 0.0])
+    assert shares("tempered", sizes, exponent=0.5) == pytest.approx([4 / 6, 2 / 6, 0.0])
+    assert shares("tempered", sizes, exponent=0.25) == pytest.approx([2 / (2 + 2**0.5), 2**0.5 / (2 + 2**0.5), 0.0])
+
+
+def test_given_weights_count_where_there_are_rows():
+    assert shares("given", [5, 5, 0], weights=[1.0, 3.0, 4.0]).tolist() == [0.25, 0.75, 0.0]
+    with pytest.raises(InputError, match="2 weights for 3 clusters"):
+        shares("given", [5, 5, 0], weights=[1.0, 3.0])
+    with pytest.raises(InputError, match="zero for every cluster that has rows"):
+        shares("given", [5, 0], weights=[0.0, 1.0])
+
+
+def test_water_filling_levels_the_counts():
+    sizes = np.array([2, 30, 9, 50])
+    counts = allocate(shares("water_fill", sizes), sizes, total=41)
+    # The level is 15: min(2, 15) + 15 + min(9, 15) + 15.
+    assert counts.tolist() == [2, 15, 9, 15]
+
+
+def test_min_one_gives_every_cluster_a_row_before_the_targets_are_served():
+    targets, sizes, none = np.array([9.9, 0.05, 0.05, 0.0]), np.array([50, 5, 5, 0]), np.zeros(4, int)
+    assert allocate_round(targets, none, sizes, 10).tolist() == [10, 0, 0, 0]
+    assert allocate_round(targets, none, sizes, 10, min_one=True).tolist() == [8, 1, 1, 0]
+    # Too few for all: the largest targets first.
+    assert allocate_round(targets, none, sizes, 2, min_one=True).tolist() == [1, 1, 0, 0]
+    # Those that have one already need none.
+    assert allocate_round(np.add(targets, [0, 1, 0, 0]), np.array([8, 1, 0, 0]), sizes, 2, min_one=True).tolist() == [1, 0, 1, 0]
+
+
+def test_tokens_go_to_shares_and_then_to_whoever_is_furthest_below():
+    lengths = [np.array([4, 4, 4]), np.array([5, 5])]
+    # Shares 8 and 8 of 16: two rows of 4; one of 5; 3 tokens are left, and no next row fits.
+    assert allocate_tokens(np.array([1.0, 1.0]), lengths, np.zeros(2, int), 16).tolist() == [2, 1]
+    # 18: shares 9 and 9, two rows and one; 5 are left: the second is furthest below and its next row fits.
+    assert allocate_tokens(np.array([1.0, 1.0]), lengths, np.zeros(2, int), 18).tolist() == [2, 2]
+
+
+@given(st.data())
+def test_any_budget_of_tokens_is_kept_and_grows_with_the_budget(data):
+    groups = data.draw(st.lists(st.lists(st.integers(1, 30), max_size=8), min_size=1, max_size=5))
+    lengths = [np.array(group, int) for group in groups]
+    targets = np.array([data.draw(st.floats(0.01, 5)) for _ in groups])
+    total = sum(int(length.sum()) for length in lengths)
+    small = data.draw(st.integers(0, total))
+    large = data.draw(st.integers(small, total))
+    first = allocate_tokens(targets, lengths, np.zeros(len(groups), int), small)
+    second = allocate_tokens(targets, lengths, first, large)
+    assert (second >= first).all()
+    for counts, budget in ((first, small), (second, large)):
+        spent = sum(int(length[:count].sum()) for length, count in zip(lengths, counts, strict=True))
+        assert spent <= budget
+        following = [length[count] for length, count in zip(lengths, counts, strict=True) if count < len(length)]
+        assert all(spent + size > budget for size in following)

@@ -7,20 +7,25 @@ import pytest
 
 from divsel_ray.config import SelectConfig
 from divsel_ray.errors import InputError
-from divsel_ray.select.stage import DrawPlan, draw_round
+from divsel_ray.select.stage import DrawFiles, DrawPlan, draw_round
 
 ROWS, K = 120, 4
 
 
 @pytest.fixture
 def files(tmp_path):
-    """Clusters in two files, and quality for the same rows in another order and split."""
+    """Clusters in two files, and the rest of what is known of the same rows in another order and split."""
     generator = np.random.default_rng(0)
     ids = np.array(sorted(generator.bytes(16).hex() for _ in range(ROWS)))
     clusters = pa.table({"row_id": ids, "cluster": np.arange(ROWS, dtype=np.int32) % K, "distance": np.zeros(ROWS, np.float32)})
     order = generator.permutation(ROWS)
     quality = pa.table({"row_id": ids[order], "quality": np.arange(ROWS, dtype=float)[order]})
-    return write(tmp_path / "clusters", clusters, 50), write(tmp_path / "quality", quality, 90)
+    sources = np.where(np.arange(ROWS) < 20, "small.jsonl", "large.jsonl")
+    pool = pa.table({"row_id": ids[order], "source": sources[order], "n_tokens": (10 + np.arange(ROWS) % 7)[order]})
+    flat = pa.array(generator.normal(size=ROWS * 4).astype(np.float16))
+    vectors = pa.table({"row_id": ids[order], "embedding": pa.FixedSizeListArray.from_arrays(flat, 4)})
+    tables = {"clusters": (clusters, 50), "quality": (quality, 90), "pool": (pool, 33), "embeddings": (vectors, 60)}
+    return DrawFiles(**{name: write(tmp_path / name, table, cut) for name, (table, cut) in tables.items()})
 
 
 def write(folder, table, cut):
@@ -35,8 +40,8 @@ def read(folder, name="selected"):
 
 
 def test_quality_is_joined_by_row_id_and_not_by_position(cluster, files, tmp_path):
-    plan = DrawPlan(SelectConfig(temperature=1e-3), seed=0, budget=8, round_size=8)
-    facts = draw_round(*files, K, plan, tmp_path)
+    plan = DrawPlan(SelectConfig(temperature=1e-3), 0, [8])
+    facts = draw_round(files, K, plan, tmp_path)
     assert facts["drawn"] == [2, 2, 2, 2]
     assert sorted(row["quality"] for row in read(tmp_path)) == [112, 113, 114, 115, 116, 117, 118, 119]
 
@@ -46,7 +51,8 @@ def test_rounds_extend_one_another_to_exactly_the_budget(cluster, files, tmp_pat
     for number, weights in enumerate(([0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7], [0.25] * 4)):
         folder = tmp_path / str(number)
         folder.mkdir()
-        facts = draw_round(*files, K, DrawPlan(config, 0, budget=30, round_size=10, held_out=5, weights=weights, **state), folder)
+        plan = DrawPlan(config, 0, [10 * (number + 1)], held_out=5, reserved=30, weights=weights, **state)
+        facts = draw_round(files, K, plan, folder)
         rows = read(folder)
         ids = {row["row_id"] for row in rows}
         assert len(ids) == len(rows) == 10 * (number + 1)
@@ -62,7 +68,7 @@ def test_held_out_rows_are_the_same_in_every_round_and_never_drawn(cluster, file
     for size in (10, 100):
         folder = tmp_path / str(size)
         folder.mkdir()
-        draw_round(*files, K, DrawPlan(SelectConfig(), 0, budget=100, round_size=size, held_out=7), folder)
+        draw_round(files, K, DrawPlan(SelectConfig(), 0, [size], held_out=7, reserved=100), folder)
         held_out.append({row["row_id"] for row in read(folder, "held_out")})
         assert not held_out[-1] & {row["row_id"] for row in read(folder)}
     assert held_out[0] == held_out[1]
@@ -70,7 +76,7 @@ def test_held_out_rows_are_the_same_in_every_round_and_never_drawn(cluster, file
 
 
 def test_a_budget_that_takes_the_whole_pool_leaves_nothing_held_out(cluster, files, tmp_path):
-    facts = draw_round(*files, K, DrawPlan(SelectConfig(), 0, budget=ROWS, round_size=ROWS, held_out=7), tmp_path)
+    facts = draw_round(files, K, DrawPlan(SelectConfig(), 0, [ROWS], held_out=7, reserved=ROWS), tmp_path)
     assert facts["rows"] == ROWS
     assert read(tmp_path, "held_out") == []
     assert all(row["weight"] == 1 for row in read(tmp_path))
@@ -78,9 +84,105 @@ def test_a_budget_that_takes_the_whole_pool_leaves_nothing_held_out(cluster, fil
 
 def test_a_pool_smaller_than_the_budget_is_refused(cluster, files, tmp_path):
     with pytest.raises(InputError, match="budget 121 exceeds the pool's 120 rows"):
-        draw_round(*files, K, DrawPlan(SelectConfig(), 0, budget=121, round_size=121), tmp_path)
+        draw_round(files, K, DrawPlan(SelectConfig(), 0, [121]), tmp_path)
 
 
 def test_rows_are_drawn_without_quality_too(cluster, files, tmp_path):
-    draw_round(files[0], [], K, DrawPlan(SelectConfig(), 0, budget=12, round_size=12), tmp_path)
+    draw_round(DrawFiles(files.clusters), K, DrawPlan(SelectConfig(), 0, [12]), tmp_path)
     assert [row["quality"] for row in read(tmp_path)] == [None] * 12
+
+
+def draw(files, folder, budgets, memory=float("inf"), unit="rows", allow_fewer=False, **settings):
+    """A draw by these settings: its facts and its rows by row id."""
+    folder.mkdir(exist_ok=True)
+    plan = DrawPlan(SelectConfig(**settings), 0, budgets, unit, allow_fewer)
+    facts = draw_round(files, K, plan, folder, memory)
+    return facts, {row["row_id"]: row for row in read(folder)}
+
+
+def column(files, name):
+    """One column of the pool by row id."""
+    table = pa.concat_tables([pq.read_table(file) for file in files.pool])
+    return dict(zip(table["row_id"].to_pylist(), table[name].to_pylist(), strict=True))
+
+
+def listed(path, ids):
+    path.write_text("".join(f"{row_id}\n" for row_id in ids))
+    return str(path)
+
+
+def test_every_row_says_why_it_was_taken(cluster, files, tmp_path):
+    reasons = {}
+    for sampler in ("kmq", "top", "facility"):
+        _, rows = draw(files, tmp_path / sampler, [8], sampler=sampler)
+        reasons[sampler] = sorted({row["why"] for row in rows.values()})
+    assert reasons["kmq"] == [f"kmq: cluster {j} gives 2 of 30 rows" for j in range(K)]
+    assert reasons["top"] == ["top: 8 of the pool's 120 rows"]
+    assert reasons["facility"][0].startswith("facility: choice 1, gain ")
+
+
+def test_quotas_give_exactly_their_rows_and_the_rest_comes_from_the_others(cluster, files, tmp_path):
+    facts, rows = draw(files, tmp_path / "a", [10, 40], quotas={"small.jsonl": 8})
+    source = column(files, "source")
+    assert facts["budgets"] == [[10, 10], [40, 40]]
+    assert sum(source[row_id] == "small.jsonl" for row_id in rows) == 8
+    assert sum(source[row_id] == "small.jsonl" for row_id, row in rows.items() if row["budget"] == 10) == 2
+
+
+def test_a_quota_that_cannot_be_met_is_refused_with_the_numbers(cluster, files, tmp_path):
+    with pytest.raises(InputError, match=r"quota of small.jsonl 21 exceeds the pool's 20 rows"):
+        draw(files, tmp_path / "a", [40], quotas={"small.jsonl": 21})
+    with pytest.raises(InputError, match=r"no such source in the pool; there are large.jsonl, small.jsonl"):
+        draw(files, tmp_path / "b", [40], quotas={"other.jsonl": 1})
+    with pytest.raises(InputError, match="they add up to more than the budget of 5"):
+        draw(files, tmp_path / "c", [5], quotas={"small.jsonl": 6})
+
+
+def test_included_rows_are_in_and_excluded_rows_are_not(cluster, files, tmp_path):
+    ids = sorted(column(files, "source"))
+    lists = {"include": listed(tmp_path / "in.txt", ids[:6]), "exclude": listed(tmp_path / "out.txt", [*ids[50:110], "f" * 32])}
+    facts, rows = draw(files, tmp_path / "a", [30], **lists)
+    assert len(rows) == 30
+    assert set(ids[:6]) <= set(rows)
+    assert not set(ids[50:110]) & set(rows)
+    assert {rows[row_id]["why"] for row_id in ids[:6]} == {"named in select.include"}
+    assert (facts["included"], facts["excluded"]) == (6, 60)
+
+
+def test_lists_that_contradict_each_other_or_the_budget_are_refused(cluster, files, tmp_path):
+    ids = sorted(column(files, "source"))
+    lists = {"include": listed(tmp_path / "in.txt", ids[:6]), "exclude": listed(tmp_path / "out.txt", ids[5:8])}
+    with pytest.raises(InputError, match=f"both hold 1 row ids, the first is {ids[5]}"):
+        draw(files, tmp_path / "a", [30], **lists)
+    with pytest.raises(InputError, match=r"budget 4 is less than the 6 rows of select.include"):
+        draw(files, tmp_path / "b", [4], include=lists["include"])
+
+
+def test_a_budget_of_tokens_is_kept(cluster, files, tmp_path):
+    facts, rows = draw(files, tmp_path / "a", [300], unit="tokens")
+    tokens = column(files, "n_tokens")
+    assert facts["tokens"] == sum(tokens[row_id] for row_id in rows)
+    assert 290 < facts["tokens"] <= 300
+
+
+def test_fewer_rows_are_taken_where_that_is_allowed(cluster, files, tmp_path):
+    facts, rows = draw(files, tmp_path / "a", [50, 500], allow_fewer=True)
+    assert len(rows) == ROWS
+    assert facts["budgets"] == [[50, 50], [500, ROWS]]
+
+
+def test_removed_rows_and_rows_without_quality_stay_out(cluster, files, tmp_path):
+    ids = sorted(column(files, "source"))
+    pq.write_table(pa.table({"row_id": ids[:30], "of": ids[30:60]}), tmp_path / "removed.parquet")
+    pq.write_table(pa.table({"row_id": ids[:90], "quality": [1.0] * 80 + [None] * 10}), tmp_path / "scores.parquet")
+    fewer = DrawFiles(files.clusters, [str(tmp_path / "scores.parquet")], removed=[str(tmp_path / "removed.parquet")])
+    facts, rows = draw(fewer, tmp_path / "a", [50], missing="drop")
+    assert set(rows) == set(ids[30:80])
+    assert facts["missing_quality"] == 40
+
+
+def test_a_sampler_that_needs_more_memory_than_there_is_says_what_to_do(cluster, files, tmp_path):
+    with pytest.raises(
+        InputError, match=r"select.sampler facility: 120 rows in 4 dimensions take about .* GiB here, .*thin the pool"
+    ):
+        draw(files, tmp_path / "a", [8], memory=1000, sampler="facility")

@@ -1,0 +1,130 @@
+"""What users bring for the rows of their pool: vectors or scores, lined up by row id or by place in the input.
+
+| file | lined up by |
+|---|---|
+| `.parquet`, or a folder of them, with `row_id` | row id, as every pool and every selection names it |
+| `.npy`, `.npy.gz` | place: its row i belongs to record i of the one input file, bad records counted too |
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from divsel_ray.data.hashing import id_array
+from divsel_ray.errors import InputError
+
+_NUMPY = (".npy", ".npy.gz")
+
+
+def given_files(path: str, setting: str) -> list[Path]:
+    """The files behind a path that a user gave.
+
+    Raises:
+        InputError: there are none, or they are of another kind.
+    """
+    place = Path(path).expanduser()
+    files = sorted(place.rglob("*.parquet")) if place.is_dir() else [place]
+    if not files or not files[0].is_file():
+        raise InputError(f"{setting}: {path}: no such file, or no Parquet in that folder")
+    if files[0].suffix != ".parquet" and not files[0].name.endswith(_NUMPY):
+        raise InputError(f"{setting}: {path}: expected .parquet with row_id, .npy or .npy.gz")
+    return files
+
+
+def check_given(path: str, setting: str, column: str, records: Mapping[str, int]) -> None:
+    """Refuse, before any work, what cannot be lined up.
+
+    Args:
+        path: of the file or folder.
+        setting: its name in the configuration.
+        column: the column that Parquet has to have.
+        records: records of each input file.
+
+    Raises:
+        InputError: a column is missing, or an array has not one row for each record of one input file.
+    """
+    first = given_files(path, setting)[0]
+    if first.suffix == ".parquet":
+        missing = {"row_id", column} - set(pq.read_schema(first).names)
+        if missing:
+            raise InputError(f"{setting}: {first}: no column {' and '.join(sorted(missing))}; expected row_id and {column}")
+        return
+    if len(records) > 1:
+        raise InputError(
+            f"{setting}: {path}: an array has no row ids, so there can be but one input file, and there are {len(records)}; "
+            f"give Parquet with row_id and {column}"
+        )
+    rows, expected = len(load_array(first, setting)), next(iter(records.values()), 0)
+    if rows != expected:
+        raise InputError(f"{setting}: {path}: {rows:,} rows for an input of {expected:,} records; expected one for each")
+
+
+def width_of(path: str, setting: str, column: str) -> int:
+    """Numbers in each value: the dimension of vectors; 0 where values are single numbers, or there are none."""
+    first = given_files(path, setting)[0]
+    if first.suffix != ".parquet":
+        array = load_array(first, setting)
+        return int(array.shape[1]) if array.ndim == 2 else 0
+    head = next(pq.ParquetFile(first).iter_batches(1, columns=[column]), None)
+    value = head.column(column)[0].as_py() if head is not None and head.num_rows else None
+    return len(value) if isinstance(value, list) else 0
+
+
+def load_array(path: Path, setting: str) -> np.ndarray:
+    """A NumPy array, mapped from the file where it is not compressed.
+
+    Raises:
+        InputError: the file holds none.
+    """
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path) as stream:
+                return cast(np.ndarray, np.load(stream, allow_pickle=False))
+        return cast(np.ndarray, np.load(path, mmap_mode="r", allow_pickle=False))
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{setting}: {path}: not a NumPy array ({str(error).splitlines()[0][:100]})") from None
+
+
+def take_given(path: str, setting: str, column: str, part: pa.Table) -> np.ndarray:
+    """The values of some rows of the pool, (m,) or (m, d) float, NaN where the files have none.
+
+    Of Parquet, only the row groups whose ids can be among them are read.
+
+    Args:
+        path: of the file or folder.
+        setting: its name in the configuration.
+        column: of Parquet.
+        part: row_id and position of m rows.
+    """
+    files = given_files(path, setting)
+    if files[0].suffix != ".parquet":
+        return np.asarray(load_array(files[0], setting)[part["position"].to_numpy()])
+    ids = id_array(part["row_id"])
+    bounds = pc.min_max(part["row_id"]).as_py()
+    within = [("row_id", ">=", bounds["min"] or ""), ("row_id", "<=", bounds["max"] or "")]
+    found = pa.concat_tables([pq.read_table(file, columns=["row_id", column], filters=within) for file in files])
+    theirs = id_array(found["row_id"])
+    order = np.argsort(theirs)
+    at = np.minimum(np.searchsorted(theirs, ids, sorter=order), max(len(theirs) - 1, 0))
+    values = _to_numpy(found[column])
+    if not len(theirs):
+        return np.full((len(ids), *values.shape[1:]), np.nan)
+    at = order[at]
+    known = theirs[at] == ids
+    return np.where(known.reshape(-1, *[1] * (values.ndim - 1)), values[at], np.nan)
+
+
+def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
+    kind: Any = column.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), -1) if len(column) else flat.reshape(0, 0)

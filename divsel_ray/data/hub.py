@@ -1,0 +1,84 @@
+"""Data sets of the Hugging Face hub: `hf:OWNER/NAME`, `hf:OWNER/NAME@REVISION`, `hf:OWNER/NAME/data/*.parquet`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from divsel_ray.errors import InputError
+
+HUB = "hf:"
+_REFERENCE = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>(refs/(convert|pr)/)?[^/]+))?(/(?P<path>.+))?")
+DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
+"""Files that hold no rows and look as if they did."""
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A reference in parts.
+
+    Attributes:
+        name: OWNER/NAME.
+        revision: branch, tag or commit; None for the newest.
+        path: file, folder or glob inside; empty for everything.
+    """
+
+    name: str
+    revision: str | None
+    path: str
+
+
+def parse_reference(reference: str) -> HubDataset:
+    """The parts of a reference.
+
+    Raises:
+        InputError: it is none.
+    """
+    match = _REFERENCE.fullmatch(reference)
+    if match is None:
+        raise InputError(f"pool.data: {reference}: expected hf:OWNER/NAME, hf:OWNER/NAME@REVISION or hf:OWNER/NAME/PATH")
+    return HubDataset(match["name"], match["revision"], (match["path"] or "").strip("/"))
+
+
+def download(reference: str, suffixes: Sequence[str]) -> Path:
+    """The folder with a data set's files of these suffixes, fetched into the hub's cache unless they are there already.
+
+    Raises:
+        InputError: no such data set or revision, no access, or no network and nothing cached.
+    """
+    # Imported here: the hub's client takes half a second that only these references should cost.
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    dataset = parse_reference(reference)
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                dataset.name,
+                repo_type="dataset",
+                revision=dataset.revision,
+                allow_patterns=_patterns(dataset.path, suffixes),
+                ignore_patterns=[pattern for name in DESCRIPTIONS for pattern in (name, f"*/{name}")],
+            )
+        )
+    except errors.GatedRepoError:
+        problem = "access must be asked for on the hub first; then set HF_TOKEN"
+    except errors.RepositoryNotFoundError:
+        problem = "no such data set on the Hugging Face hub, or a private one: check the name, or set HF_TOKEN"
+    except errors.RevisionNotFoundError:
+        problem = f"no revision {dataset.revision}"
+    except errors.LocalEntryNotFoundError:
+        problem = "the Hugging Face hub cannot be reached and the data set is not in the local cache"
+    except Exception as error:
+        # Its transports raise errors of their own.
+        problem = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    raise InputError(f"pool.data: {reference}: {problem}")
+
+
+def _patterns(path: str, suffixes: Sequence[str]) -> list[str]:
+    if not path:
+        return [f"*{suffix}" for suffix in suffixes]
+    # In the hub's patterns `**/` stands for at least one folder, in a glob for none too.
+    return sorted({path, path.replace("**/", ""), f"{path}/*"})

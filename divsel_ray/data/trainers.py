@@ -1,0 +1,223 @@
+"""A selection as what a trainer takes: a file of conversations, and the entry that makes the trainer read it.
+
+- LLaMA-Factory: an entry in `dataset_info.json` (its data/README.md), beside those that are there;
+- axolotl: `axolotl.yaml`, a `datasets` section of type chat_template (its docs/dataset-formats/conversation.qmd);
+- TRL: `trl.yaml`, for `trl sft --config` (its docs/source/clis.md).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+import yaml
+
+from divsel_ray.data.conversation import Message
+from divsel_ray.errors import InputError
+from divsel_ray.store import atomic_path
+
+DATASET_INFO = "dataset_info.json"
+ENTRIES = {"llama-factory": DATASET_INFO, "axolotl": "axolotl.yaml", "trl": "trl.yaml"}
+"""The file by which each trainer finds the data."""
+_OURS = "# Written by divsel-ray."
+_BATCH_ROWS = 1024
+_LLAMA_FACTORY_ENTRY = {
+    "formatting": "sharegpt",
+    "columns": {"messages": "messages"},
+    "tags": {
+        "role_tag": "role",
+        "content_tag": "content",
+        "user_tag": "user",
+        "assistant_tag": "assistant",
+        "observation_tag": "tool",
+        "function_tag": "function_call",
+        "system_tag": "system",
+    },
+}
+
+
+class _Row(NamedTuple):
+    place: str
+    messages: list[Message]
+
+
+class _UnfitError(Exception):
+    """A conversation that the trainer would skip; the text says why."""
+
+
+def export_selection(selection: Path, trainer: str, out: Path, name: str | None = None) -> list[Path]:
+    """Write a selection for a trainer: `<name>.jsonl` with the key `messages` alone, and the trainer's entry for it.
+
+    LLaMA-Factory skips conversations that do not alternate, with nothing but a line in its log. So for it several system
+    messages at the start become one, and neighbours of one role become one, joined by a blank line; the other trainers
+    get the messages as they are.
+
+    Args:
+        selection: `.parquet` or `.jsonl` with `messages`, such as a run's.
+        trainer: llama-factory, axolotl or trl.
+        out: folder; for LLaMA-Factory its `data` folder, or one that `dataset_dir` is set to.
+        name: of the data set. Default: the selection's file name, or where that is `selection`, its folder's.
+
+    Returns:
+        The files written: the conversations, then the entry.
+
+    Raises:
+        InputError: the selection cannot be read, holds conversations that the trainer would skip, or something of the
+            user's would be overwritten.
+    """
+    if trainer not in ENTRIES:
+        raise InputError(f"--to {trainer!r}: expected one of {', '.join(ENTRIES)}")
+    name = _plain_name(name if name is not None else _default_name(selection))
+    data, entry = out / f"{name}.jsonl", out / ENTRIES[trainer]
+    if data.exists() and (data.resolve() == selection.resolve() or not _is_named(entry, data)):
+        raise InputError(f"{data}: another file is there; choose another folder or name")
+    text = _dataset_info(entry, name, data) if trainer == "llama-factory" else _yaml_entry(entry, trainer, data)
+    _write_conversations(selection, data, alternate if trainer == "llama-factory" else _as_they_are, trainer)
+    with atomic_path(entry) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return [data, entry]
+
+
+def alternate(messages: list[Message]) -> list[Message]:
+    """A conversation in which the user or a tool and the assistant take turns, after one system message at most.
+
+        system A, system B, user C, user D, assistant E
+        -> system "A\\n\\nB", user "C\\n\\nD", assistant E
+
+    Raises:
+        _UnfitError: a system message stands later, a user and a tool speak next to each other, or the assistant comes first.
+    """
+    joined = [
+        Message(role=role, content="\n\n".join(message["content"] for message in run))
+        for role, run in groupby(messages, key=lambda message: message["role"])
+    ]
+    turns = joined[1:] if joined[0]["role"] == "system" else joined
+    for place, turn in enumerate(turns):
+        if turn["role"] == "system":
+            raise _UnfitError("a system message after the first turn")
+        if (turn["role"] == "assistant") != (place % 2 == 1):
+            raise _UnfitError("the assistant speaks first" if place == 0 else "a user and a tool message next to each other")
+    if len(turns) % 2:
+        raise _UnfitError("the assistant does not speak last")
+    return joined
+
+
+def _as_they_are(messages: list[Message]) -> list[Message]:
+    return messages
+
+
+def _default_name(selection: Path) -> str:
+    return selection.absolute().parent.name if selection.stem == "selection" else selection.stem
+
+
+def _is_named(entry: Path, data: Path) -> bool:
+    """Whether the file is one that an earlier export wrote."""
+    return entry.is_file() and data.name in entry.read_text(encoding="utf-8", errors="replace")
+
+
+def _plain_name(name: str) -> str:
+    """The name with nothing but letters, digits, dots, hyphens and underscores, for lists separated by commas."""
+    plain = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("._")
+    if not plain:
+        raise InputError(f"name {name!r}: expected letters or digits")
+    return plain
+
+
+def _write_conversations(selection: Path, data: Path, convert: Callable[[list[Message]], list[Message]], trainer: str) -> None:
+    unfit, first = 0, ""
+    with atomic_path(data) as temporary:
+        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+            for row in _read(selection):
+                try:
+                    stream.write(json.dumps({"messages": convert(row.messages)}, ensure_ascii=False) + "\n")
+                except _UnfitError as error:
+                    unfit += 1
+                    first = first or f"{row.place}: {error}"
+        if unfit:
+            raise InputError(
+                f"{selection}: {trainer} would skip {unfit:,} rows, the first is {first}; leave them out (select.exclude) or "
+                "export for another trainer"
+            )
+
+
+def _read(selection: Path) -> Iterator[_Row]:
+    if not selection.is_file():
+        raise InputError(f"{selection}: no such file; expected a selection in .parquet or .jsonl")
+    reader = {".parquet": _read_parquet, ".jsonl": _read_lines}.get(selection.suffix.lower())
+    if reader is None:
+        raise InputError(f"{selection}: expected a selection in .parquet or .jsonl")
+    for place, row in reader(selection):
+        if not isinstance(row, dict) or not _is_conversation(row.get("messages")):
+            raise InputError(f"{selection}: {place}: expected `messages`, a list of objects with role and content")
+        messages = [Message(role=message["role"], content=message["content"]) for message in row["messages"]]
+        yield _Row(f"{row.get('row_id') or place}", messages)
+
+
+def _is_conversation(messages: object) -> bool:
+    return (
+        isinstance(messages, list)
+        and bool(messages)
+        and all(isinstance(m, dict) and all(isinstance(m.get(key), str) for key in ("role", "content")) for m in messages)
+    )
+
+
+def _read_parquet(selection: Path) -> Iterator[tuple[str, Any]]:
+    number = 0
+    with pq.ParquetFile(selection) as file:
+        columns = [name for name in ("messages", "row_id") if name in file.schema_arrow.names]
+        for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"row {number}", row
+
+
+def _read_lines(selection: Path) -> Iterator[tuple[str, Any]]:
+    with selection.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield f"line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{selection}: line {number}: not JSON: {error.msg}") from None
+
+
+def _dataset_info(path: Path, name: str, data: Path) -> str:
+    """The text of `dataset_info.json` with our entry in it and all others as they were."""
+    entries: Any = {}
+    if path.exists():
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            entries = None
+        if not isinstance(entries, dict):
+            raise InputError(f"{path}: expected a JSON object of data sets, as LLaMA-Factory has it; mend or move it")
+    ours = {"file_name": data.name, **_LLAMA_FACTORY_ENTRY}
+    there = entries.get(name, ours)
+    if not isinstance(there, dict) or there.get("file_name") != data.name:
+        raise InputError(f"{path}: already has another data set {name}; give this one another name")
+    return json.dumps({**entries, name: ours}, indent=2, ensure_ascii=False) + "\n"
+
+
+def _yaml_entry(path: Path, trainer: str, data: Path) -> str:
+    if path.exists() and not path.read_text(encoding="utf-8").startswith(_OURS):
+        raise InputError(f"{path}: a file of your own is there; choose another folder")
+    # Absolute, for both look for relative paths where they are started.
+    location = data.absolute().as_posix()
+    axolotl = {
+        "path": location,
+        "ds_type": "json",
+        "type": "chat_template",
+        "field_messages": "messages",
+        "message_property_mappings": {"role": "role", "content": "content"},
+        "roles_to_train": ["assistant"],
+    }
+    trl = {"path": "json", "data_files": location, "columns": ["messages"]}
+    head, entry = {
+        "axolotl": ("Add this section to your axolotl configuration.", axolotl),
+        "trl": (f"trl sft --config {path.name} --model_name_or_path MODEL --output_dir FOLDER", trl),
+    }[trainer]
+    return f"{_OURS}\n# {head}\n" + yaml.safe_dump({"datasets": [entry]}, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,263 @@
+"""How diverse a selection is, in numbers, beside what random subsets of the same size give.
+
+Every number has its own blind spot, so there are several: coverage of clusters, distance to the nearest other row, the
+Vendi score, near copies left, lengths, and sources. None of them sees quality.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from divsel_ray.data.hashing import uniform_hash
+from divsel_ray.select.semantic import ROUNDING, unit_vectors
+
+COPY_COSINE = 0.95
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+SAMPLE = 20_000
+_BLOCK = 1024
+_OTHERS_BLOCK = 8192
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of the pool.
+
+    Attributes:
+        row_ids: (n,) bytes of 32 hex digits.
+        vectors: (n, d) float16 or float32; only their directions count.
+        cluster: (n,) ints in 0..k-1.
+        tokens: (n,) ints.
+        source: (n,) names of the files they come from.
+    """
+
+    row_ids: NDArray[np.bytes_]
+    vectors: NDArray[np.floating]
+    cluster: NDArray[np.integer]
+    tokens: NDArray[np.integer]
+    source: NDArray
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    def take(self, index: NDArray[np.integer]) -> Rows:
+        """The rows at these positions."""
+        return Rows(self.row_ids[index], self.vectors[index], self.cluster[index], self.tokens[index], self.source[index])
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a pool is made of.
+
+    Attributes:
+        clusters: (k,) rows of each cluster.
+        sources: rows of each source.
+    """
+
+    clusters: NDArray[np.integer]
+    sources: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """The measures of one set of rows.
+
+    Attributes:
+        rows: how many there are.
+        clusters_covered: share of the pool's non-empty clusters with at least one row.
+        cluster_entropy: Shannon entropy of the rows over the clusters, over its maximum, the logarithm of the pool's
+            non-empty clusters: 1 where all have equally many rows.
+        nearest_distance: mean of 1 - cosine to the nearest other row, in 0..2; NaN of a single row.
+        copies: share of rows with another row at a cosine of at least 0.95.
+        nearest_rows: rows whose nearest row was looked for, among all; they stand for all in the two measures above.
+        vendi: Vendi score, 1 (all alike) .. `vendi_rows` (all orthogonal).
+        vendi_rows: rows it was computed on; scores of different numbers of rows cannot be compared.
+        tokens_mean: mean length in tokens.
+        tokens_quantiles: length at each of `QUANTILES`.
+        sources: share of the rows from each source.
+        source_distance: total variation distance between those shares and the pool's, in 0..1.
+    """
+
+    rows: int
+    clusters_covered: float
+    cluster_entropy: float
+    nearest_distance: float
+    copies: float
+    nearest_rows: int
+    vendi: float
+    vendi_rows: int
+    tokens_mean: float
+    tokens_quantiles: tuple[float, ...]
+    sources: dict[str, float]
+    source_distance: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a measure of a random subset lies.
+
+    Attributes:
+        mean: over the draws.
+        low: 1.96 standard deviations of a draw below it.
+        high: as many above: between them lie 95 % of random subsets, where the measure is normally distributed.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+COMPARED = (
+    "clusters_covered",
+    "cluster_entropy",
+    "nearest_distance",
+    "copies",
+    "vendi",
+    "tokens_mean",
+    "source_distance",
+)
+"""The measures that random subsets are measured by."""
+
+
+def pool_mix(cluster: NDArray[np.integer], source: NDArray, k: int) -> Mix:
+    """What a pool is made of, from the cluster and source of each of its rows."""
+    return Mix(np.bincount(cluster, minlength=k), dict(Counter(source.tolist())))
+
+
+def measure(rows: Rows, pool: Mix, seed: int, sample: int = SAMPLE) -> Diversity:
+    """Measure a set of rows.
+
+    Time is O(sample^2 d) for nearest rows and O(sample d min(d, sample)) for the Vendi score; memory beside the rows is
+    4 n d bytes, 40 MB for blocks and 8 min(d, sample)^2.
+
+    Args:
+        rows: n of the pool's rows, at least one.
+        pool: all of it.
+        seed: of the samples.
+        sample: rows that the Vendi score is computed on, at most, picked by hash. Nearest rows are looked for among all n,
+            for n rows, or for sample^2 / n picked by hash where there are more than `sample`.
+    """
+    if not len(rows):
+        raise ValueError("no rows to measure")
+    units, keys = unit_vectors(rows.vectors), uniform_hash(seed, "diversity", rows.row_ids)
+    asked = _smallest(keys, len(rows) if len(rows) <= sample else max(1, sample**2 // len(rows)))
+    nearest = nearest_cosines(units, asked)
+    vendi_rows = _smallest(keys, sample)
+    shares = {name: count / len(rows) for name, count in Counter(rows.source.tolist()).items()}
+    covered, entropy = _over_clusters(rows.cluster, pool.clusters)
+    return Diversity(
+        rows=len(rows),
+        clusters_covered=covered,
+        cluster_entropy=entropy,
+        nearest_distance=float(np.mean(1 - nearest, dtype=np.float64)) if len(rows) > 1 else float("nan"),
+        copies=float(np.mean(nearest >= COPY_COSINE - ROUNDING)),
+        nearest_rows=len(asked),
+        vendi=vendi_score(units[vendi_rows]),
+        vendi_rows=len(vendi_rows),
+        tokens_mean=float(np.mean(rows.tokens)),
+        tokens_quantiles=tuple(float(value) for value in np.quantile(rows.tokens, QUANTILES)),
+        sources=shares,
+        source_distance=_total_variation(shares, pool.sources),
+    )
+
+
+def _smallest(keys: NDArray[np.uint64], count: int) -> NDArray[np.int64]:
+    """Positions of the so many smallest keys, ascending."""
+    return np.sort(np.argsort(keys, kind="stable")[:count])
+
+
+def _over_clusters(cluster: NDArray[np.integer], sizes: NDArray[np.integer]) -> tuple[float, float]:
+    """(share covered, normalised entropy); the entropy over a single cluster counts as 1."""
+    counts, filled = np.bincount(cluster, minlength=len(sizes)), int(np.count_nonzero(sizes))
+    share = counts[counts > 0] / len(cluster)
+    entropy = float(-(share * np.log(share)).sum()) / np.log(filled) if filled > 1 else 1.0
+    return len(share) / filled, entropy
+
+
+def _total_variation(shares: dict[str, float], pool: dict[str, int]) -> float:
+    total = sum(pool.values())
+    return sum(abs(shares.get(name, 0.0) - pool.get(name, 0) / total) for name in sorted({*shares, *pool})) / 2
+
+
+def nearest_cosines(units: NDArray[np.float32], asked: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The cosine of some rows to the nearest of all other rows.
+
+    Args:
+        units: (n, d) of unit length.
+        asked: (m,) positions.
+
+    Returns:
+        (m,) float32; -inf where there is no other row.
+    """
+    nearest = np.full(len(asked), -np.inf, dtype=np.float32)
+    for first in range(0, len(asked), _BLOCK):
+        mine = asked[first : first + _BLOCK]
+        for start in range(0, len(units), _OTHERS_BLOCK):
+            cosine = units[mine] @ units[start : start + _OTHERS_BLOCK].T
+            itself = np.flatnonzero((mine >= start) & (mine < start + cosine.shape[1]))
+            cosine[itself, mine[itself] - start] = -np.inf
+            np.maximum(nearest[first : first + _BLOCK], cosine.max(axis=1), out=nearest[first : first + _BLOCK])
+    return np.minimum(nearest, 1)
+
+
+def vendi_score(units: NDArray[np.float32]) -> float:
+    """The effective number of different rows: exp of the entropy of the eigenvalues of K / n (Friedman and Dieng 2022, Eq. 1).
+
+    K holds the cosines of the rows. K / n and the d x d matrix X'X / n have the same eigenvalues but for zeros; the smaller
+    of the two is used.
+
+    Args:
+        units: (n, d) of unit length, n at least 1.
+    """
+    rows = units.astype(np.float64) if len(units) <= units.shape[1] else None
+    eigenvalues = np.linalg.eigvalsh(rows @ rows.T if rows is not None else _gram(units))
+    positive = eigenvalues[eigenvalues > 0]
+    share = positive / positive.sum() if len(positive) else np.ones(1)
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def _gram(units: NDArray[np.float32]) -> NDArray[np.float64]:
+    """X'X in float64, (d, d), in blocks of rows."""
+    total = np.zeros((units.shape[1], units.shape[1]))
+    for start in range(0, len(units), _OTHERS_BLOCK):
+        block = units[start : start + _OTHERS_BLOCK].astype(np.float64)
+        total += block.T @ block
+    return total
+
+
+def random_subset(row_ids: NDArray[np.bytes_], size: int, seed: int, draw: int) -> NDArray[np.int64]:
+    """A random subset of `size` rows, without replacement: the smallest hashes for `random-<draw>`; ascending positions."""
+    return _smallest(uniform_hash(seed, f"random-{draw}", row_ids), size)
+
+
+def intervals(draws: Sequence[Diversity]) -> dict[str, Interval]:
+    """Mean and 95 % interval of every compared measure over random subsets, at least two (see `Interval`)."""
+    found = {}
+    for name in COMPARED:
+        values = np.array([getattr(draw, name) for draw in draws], dtype=np.float64)
+        mean, spread = float(values.mean()), 1.96 * float(values.std(ddof=1))
+        found[name] = Interval(mean, mean - spread, mean + spread)
+    return found
+
+
+def against_random(pool: Rows, k: int, size: int, draws: int, seed: int, sample: int = SAMPLE) -> dict[str, Interval]:
+    """What random subsets of a size give by the same measures.
+
+    A selection of that size is measured by `measure` with the same seed and sample. Where the pool's vectors do not fit the
+    memory, `random_subset`, `measure` and `intervals` do the same for vectors that are read draw by draw.
+
+    Args:
+        pool: all rows.
+        k: number of clusters.
+        size: rows of a subset.
+        draws: random subsets, at least two; 20 or more make the interval worth reading.
+        seed: of the draws and samples.
+        sample: as in `measure`.
+    """
+    mix = pool_mix(pool.cluster, pool.source, k)
+    subsets = (random_subset(pool.row_ids, size, seed, draw) for draw in range(draws))
+    return intervals([measure(pool.take(subset), mix, seed, sample) for subset in subsets])

@@ -1,0 +1,73 @@
+"""Taking the rows with the smallest keys: some of every group, with the probability each row had.
+
+A draw made so depends on no order, no block and no worker, and asking for more rows extends it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from divsel_ray.select.sampler import Keys
+
+
+class Groups:
+    """Rows by group (a cluster each, or the whole pool as one), for taking some of each.
+
+    Time O(n) for grouping and for every draw, memory 16 bytes a row beside the keys.
+
+    Args:
+        keys: of n rows, in ascending order of their ids.
+        group: (n,) ints in 0..k-1.
+        k: number of groups.
+    """
+
+    def __init__(self, keys: Keys, group: np.ndarray, k: int) -> None:
+        self._keys, self._group = keys, group
+        self.sizes = np.bincount(group, minlength=k)
+        # Small integers are sorted by radix, several times as fast.
+        self._order = np.argsort(group.astype(np.uint16) if k <= 1 << 16 else group, kind="stable")
+        self._starts = np.concatenate([[0], np.cumsum(self.sizes)])[:-1]
+
+    def members(self, group: int) -> np.ndarray:
+        """Positions of a group's rows, ascending."""
+        start = self._starts[group]
+        return self._order[start : start + self.sizes[group]]
+
+    def ranked(self, group: int) -> np.ndarray:
+        """Positions of a group's rows by key, ties by position (that is, by row id)."""
+        members = self.members(group)
+        return members[np.argsort(self._keys.values[members], kind="stable")]
+
+    def smallest(self, counts: np.ndarray) -> np.ndarray:
+        """Positions, ascending, of the `counts[j]` rows of each group j with the smallest keys. (k,) to (sum of counts,)."""
+        parts = [self._smallest_of(group, int(counts[group])) for group in np.flatnonzero(counts)]
+        return np.sort(np.concatenate(parts)) if parts else np.array([], np.int64)
+
+    def inverse_probability(self, index: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Inverse of the probability with which each chosen row was drawn, (b,); 1 where the order is not random.
+
+        The probability given the other rows' keys is `1 - exp(-p_i t)`, with t the smallest key left out of the group (rank
+        conditioning, Cohen and Kaplan 2007): sums weighted so are unbiased.
+
+        Args:
+            index: (b,) from `smallest`.
+            counts: (k,) rows drawn of each group.
+        """
+        if self._keys.log_rates is None:
+            return np.ones(len(index))
+        threshold = np.full(len(self.sizes), np.inf)
+        for group in np.flatnonzero((counts > 0) & (counts < self.sizes)):
+            values = self._keys.values[self.members(group)]
+            threshold[group] = np.partition(values, counts[group])[counts[group]]
+        log_hazard = np.minimum(self._keys.log_rates[index] + threshold[self._group[index]], 700.0)
+        return np.asarray(1.0 / -np.expm1(-np.exp(log_hazard)))
+
+    def _smallest_of(self, group: int, count: int) -> np.ndarray:
+        members = self.members(group)
+        if count >= len(members):
+            return members
+        values = self._keys.values[members]
+        last = np.partition(values, count - 1)[count - 1]
+        sooner = values < last
+        tied = np.flatnonzero(values == last)[: count - int(sooner.sum())]
+        return np.concatenate([members[sooner], members[tied]])

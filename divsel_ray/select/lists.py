@@ -1,0 +1,73 @@
+"""Lists of row ids that a user names: one a line, or whatever a selection was written as."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from divsel_ray.data.hashing import id_array
+from divsel_ray.errors import InputError
+
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """The row ids of a file, (m,) bytes of 32 hex digits: lines of text, JSON Lines or Parquet with a column row_id.
+
+    Raises:
+        InputError: the file is missing or a row id is none.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected row ids, one a line, or .jsonl or .parquet with row_id")
+    if path.suffix == ".parquet":
+        if "row_id" not in pq.read_schema(path).names:
+            raise InputError(f"{path}: no column row_id")
+        return id_array(pq.read_table(path, columns=["row_id"])["row_id"])
+    ids = []
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if text := line.strip():
+                ids.append(_id_of(text, f"{path} line {number}"))
+    return np.array(ids, dtype="S32")
+
+
+def find_ids(row_ids: np.ndarray, path: str | None, setting: str, *, required: bool) -> np.ndarray:
+    """Positions, ascending, of the listed ids among the pool's. (n,) ascending to (m,).
+
+    Raises:
+        InputError: with `required`, an id is not among them.
+    """
+    if path is None:
+        return np.array([], np.int64)
+    wanted = np.unique(read_ids(Path(path)))
+    found = positions_of(row_ids, wanted)
+    if required and len(found) < len(wanted):
+        missing = np.setdiff1d(wanted, row_ids[found])
+        raise InputError(
+            f"select.{setting}: {path}: {len(missing)} of {len(wanted)} row ids are not in the pool, the first is "
+            f"{missing[0].decode()}; ids are in pool/*.parquet and in every selection"
+        )
+    return found
+
+
+def positions_of(row_ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Positions of those wanted ids that are among the ascending row ids. (n,), (m,) to (at most m,)."""
+    at = np.searchsorted(row_ids, wanted)
+    inside = at < len(row_ids)
+    at, wanted = at[inside], wanted[inside]
+    return np.asarray(at[row_ids[at] == wanted])
+
+
+def _id_of(text: str, place: str) -> str:
+    if text.startswith("{"):
+        try:
+            text = str(json.loads(text).get("row_id"))
+        except ValueError:
+            raise InputError(f"{place}: not valid JSON") from None
+    if not _ID.fullmatch(text):
+        raise InputError(f"{place}: {text[:40]!r} is no row id; expected 32 hex digits")
+    return text

@@ -1,0 +1,66 @@
+"""QDIT (Bukharin and Zhao 2023, "Data Diversity Matters for Robust Instruction Tuning"): coverage and quality at once.
+
+Chooses greedily the row with the largest `(1 - a) x coverage + a x quality`, a = `quality_share`. Coverage is what the row
+adds to facility location (`facility.py`), divided by the largest such gain of any row while none is chosen; quality is its
+rank among the candidates, divided by their number. So both lie in 0..1. Coverage gains fall as rows are chosen and
+quality does not: a small `a` already decides about late rows.
+
+Time and memory are those of facility location; with a > 0 more gains are worked out again. The sum of a gain that falls and
+one that stays is still a gain that falls, so greedy may be lazy here too. Exact and approximate: as in `facility.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from divsel_ray.config import SelectConfig
+from divsel_ray.select import facility
+from divsel_ray.select.facility import Coverage, coverage_of
+from divsel_ray.select.lazy import lazy_greedy, open_positions
+from divsel_ray.select.quality import ranked_quality
+from divsel_ray.select.sampler import Candidates, Greedy, Picks
+
+
+class QualityAndCoverage:
+    """Coverage in units of the largest first gain, and quality.
+
+    Args:
+        coverage: of n rows, none chosen.
+        quality: (n,) in 0..1.
+        share: weight of quality, in 0..1.
+    """
+
+    def __init__(self, coverage: Coverage, quality: np.ndarray, share: float) -> None:
+        self._coverage, self._share = coverage, share
+        self._modular = share * quality
+        self._unit = coverage.gains().max()
+
+    def gain(self, position: int) -> float:
+        """What the row adds to both."""
+        return float((1 - self._share) * (self._coverage.gain(position) / self._unit) + self._modular[position])
+
+    def gains(self) -> np.ndarray:
+        """`gain` of every row, (n,) float64, to the same bit."""
+        return (1 - self._share) * (self._coverage.gains() / self._unit) + self._modular
+
+    def add(self, position: int) -> None:
+        """Choose the row."""
+        self._coverage.add(position)
+
+
+def _choose(candidates: Candidates, taken: np.ndarray, count: int, config: SelectConfig, seed: int) -> Picks:
+    if count == 0:
+        return Picks(np.empty(0, np.int64), np.empty(0))
+    objective = QualityAndCoverage(coverage_of(candidates, config), ranked_quality(candidates), config.quality_share)
+    for position in taken:
+        objective.add(int(position))
+    free = open_positions(len(candidates), taken)
+    return lazy_greedy(objective, free, objective.gains()[free], count)
+
+
+SAMPLER = Greedy(
+    "coverage of the pool and quality at once (QDIT), O(n^2 d) to 65,536 rows, O(n d) beyond",
+    choose=_choose,
+    memory=facility.memory,
+    needs=("quality", "vectors"),
+)

@@ -1,0 +1,66 @@
+"""Many independent calls on Ray: as many at a time as there are CPUs, and the caller's own errors come back as they were."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+
+from divsel_ray.errors import InputError
+from divsel_ray.progress import Progress
+from divsel_ray.resources import describe
+
+T = TypeVar("T")
+_POLL_SECONDS = 5.0
+
+
+def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]], progress: Progress, unit: str) -> list[T]:
+    """Call a function on Ray; results in the order of the calls.
+
+    Args:
+        function: of a module, called in worker processes.
+        calls: its arguments, for each call.
+        progress: told of calls done.
+        unit: what a call does, in the plural.
+
+    Raises:
+        InputError: a call raised one.
+    """
+    remote, places = ray.remote(function), max(1, int(describe(local=os.environ.get("RAY_ADDRESS") is None).cpus))
+    results: list[Any] = [None] * len(calls)
+    waiting, running = list(enumerate(calls))[::-1], dict[Any, int]()
+    while waiting or running:
+        while waiting and len(running) < places:
+            index, call = waiting.pop()
+            running[remote.remote(*call)] = index
+        done, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
+        for reference in done:
+            results[running.pop(reference)] = result_of(reference)
+        progress.advance(len(calls) - len(waiting) - len(running), len(calls), unit)
+    return results
+
+
+def result_of(reference: Any) -> Any:
+    """What a task returned.
+
+    Raises:
+        InputError: the task raised one.
+    """
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise InputError(str(error.cause)) from None
+        raise
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that a stop half-way leaves nothing that looks finished."""
+    doomed = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:12]}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)

@@ -1,0 +1,115 @@
+"""Making a selection again from what its run folder holds, and comparing.
+
+Embeddings, clusters, quality and gaps are taken as they were committed; draws and weight updates are computed anew. That
+they come out the same shows that the selection is what its manifest says, on any machine and any version that draws alike.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from divsel_ray.config import Config
+from divsel_ray.config_files import build_config
+from divsel_ray.errors import InputError, JobError
+from divsel_ray.pipeline import MANIFEST, ids_digest
+from divsel_ray.resources import connect
+from divsel_ray.rounds import read_gaps
+from divsel_ray.select.allocation import round_sizes
+from divsel_ray.select.stage import draw_round
+from divsel_ray.select.weights import update_weights
+from divsel_ray.stages import Before, Sources, listed_files, plan_draw, round_name, with_lists
+from divsel_ray.store import Stage, read_json
+
+_READ = ("pool", "clean", "embed", "cluster", "quality", "semantic", "draw", "score", "weights")
+"""Stages that a selection is made from."""
+_COMPARED = ("row_id", "cluster", "quality", "weight", "new", "budget", "why")
+
+
+def verify_run(folder: Path) -> dict[str, Any]:
+    """Draw every round again and compare rows, weights and reasons with what was committed.
+
+    Returns:
+        {"verified": rows, "draws", "weight_updates"}.
+
+    Raises:
+        InputError: the folder is no finished run, or lacks what a draw is made from.
+        JobError: something differs; the message says what.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{folder}: no {MANIFEST}; expected the folder of a finished run (the .divsel folder of a selection)")
+    manifest = read_json(path)
+    config = build_config(manifest["config"], str(path))
+    stages = _stages(folder, manifest)
+    draws = [name for name in stages if name.endswith("/draw")]
+    _check_result(folder, manifest, stages[draws[-1]])
+    connect()
+    updates = _replay(config, stages, len(draws))
+    return {"verified": manifest["rows"], "draws": len(draws), "weight_updates": updates}
+
+
+def _stages(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Stage]:
+    stages = {}
+    for entry in manifest["stages"]:
+        name, key = entry["stage"], entry["key"]
+        stages[name] = Stage(name, key, folder / name / key, {})
+        if not stages[name].committed:
+            raise InputError(f"{folder}: stage {name}/{key} is not there whole; run the job again and it is made anew")
+        if name.rpartition("/")[2] in _READ and (damaged := stages[name].damaged()):
+            path = stages[name].folder / damaged[0]
+            raise JobError(f"{path}: not the bytes that were committed; remove {name}/{key} and run again")
+    return stages
+
+
+def _check_result(folder: Path, manifest: Mapping[str, Any], last: Stage) -> None:
+    ids = pq.read_table(folder / "selection.parquet", columns=["row_id"])["row_id"].to_pylist()
+    if ids_digest(ids) != manifest["row_ids_sha256"]:
+        raise JobError(f"{folder}/selection.parquet: its row ids are not those of {MANIFEST}; the file was changed")
+    drawn = pq.read_table(last.folder / "selected.parquet", columns=["row_id"])["row_id"].to_pylist()
+    if ids != drawn:
+        raise JobError(f"{folder}/selection.parquet: its row ids are not those that {last.name} drew")
+
+
+def _replay(config: Config, stages: Mapping[str, Stage], rounds: int) -> int:
+    """Every draw and every weight update again. Returns the number of updates."""
+    pool = stages.get("clean", stages["pool"])
+    sources = Sources(pool, stages["embed"], stages["cluster"], stages.get("quality"), stages.get("semantic"))
+    total = stages[round_name(rounds, "draw")].facts["budgets"][-1][0]
+    before: Before | None = None
+    updates = 0
+    for number, size in enumerate(round_sizes(total, rounds), start=1):
+        drawn = stages[round_name(number, "draw")]
+        _compare_draw(config, sources, drawn, size, before)
+        if config.refine is not None:
+            before = Before(drawn, stages[round_name(number, "train")], stages[round_name(number, "weights")])
+            _compare_weights(config, sources, before, stages[round_name(number, "score")])
+            updates += 1
+    return updates
+
+
+def _compare_draw(config: Config, sources: Sources, drawn: Stage, size: int, before: Before | None) -> None:
+    copies = {name: drawn.folder / f"{name}{path.suffix}" for name, path in listed_files(config.select).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        plan = with_lists(plan_draw(config, size, before), copies)
+        draw_round(sources.files, sources.clusters.facts["k"], plan, Path(folder))
+        again = pq.read_table(Path(folder) / "selected.parquet")
+    committed = pq.read_table(drawn.folder / "selected.parquet")
+    for name in _COMPARED:
+        if not again[name].combine_chunks().equals(committed[name].combine_chunks()):
+            theirs, ours = (set(table["row_id"].to_pylist()) for table in (committed, again))
+            rows = f"{len(theirs - ours):,} of {len(theirs):,} rows differ" if theirs != ours else f"the column {name} differs"
+            raise JobError(f"{drawn.name}: drawn again from the same artefacts, {rows}")
+
+
+def _compare_weights(config: Config, sources: Sources, before: Before, scored: Stage) -> None:
+    assert config.refine is not None
+    gaps = read_gaps(before.draw, sources.clusters, scored, config.refine.weights)
+    again = update_weights(np.array(before.draw.facts["weights"]), gaps, config.refine.weights)
+    if not np.allclose(again, before.weights.facts["weights"], rtol=1e-9, atol=0):
+        raise JobError(f"{before.weights.name}: updated again from the same gaps, the weights differ")

@@ -1,0 +1,110 @@
+"""The rivals of `bench_select.py`: what one would write, or install, in place of a sampler that looks at vectors."""
+
+from __future__ import annotations
+
+import heapq
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+NEIGHBOURS = 64
+"""As many as the samplers' own default."""
+_ROWS_AT_ONCE = 1 << 12
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A rival.
+
+    Attributes:
+        of: the sampler it stands beside.
+        choose: (vectors (n, d) float32, count) to positions (count,) in the order of choice.
+        library: what must be installed.
+    """
+
+    of: str
+    choose: Callable[[np.ndarray, int], np.ndarray]
+    library: str = "numpy"
+
+    @property
+    def installed(self) -> bool:
+        """Whether it can run here."""
+        return importlib.util.find_spec(self.library) is not None
+
+
+def choose_kcenter(vectors: np.ndarray, count: int) -> np.ndarray:
+    """k-center greedy (Gonzalez 1985) as it is usually written: every row's distance to every new centre. O(n b d)."""
+    chosen = np.empty(count, np.int64)
+    chosen[0] = np.argmax(vectors @ vectors.mean(axis=0))
+    nearest = vectors @ vectors[chosen[0]]
+    for step in range(1, count):
+        chosen[step] = np.argmin(nearest)
+        np.maximum(nearest, vectors @ vectors[chosen[step]], out=nearest)
+    return chosen
+
+
+def neighbour_similarity(vectors: np.ndarray) -> sparse.csr_matrix:
+    """Cosines of rows that are among each other's nearest by scikit-learn's brute force, (n, n) symmetric."""
+    from sklearn.neighbors import NearestNeighbors
+
+    search = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(vectors)), metric="cosine", algorithm="brute").fit(vectors)
+    distances, indices = search.kneighbors(vectors)
+    starts = np.arange(len(vectors) + 1) * indices.shape[1]
+    similarity = np.maximum(1.0 - distances, 0.0).ravel().astype(np.float64)
+    listed = sparse.csr_matrix((similarity, indices.ravel(), starts), shape=(len(vectors), len(vectors)))
+    both: sparse.csr_matrix = listed.maximum(listed.T).tocsr()
+    return both
+
+
+def choose_lazily(vectors: np.ndarray, count: int) -> np.ndarray:
+    """Lazy greedy facility location (Minoux 1978) as it is usually written: a heap of old gains over that graph."""
+    graph = neighbour_similarity(vectors)
+    cover = np.zeros(len(vectors))
+    heap = [(-gain, position) for position, gain in enumerate(np.asarray(graph.sum(axis=1)).ravel())]
+    heapq.heapify(heap)
+    chosen: list[int] = []
+    while len(chosen) < count:
+        _, position = heapq.heappop(heap)
+        edges = slice(graph.indptr[position], graph.indptr[position + 1])
+        rows, similarity = graph.indices[edges], graph.data[edges]
+        gain = float(np.maximum(similarity - cover[rows], 0.0).sum())
+        if heap and -gain > heap[0][0]:
+            heapq.heappush(heap, (-gain, position))
+            continue
+        chosen.append(position)
+        cover[rows] = np.maximum(cover[rows], similarity)
+    return np.array(chosen, np.int64)
+
+
+def choose_apricot(vectors: np.ndarray, count: int) -> np.ndarray:
+    """apricot-select's lazy greedy facility location (Schreiber et al. 2020) over that graph."""
+    from apricot import FacilityLocationSelection
+
+    selection = FacilityLocationSelection(count, metric="precomputed", optimizer="lazy")
+    return np.asarray(selection.fit(neighbour_similarity(vectors)).ranking, np.int64)
+
+
+RIVALS = {
+    "numpy_kcenter": Rival("kcenter", choose_kcenter),
+    "sklearn_facility": Rival("facility", choose_lazily, "sklearn"),
+    "apricot_facility": Rival("facility", choose_apricot, "apricot"),
+}
+
+
+def spread(vectors: np.ndarray, chosen: np.ndarray) -> tuple[float, float]:
+    """What a choice is worth: the mean over all rows of the cosine to the nearest chosen one, and the largest distance to it.
+
+    Args:
+        vectors: (n, d) of unit length.
+        chosen: (b,) positions.
+    """
+    chosen_vectors = vectors[chosen].astype(np.float32)
+    nearest = np.empty(len(vectors), np.float32)
+    for start in range(0, len(vectors), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        nearest[part] = (vectors[part].astype(np.float32) @ chosen_vectors.T).max(axis=1)
+    nearest = np.minimum(nearest, 1.0)
+    return float(nearest.mean(dtype=np.float64)), float(np.sqrt(2.0 - 2.0 * nearest.min()))

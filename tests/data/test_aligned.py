@@ -1,0 +1,66 @@
+"""Vectors and scores that users bring: lined up by row id, or by place in the one input file."""
+
+import gzip
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from divsel_ray.data.aligned import check_given, take_given, width_of
+from divsel_ray.errors import InputError
+
+IDS = [f"{number:032x}" for number in (7, 3, 9, 1)]
+
+
+def part(ids, positions):
+    return pa.table({"row_id": pa.array(ids, pa.string()), "position": pa.array(positions, pa.int64())})
+
+
+def test_parquet_is_lined_up_by_row_id_whatever_its_order(tmp_path):
+    table = pa.table({"row_id": IDS, "embedding": [[float(i), 0.5] for i in range(4)], "quality": [1.0, None, 3.0, 4.0]})
+    (tmp_path / "given").mkdir()
+    pq.write_table(table.slice(0, 3), tmp_path / "given" / "a.parquet")
+    pq.write_table(table.slice(3), tmp_path / "given" / "b.parquet")
+    wanted = part([IDS[3], IDS[1], f"{5:032x}", IDS[0]], [0, 0, 0, 0])
+    vectors = take_given(str(tmp_path / "given"), "s", "embedding", wanted)
+    assert vectors[:, 0].tolist()[:2] == [3.0, 1.0]
+    assert np.isnan(vectors[2]).all()
+    assert vectors[3].tolist() == [0.0, 0.5]
+    scores = take_given(str(tmp_path / "given"), "s", "quality", wanted)
+    assert np.isnan(scores[1:3]).all()
+    assert scores[[0, 3]].tolist() == [4.0, 1.0]
+    assert width_of(str(tmp_path / "given"), "s", "embedding") == 2
+
+
+def test_no_row_in_common_gives_nothing_but_missing_values(tmp_path):
+    pq.write_table(pa.table({"row_id": IDS, "embedding": [[1.0, 2.0]] * 4}), tmp_path / "a.parquet")
+    assert np.isnan(take_given(str(tmp_path / "a.parquet"), "s", "embedding", part(["f" * 32], [0]))).all()
+
+
+@pytest.mark.parametrize("name", ["v.npy", "v.npy.gz"])
+def test_arrays_are_lined_up_by_place(tmp_path, name):
+    matrix = np.arange(12.0).reshape(6, 2)
+    with gzip.open(tmp_path / name, "wb") if name.endswith("gz") else (tmp_path / name).open("wb") as stream:
+        np.save(stream, matrix)
+    found = take_given(str(tmp_path / name), "s", "embedding", part(IDS, [5, 0, 3, 1]))
+    assert found.tolist() == matrix[[5, 0, 3, 1]].tolist()
+    assert width_of(str(tmp_path / name), "s", "embedding") == 2
+
+
+def test_what_cannot_be_lined_up_is_refused_before_any_work(tmp_path):
+    np.save(tmp_path / "v.npy", np.zeros((6, 2)))
+    pq.write_table(pa.table({"row_id": IDS, "vector": [1.0] * 4}), tmp_path / "a.parquet")
+    (tmp_path / "broken.npy").write_bytes(b"no array")
+    cases = {
+        "v.npy": ({"a.jsonl": 7}, "s: .*v.npy: 6 rows for an input of 7 records"),
+        "gone.npy": ({"a.jsonl": 6}, "gone.npy: no such file"),
+        "a.parquet": ({"a.jsonl": 4}, "no column embedding; expected row_id and embedding"),
+        "broken.npy": ({"a.jsonl": 4}, "not a NumPy array"),
+    }
+    for name, (records, message) in cases.items():
+        with pytest.raises(InputError, match=message):
+            check_given(str(tmp_path / name), "s", "embedding", records)
+    with pytest.raises(InputError, match="there can be but one input file, and there are 2"):
+        check_given(str(tmp_path / "v.npy"), "s", "embedding", {"a": 3, "b": 3})
+    check_given(str(tmp_path / "v.npy"), "s", "embedding", {"a": 6})

@@ -1,0 +1,190 @@
+"""`divsel select` with all that people bring to it, and `divsel verify`, which draws again."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from divsel_ray.cli import app
+from divsel_ray.store import file_digest
+from tests.e2e.jobs import write_rows
+from tests.models.tiny import save_encoder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return str(save_encoder(tmp_path_factory.mktemp("encoder")))
+
+
+def divsel(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def select(data, out, encoder, *arguments):
+    done = divsel("select", data, "--out", out, "--model", encoder, "--k", 4, "--quiet", *arguments)
+    assert done.exit_code == 0, done.output
+    return read(out)
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def ids(rows):
+    return {row["row_id"] for row in rows}
+
+
+def test_several_budgets_are_nested_files(cluster, encoder, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", 60)
+    rows = select(data, tmp_path / "out.jsonl", encoder, "--budget", "30,5,12")
+    small, middle = (read(tmp_path / f"out-{budget}.jsonl") for budget in (5, 12))
+    assert (len(small), len(middle), len(rows)) == (5, 12, 30)
+    assert ids(small) < ids(middle) < ids(rows)
+    assert sorted({row["budget"] for row in rows}) == [5, 12, 30]
+
+
+def test_a_selection_is_topped_up_and_another_one_kept_out(cluster, encoder, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", 60)
+    first = select(data, tmp_path / "first.jsonl", encoder, "--budget", 10)
+    topped = select(data, tmp_path / "more.jsonl", encoder, "--budget", 25, "--seed", 1, "--include", tmp_path / "first.jsonl")
+    assert ids(first) < ids(topped)
+    others = select(data, tmp_path / "others.jsonl", encoder, "--budget", 35, "--exclude", tmp_path / "more.jsonl")
+    assert not ids(others) & ids(topped)
+
+
+def test_quotas_name_sources(cluster, encoder, tmp_path):
+    (tmp_path / "data").mkdir()
+    lines = write_rows(tmp_path / "rows.jsonl", 60).read_text().splitlines()
+    (tmp_path / "data" / "a.jsonl").write_text("\n".join(lines[:20]) + "\n")
+    (tmp_path / "data" / "b.jsonl").write_text("\n".join(lines[20:]) + "\n")
+    rows = select(tmp_path / "data", tmp_path / "out.jsonl", encoder, "--budget", 20, "--quota", "a.jsonl=15")
+    assert sum(row["source"] == "a.jsonl" for row in rows) == 15
+
+
+def test_own_vectors_and_scores_are_used_by_place_or_by_row_id(cluster, encoder, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", 40)
+    axes = np.eye(4, dtype=np.float32)[np.arange(40) % 4]
+    np.save(tmp_path / "vectors.npy", 3 * axes)
+    np.save(tmp_path / "scores.npy", np.arange(40.0))
+    own = ["--embeddings", tmp_path / "vectors.npy", "--quality", f"given:{tmp_path / 'scores.npy'}", "--sampler", "kmq"]
+    rows = select(data, tmp_path / "out.jsonl", encoder, "--budget", 8, "--set", "select.temperature=0.001", *own)
+    # Four clusters, one for each axis; the two best of each are the last eight rows.
+    assert sorted(row["quality"] for row in rows) == list(range(32, 40))
+    assert [sum(row["cluster"] == j for row in rows) for j in range(4)] == [2, 2, 2, 2]
+    [embedded] = (tmp_path / "out.jsonl.divsel" / "embed").iterdir()
+    again = select(
+        data,
+        tmp_path / "again.jsonl",
+        encoder,
+        "--budget",
+        8,
+        "--embeddings",
+        embedded,
+        *own[2:],
+        "--set",
+        "select.temperature=0.001",
+    )
+    assert ids(again) == ids(rows)
+
+
+def test_vectors_that_do_not_fit_the_input_are_one_line_and_exit_2(cluster, encoder, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", 40)
+    np.save(tmp_path / "vectors.npy", np.ones((39, 4)))
+    done = divsel(
+        "select", data, "--budget", 5, "--out", tmp_path / "o.jsonl", "--embeddings", tmp_path / "vectors.npy", "--quiet"
+    )
+    assert done.exit_code == 2
+    [line] = done.stderr.splitlines()
+    assert "39 rows for an input of 40 records" in line
+
+
+def test_cleaning_counts_what_it_removes_and_the_selection_has_none_of_it(cluster, encoder, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", 40)
+    benchmark = "what is the capital of the country whose flag has a maple leaf on white and red"
+    with data.open("a") as stream:
+        stream.write(json.dumps({"prompt": f"Answer this: {benchmark}", "completion": "Ottawa"}) + "\n")
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"question": benchmark, "answer": "Ottawa"}) + "\n")
+    settings = ["--set", f"clean.benchmarks={tmp_path / 'bench.jsonl'}", "--set", "clean.semantic_duplicates=0.999"]
+    rows = select(data, tmp_path / "out.jsonl", encoder, "--budget", 40, "--allow-fewer", *settings)
+    assert not any("maple leaf" in row["messages"][0]["content"] for row in rows)
+    [removed] = (tmp_path / "out.jsonl.divsel" / "clean").glob("*/removed.jsonl")
+    assert [row["step"] for row in read(removed)] == ["benchmark"]
+    [semantic] = (tmp_path / "out.jsonl.divsel" / "semantic").glob("*/_manifest.json")
+    assert len(rows) == 40 - json.loads(semantic.read_text())["facts"]["removed"]
+
+
+def test_samplers_are_listed_with_what_they_cost():
+    done = divsel("samplers", "--json")
+    assert {"kmq", "facility", "mig"} <= set(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", "ten"], "--budget 'ten': expected a number of rows"),
+        (["--budget", "5", "--quota", "a=b"], "--quota 'a=b': expected SOURCE=N"),
+        (["--budget", "5", "--sampler", "top"], "ranks rows by quality, and quality.source is none"),
+        (["--budget", "5", "--set", "select.allocation=given"], "needs `weights`"),
+        (["--budget", "5", "--include", "gone.txt"], "select.include: gone.txt: no such file"),
+        (["--budget", "5", "--set", "clean.banana=1"], "clean.banana: unknown key"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_exit_2(cluster, encoder, tmp_path, arguments, message):
+    data = write_rows(tmp_path / "rows.jsonl", 30)
+    done = divsel("select", data, "--out", tmp_path / "o.jsonl", "--model", encoder, "--quiet", *arguments)
+    assert done.exit_code == 2, done.output
+    [line] = done.stderr.splitlines()
+    assert message in line
+
+
+def test_verify_draws_the_same_rows_again_and_says_when_something_was_changed(cluster, encoder, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", 40)
+    (tmp_path / "wanted.txt").write_text("")
+    select(
+        data,
+        tmp_path / "out.jsonl",
+        encoder,
+        "--budget",
+        "6,12",
+        "--quality",
+        "column:score",
+        "--include",
+        tmp_path / "wanted.txt",
+    )
+    (tmp_path / "wanted.txt").unlink()
+    data.unlink()
+    run = tmp_path / "out.jsonl.divsel"
+    done = divsel("verify", run, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {"verified": 12, "draws": 1, "weight_updates": 0}
+
+    [quality] = (run / "quality").glob("*/part-*.parquet")
+    table = pq.read_table(quality)
+    worse = table.set_column(1, "quality", pa.array(table["quality"].to_numpy()[::-1].copy()))
+    pq.write_table(worse, quality)
+    done = divsel("verify", run)
+    assert done.exit_code == 1
+    assert "not the bytes that were committed" in done.stderr
+
+    manifest = quality.parent / "_manifest.json"
+    entry = json.loads(manifest.read_text())
+    entry["files"][quality.name] = {"bytes": quality.stat().st_size, "sha256": file_digest(quality)}
+    manifest.write_text(json.dumps(entry))
+    done = divsel("verify", run)
+    assert done.exit_code == 1
+    assert "drawn again from the same artefacts" in done.stderr
+
+    (run / "selection.parquet").unlink()
+    pq.write_table(pa.table({"row_id": ["a" * 32]}), run / "selection.parquet")
+    done = divsel("verify", run)
+    assert done.exit_code == 1
+    assert "its row ids are not those of manifest.json" in done.stderr
+
+
+def test_verify_refuses_a_folder_that_is_no_run(tmp_path):
+    done = divsel("verify", tmp_path)
+    assert done.exit_code == 2
+    assert "no manifest.json" in done.stderr

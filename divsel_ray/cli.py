@@ -365,12 +365,14 @@ def _run(config: Config, folder: Path, progress: Progress, resume: str, quiet: b
 
 def _select(config: Config, out: Path, work: Path, progress: Progress, quiet: bool, as_json: bool) -> None:
     from divsel_ray.pipeline import select_rows
+    from divsel_ray.report.page import write_report
 
     if config.quality.source == "none" and config.select.sampler == "kmq":
         say(quiet, "No --quality given: every row of a cluster is as likely as any other (kMQ then equals kM-Random).")
     with resumable("the same command"):
         rows = select_rows(config, out, work, progress)
-    print_result({"rows": rows, "selection": str(out), "work": str(work)}, as_json)
+    paths = {"selection": str(out), "report": str(write_report(work)), "work": str(work)}
+    print_result({"rows": rows, **paths}, as_json)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ Inputs.
   rows (283 tasks) 1,400 have a blank completion (all of 7 tasks), and 52,632 are distinct (276 tasks).
 - `--cache`: a folder that keeps what models compute: vectors of the other rows (all-MiniLM-L6-v2, 128 tokens, as for T0) and
   qualities of all rows by a small reward model that is fitted on them, a stand-in that knows nothing of helpfulness. What is
-  missing is made by the product's own stages, which takes an hour of two cores; a run that was stopped continues. Without it
+  missing is made by the product's own stages, about an hour of two cores; a run that was stopped continues. Without it
   there are no qualities: samplers that read them are left out, and so is the mixed pool.
 
 Draws are the product's: row ids of canonical conversations, `select.draw.draw` with nested budgets, clusters of

@@ -22,8 +22,8 @@ Rivals, at the largest budget of 55k only; their time is shown over that of the 
 - numpy_kcenter: the usual loop, every row's distance to every new centre, in float32.
 - sklearn_facility: scikit-learn's brute-force neighbours (64) and a lazy greedy heap in Python.
 - apricot_facility: the same graph and apricot-select's lazy greedy; where that is installed, which nothing here needs.
-  submodlib's lazy greedy over that graph took 170 s for 500 of 6,000 rows in a trial (apricot 17 s with its compilation,
-  the heap 2 s, all with the same rows), and is left out.
+  submodlib's lazy greedy over that graph took 170 s for 500 of 6,000 rows in a trial (the heap 2 s, apricot 17 s, some ten of
+  them for what it compiles at every call; all with the same rows), and is left out.
 
 Choices are held against each other by two figures: the mean over all rows of the cosine to the nearest chosen row (what
 facility location is after), and the largest distance of a row to the nearest chosen one (what k-center is after).

@@ -143,7 +143,7 @@ def load_quality(path: Path, count: int) -> np.ndarray:
         raise InputError(f"{path}: {error}; expected a .npy file") from None
     if values.shape != (count,) or not np.issubdtype(values.dtype, np.number):
         raise InputError(f"{path}: {values.dtype} of shape {values.shape}; expected a number for each of {count} rows")
-    return values.astype(np.float64)
+    return np.asarray(values, np.float64)
 
 
 def cluster_rows(vectors: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ MINIMAL = "budget: 10\npool: {data: rows.jsonl}\n"
         (MINIMAL + "bugdet: 3\n", "bugdet: unknown key"),
         (MINIMAL + "cluster: {k: many}\n", "cluster.k"),
         (MINIMAL + "cluster: {k: 0}\n", "cluster.k"),
-        (MINIMAL + "quality: {source: magic}\n", "expected none, reward, reward:MODEL, ifd:MODEL or column:NAME"),
+        (MINIMAL + "quality: {source: magic}\n", "expected none, reward, reward:MODEL, ifd:MODEL, column:NAME or given:FILE"),
         (MINIMAL + "quality: {source: reward}\n", "need a `reward` section"),
         (MINIMAL + "reward: {}\n", "exactly one of `model`"),
         ("pool: {data: rows.jsonl}\n", "budget"),

@@ -42,6 +42,7 @@ def test_several_budgets_are_nested_files(cluster, encoder, tmp_path):
     rows = select(data, tmp_path / "out.jsonl", encoder, "--budget", "30,5,12")
     small, middle = (read(tmp_path / f"out-{budget}.jsonl") for budget in (5, 12))
     assert (len(small), len(middle), len(rows)) == (5, 12, 30)
+    assert "Beside 20 random subsets" in (tmp_path / "out.jsonl.divsel" / "report.html").read_text(encoding="utf-8")
     assert ids(small) < ids(middle) < ids(rows)
     assert sorted({row["budget"] for row in rows}) == [5, 12, 30]
 
@@ -114,6 +115,19 @@ def test_cleaning_counts_what_it_removes_and_the_selection_has_none_of_it(cluste
     assert [row["step"] for row in read(removed)] == ["benchmark"]
     [semantic] = (tmp_path / "out.jsonl.divsel" / "semantic").glob("*/_manifest.json")
     assert len(rows) == 40 - json.loads(semantic.read_text())["facts"]["removed"]
+
+
+def test_a_selection_is_exported_for_a_trainer(cluster, encoder, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", 30)
+    select(data, tmp_path / "out.jsonl", encoder, "--budget", 5)
+    for source in (tmp_path / "out.jsonl", tmp_path / "out.jsonl.divsel"):
+        done = divsel("export", source, "--to", "llama-factory", "--out", tmp_path / "data", "--name", "picked", "--json")
+        assert done.exit_code == 0, done.output
+        assert len(read(tmp_path / "data" / "picked.jsonl")) == 5
+        assert json.loads((tmp_path / "data" / "dataset_info.json").read_text())["picked"]["formatting"] == "sharegpt"
+    done = divsel("export", tmp_path / "out.jsonl", "--to", "keras", "--out", tmp_path / "data")
+    assert done.exit_code == 2
+    assert "--to 'keras': expected one of llama-factory, axolotl, trl" in done.stderr
 
 
 def test_samplers_are_listed_with_what_they_cost():

@@ -77,7 +77,8 @@ class ShardActor:
     def __init__(self, sources: list[Source], holding: Holding, threads: int = 1) -> None:
         self._sources, self._holding, self._threads = sources, holding, threads
         self._shards: LocalShards | None = None
-        torch.set_num_threads(max(1, int(holding.workers.cpus)))
+        self._cpus = max(1, int(holding.workers.cpus))
+        torch.set_num_threads(self._cpus)
 
     def ready(self) -> bool:
         """Answers once the actor has a place."""
@@ -86,8 +87,8 @@ class ShardActor:
     def held(self) -> LocalShards:
         """The partitions with their rows."""
         if self._shards is None:
-            opened = LocalShards([], self._threads).each(self._open, self._sources)
-            self._shards = LocalShards(opened, self._threads)
+            opened = LocalShards([], self._threads, self._cpus).each(self._open, self._sources)
+            self._shards = LocalShards(opened, self._threads, self._cpus)
         return self._shards
 
     def _open(self, source: Source) -> Shard:

@@ -9,6 +9,7 @@ from functools import reduce
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
+import torch
 
 from divsel_ray.cluster.exact import Grid, exact_total
 from divsel_ray.cluster.shard import Inspection, Shard
@@ -35,11 +36,13 @@ class LocalShards:
     Args:
         shards: the partitions, in the order of the rows.
         threads: how many partitions are asked at the same time; arithmetic on arrays leaves the interpreter to the others.
+        cpus: of each thread.
     """
 
-    def __init__(self, shards: list[Shard], threads: int = 1) -> None:
+    def __init__(self, shards: list[Shard], threads: int = 1, cpus: int = 1) -> None:
         self._shards = shards
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        # How many CPUs arithmetic may use is a setting of each thread.
+        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(cpus,)) if threads > 1 else None
 
     def map(self, question: Callable[Concatenate[Shard, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
         """Ask every partition."""

@@ -20,7 +20,8 @@ from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
 from divsel_ray.store import atomic_path
 
-VERSION = 1
+_COLUMNS = {"prompt": ["prompt"], "prompt_completion": ["prompt", "completion"], "user_turns": ["messages"]}
+"""What `texts_of` needs of the pool."""
 
 
 def embed_pool(pool_files: list[str], config: EmbedConfig, folder: Path, cluster: Cluster, progress: Progress) -> dict[str, Any]:
@@ -64,20 +65,19 @@ class EmbedPartition:
         return {"rows": np.array([rows]), "dimension": np.array([self._encoder.dimension])}
 
     def _embed(self, source: str, target: Path) -> None:
-        table = pq.read_table(source, columns=["row_id", "messages", "prompt", "completion"])
+        table = pq.read_table(source, columns=["row_id", *_COLUMNS[self._config.text]])
         row_ids = table["row_id"].to_pylist()
         write_vectors(table["row_id"], self._encoder.encode(texts_of(table, self._config.text), row_ids), target)
 
 
 def texts_of(table: pa.Table, text: str) -> list[str]:
     """What of each row is embedded, by the setting `embed.text`."""
+    if text == "user_turns":
+        conversations = table["messages"].to_pylist()
+        return ["\n\n".join(turn["content"] for turn in turns if turn["role"] == "user") for turns in conversations]
     prompts = table["prompt"].to_pylist()
     if text == "prompt":
         return list(prompts)
-    if text == "user_turns":
-        return [
-            "\n\n".join(turn["content"] for turn in turns if turn["role"] == "user") for turns in table["messages"].to_pylist()
-        ]
     return [f"{prompt}\n{completion}" for prompt, completion in zip(prompts, table["completion"].to_pylist(), strict=True)]
 
 

@@ -22,7 +22,6 @@ from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
 from divsel_ray.store import atomic_path
 
-VERSION = 1
 START_TIMEOUT_S = 900.0
 SHARD_TIMEOUT_S = 3600.0
 

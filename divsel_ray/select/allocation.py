@@ -85,7 +85,9 @@ def _scale_under_caps(targets: np.ndarray, caps: np.ndarray, total: float) -> np
     shares = np.zeros_like(targets)
     open_, left = targets > 0, total
     while open_.any() and left > 1e-12:
-        scaled = targets * (left / targets[open_].sum())
+        # Relative to the largest that is left: factors of the smallest numbers there are would overflow.
+        relative = np.where(open_, targets, 0.0) / targets[open_].max()
+        scaled = relative * (left / relative.sum())
         full = open_ & (scaled >= caps)
         if not full.any():
             shares[open_] = scaled[open_]

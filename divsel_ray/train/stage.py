@@ -22,8 +22,6 @@ from divsel_ray.resources import Cluster
 from divsel_ray.store import atomic_path
 from divsel_ray.train.finetune import Conversation, finetune
 
-VERSION = 1
-
 
 def adapter_folder(folder: Path) -> Path:
     """Where `train_round` leaves the adapter."""

@@ -7,7 +7,7 @@ import pytest
 
 from divsel_ray.config import EmbedConfig, Workers
 from divsel_ray.embed.encoder import Encoder
-from divsel_ray.embed.stage import embed_pool
+from divsel_ray.embed.stage import embed_pool, texts_of
 from divsel_ray.progress import Silent
 from tests.models.tiny import save_encoder
 
@@ -52,6 +52,15 @@ def test_vectors_do_not_depend_on_the_order_of_texts(model):
     encoder = Encoder(EmbedConfig(model=model, window=16))
     forward, backward = encoder.encode(TEXTS, KEYS), encoder.encode(TEXTS[::-1], KEYS[::-1])
     assert np.array_equal(forward, backward[::-1])
+
+
+def test_a_setting_says_what_of_a_row_is_embedded():
+    turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Who?"), ("assistant", "Me.")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    table = pa.table({"messages": [messages], "prompt": ["Be brief.\n\nHi\n\nHello.\n\nWho?"], "completion": ["Me."]})
+    assert texts_of(table, "prompt") == ["Be brief.\n\nHi\n\nHello.\n\nWho?"]
+    assert texts_of(table, "prompt_completion") == ["Be brief.\n\nHi\n\nHello.\n\nWho?\nMe."]
+    assert texts_of(table, "user_turns") == ["Hi\n\nWho?"]
 
 
 def test_the_stage_gives_the_same_files_for_one_and_two_actors(model, cluster, tmp_path):

@@ -142,12 +142,12 @@ def test_a_turn_in_memory_draws_what_the_product_draws(name: str, arrays: Rows, 
 
 def test_memory_above_counts_what_a_draw_takes(arrays: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     def choose(candidates: Any, taken: Any, count: int, config: Any, seed: int) -> Any:
-        wasted = np.ones(50_000_000, np.uint8) if count > 2 else np.ones(1)
+        wasted = np.ones(400_000_000, np.uint8) if count > 2 else np.ones(1)
         return type("Picks", (), {"index": np.arange(count), "gain": np.ones(count) * wasted[0]})
 
     monkeypatch.setitem(SAMPLERS, "wasteful", Greedy("", choose, lambda *_: 0))
     outcome = draw_from_arrays(Turn("wasteful", str(arrays.folder), 300, 5, 9, files=False))
-    assert 45e6 < outcome.above < 80e6
+    assert 300e6 < outcome.above < 450e6
 
 
 def test_a_turn_from_files_reads_and_draws_them(tmp_path: Path) -> None:

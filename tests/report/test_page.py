@@ -187,7 +187,7 @@ def test_a_folder_without_a_finished_run_is_refused_in_one_line(tmp_path: Path) 
 
 
 def test_diversity_stands_beside_random_subsets(make_run: MakeRun) -> None:
-    page = write_report(make_run(0)).read_text(encoding="utf-8")
+    page = write_report(make_run(rounds=0)).read_text(encoding="utf-8")
     assert "Beside 20 random subsets of as many rows" in page
     assert "Vendi score (effective number of different rows)</td><td>0.5" in page
     assert "Sources: a " in page

@@ -1,5 +1,7 @@
 """Drawing rounds from files: exact totals, joins by row id, held-out rows kept apart."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,6 +9,7 @@ import pytest
 
 from divsel_ray.config import SelectConfig
 from divsel_ray.errors import InputError
+from divsel_ray.select.registry import SAMPLERS
 from divsel_ray.select.stage import DrawFiles, DrawPlan, draw_round
 
 ROWS, K = 120, 4
@@ -156,6 +159,15 @@ def test_lists_that_contradict_each_other_or_the_budget_are_refused(cluster, fil
         draw(files, tmp_path / "a", [30], **lists)
     with pytest.raises(InputError, match=r"budget 4 is less than the 6 rows of select.include"):
         draw(files, tmp_path / "b", [4], include=lists["include"])
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_the_order_of_rows_in_files_changes_no_selection(cluster, files, tmp_path, sampler):
+    order = np.random.default_rng(9).permutation(ROWS)
+    table = pa.concat_tables([pq.read_table(file) for file in files.clusters]).take(pa.array(order))
+    shuffled = replace(files, clusters=write(tmp_path / "shuffled", table, 70))
+    draws = [draw(some, tmp_path / name, [15], sampler=sampler)[1] for name, some in (("a", files), ("b", shuffled))]
+    assert draws[0] == draws[1]
 
 
 def test_a_budget_of_tokens_is_kept(cluster, files, tmp_path):

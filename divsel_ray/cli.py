@@ -137,6 +137,8 @@ def select(
     Example: [bold]divsel select data/ -n 1000,5000 --sampler facility --set clean.near_duplicates=0.8 -o picked.jsonl[/bold]
     """
     with reported(quiet) as progress:
+        from divsel_ray.data.inputs import WORK_SUFFIX
+
         budgets = _budgets(budget)
         kind, _, column = quality.partition(":")
         values: dict[str, Any] = {
@@ -159,7 +161,7 @@ def select(
         if kind == "column" and column:
             values["pool"]["score_column"] = column
         config = build_config(override(values, settings or []), "select")
-        _select(config, out, work or out.with_name(f"{out.name}.divsel"), progress, quiet, as_json)
+        _select(config, out, work or out.with_name(f"{out.name}{WORK_SUFFIX}"), progress, quiet, as_json)
 
 
 def _budgets(text: str) -> list[int]:

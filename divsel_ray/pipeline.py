@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 
 from divsel_ray.config import Config
 from divsel_ray.data.export import check_suffix, write_rows, write_selection
+from divsel_ray.data.inputs import find_inputs
+from divsel_ray.errors import InputError
 from divsel_ray.generate.engine import require_engine
 from divsel_ray.models.companions import installed_version
 from divsel_ray.progress import Progress, Silent
@@ -66,15 +68,28 @@ def select_rows(config: Config, target: str | Path, work: str | Path, progress: 
     """A static selection into one file (`.jsonl` or `.parquet`); `work` keeps the stages. Returns the rows written.
 
     Each nested budget has its own file beside it, named by the budget.
+
+    Raises:
+        InputError: as `run_job`, or the file is one of the inputs.
     """
-    check_suffix(Path(target))
     target = Path(target)
+    check_suffix(target)
+    nested = {budget: target.with_name(f"{target.stem}-{budget}{target.suffix}") for budget in config.nested}
+    _check_apart([target, *nested.values()], config)
     folder = run_job(config.model_copy(update={"refine": None}), work, progress)
     table = pq.read_table(folder / "selection.parquet")
     write_rows(table, target)
-    for budget in config.nested:
-        write_rows(of_budget(table, budget), target.with_name(f"{target.stem}-{budget}{target.suffix}"))
+    for budget, path in nested.items():
+        write_rows(of_budget(table, budget), path)
     return int(table.num_rows)
+
+
+def _check_apart(targets: list[Path], config: Config) -> None:
+    """Refuse to read what an earlier selection wrote: it would be selected from again."""
+    inputs = {file.resolve() for file in find_inputs(config.pool.data) if isinstance(file, Path)}
+    among = [path for path in targets if path.resolve() in inputs]
+    if among:
+        raise InputError(f"{among[0]}: lies among the input files; write the selection elsewhere, or take that file away")
 
 
 def of_budget(table: pa.Table, budget: int) -> pa.Table:

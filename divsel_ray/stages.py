@@ -358,7 +358,7 @@ def with_lists(plan: DrawPlan, copies: Mapping[str, Any]) -> DrawPlan:
 
 
 def _counts(removed: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {step.replace('_', ' ')}" for step, count in removed.items()) or "none"
+    return ", ".join(f"{count:,} {step.replace('_', ' ')}" for step, count in removed.items() if count) or "none"
 
 
 def _digest_of(path: str, setting: str) -> str:

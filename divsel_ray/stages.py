@@ -30,8 +30,9 @@ from divsel_ray.resources import Cluster
 from divsel_ray.score.spec import ScorerSpec
 from divsel_ray.score.stage import build_reward, reward_reference, score_pool
 from divsel_ray.select.diversity_stage import measure_selection
+from divsel_ray.select.plan import DrawFiles, DrawPlan
 from divsel_ray.select.semantic_stage import drop_semantic_duplicates
-from divsel_ray.select.stage import DrawFiles, DrawPlan, draw_round
+from divsel_ray.select.stage import draw_round
 from divsel_ray.store import Stage, Store, atomic_path, digest, file_digest
 
 VERSIONS = {
@@ -107,7 +108,7 @@ class Job:
         return self.make(
             "clean",
             settings_of(config, "benchmarks", "semantic_duplicates"),
-            [pool.key, fingerprint_inputs(benchmarks)],
+            [pool.key, fingerprint_inputs(benchmarks, "clean.benchmarks")],
             lambda folder: build_clean(pool.files(), config, folder, self.progress),
             lambda facts: f"{facts['rows']:,} rows, removed: {_counts(facts['removed'])}",
         )

@@ -45,8 +45,8 @@ from typing import Any
 import numpy as np
 from bench_coverage_cache import make_cache, read_cache, sources_of
 from bench_coverage_pool import UNLABELLED, Labelled, Pool, read_labelled, sample, synthetic_pool, thinned
-from bench_kmeans import machine
 from bench_kmeans_rows import load_embeddings
+from bench_options import check_known, machine, numbers, words
 from bench_select_rows import cluster_rows
 from rich.console import Console
 from rich.table import Table
@@ -241,23 +241,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="small synthetic pools, in seconds")
     parser.add_argument("--pool", type=Path, metavar="FILE", help=".jsonl or .jsonl.gz of task, prompt, completion")
     parser.add_argument("--embeddings", type=Path, metavar="FILE", help=".npy or .npy.gz, vectors in the order of the rows")
-    parser.add_argument("--one-task", type=_words, default=[], metavar="LIST", help="files whose rows are one task each")
-    parser.add_argument("--unlabelled", type=_words, default=[], metavar="LIST", help="files or package:NAME, rows of no task")
+    parser.add_argument("--one-task", type=words, default=[], metavar="LIST", help="files whose rows are one task each")
+    parser.add_argument("--unlabelled", type=words, default=[], metavar="LIST", help="files or package:NAME, rows of no task")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keeps vectors and qualities; made where they are missing")
-    parser.add_argument("--pools", type=_words, default=["even", "skewed", "mixed"], metavar="LIST", help="default: all three")
-    parser.add_argument("--samplers", type=_words, metavar="LIST", help=f"only these of {','.join(NAMES)}")
-    parser.add_argument("--k", type=_numbers, default=(256,), metavar="LIST", help="numbers of clusters; default: 256")
-    parser.add_argument("--seeds", type=_numbers, default=(0, 1, 2), metavar="LIST", help="default: 0,1,2")
+    parser.add_argument("--pools", type=words, default=["even", "skewed", "mixed"], metavar="LIST", help="default: all three")
+    parser.add_argument("--samplers", type=words, metavar="LIST", help=f"only these of {','.join(NAMES)}")
+    parser.add_argument("--k", type=numbers, default=(256,), metavar="LIST", help="numbers of clusters; default: 256")
+    parser.add_argument("--seeds", type=numbers, default=(0, 1, 2), metavar="LIST", help="default: 0,1,2")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures")
     return parser.parse_args(arguments)
-
-
-def _words(text: str) -> list[str]:
-    return text.split(",")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split(","))
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -266,10 +258,8 @@ def check_options(options: argparse.Namespace) -> None:
     Raises:
         InputError: says what is expected.
     """
-    for option, given, known in (("pools", options.pools, ("even", "skewed", "mixed")), ("samplers", options.samplers, NAMES)):
-        for name in given or ():
-            if name not in known:
-                raise InputError(f"--{option} {name}: expected some of {','.join(known)}")
+    check_known("pools", options.pools, ("even", "skewed", "mixed"))
+    check_known("samplers", options.samplers, NAMES)
     if not options.smoke and (options.pool is None or options.embeddings is None):
         raise InputError("expected --pool and --embeddings, or --smoke")
     if options.cache is None and (options.one_task or options.unlabelled):

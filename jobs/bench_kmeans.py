@@ -68,9 +68,7 @@ Synthetic rows resemble embeddings (see `bench_kmeans_rows.synthetic_rows`). The
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -81,6 +79,7 @@ from typing import Any
 import numpy as np
 from bench_kmeans_contenders import OURS, RIVALS, Outcome, Request, Sample, run_process
 from bench_kmeans_rows import Rows, first_centroids, prepare_rows, total_inertia
+from bench_options import check_known, machine, numbers, words
 from rich.console import Console
 from rich.table import Table
 
@@ -282,19 +281,6 @@ def print_bars(out: Console, bars: Sequence[Bar], title: str) -> None:
     out.print(table)
 
 
-def machine() -> dict[str, Any]:
-    """What was measured on: cores, how many processes wanted them in the minute before, and the libraries' versions."""
-    names = ("divsel-ray", "faiss-cpu", "scikit-learn", "torch", "ray", "numpy")
-    return {"cores": os.cpu_count(), "load": os.getloadavg()[0], **{name: _version(name) for name in names}}
-
-
-def _version(library: str) -> str | None:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 # Command line
 
 
@@ -302,9 +288,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="every contender on few rows, in a minute; judges nothing")
-    parser.add_argument("--cases", type=_words, default=list(CASES), metavar="LIST", help=f"default: {','.join(CASES)}")
-    parser.add_argument("--k", type=_numbers, metavar="LIST", help="numbers of clusters, in place of each case's own")
-    parser.add_argument("--contenders", type=_words, metavar="LIST", help=f"only these of {','.join((*OURS, *RIVALS))}")
+    parser.add_argument("--cases", type=words, default=list(CASES), metavar="LIST", help=f"default: {','.join(CASES)}")
+    parser.add_argument("--k", type=numbers, metavar="LIST", help="numbers of clusters, in place of each case's own")
+    parser.add_argument("--contenders", type=words, metavar="LIST", help=f"only these of {','.join((*OURS, *RIVALS))}")
     parser.add_argument("--repeat", type=int, metavar="N", help="turns of each contender; default: 3 at 55k, else 1")
     parser.add_argument("--threads", type=int, default=2, help="of rivals, and shard actors of ours; default: 2")
     parser.add_argument("--embeddings", type=Path, metavar="FILE", help=".npy or .npy.gz (n, d), the rows of the case 55k")
@@ -313,25 +299,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _words(text: str) -> list[str]:
-    return text.split(",")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split(","))
-
-
 def chosen_cases(options: argparse.Namespace) -> dict[str, Case]:
     """The cases to run, with what the options change.
 
     Raises:
         InputError: a case or contender is unknown, a number is below 1, or something needed is missing.
     """
-    known = (*OURS, *RIVALS)
-    for option, given, expected in (("cases", options.cases, CASES), ("contenders", options.contenders or known, known)):
-        for name in given:
-            if name not in expected:
-                raise InputError(f"--{option} {name}: expected some of {','.join(expected)}")
+    check_known("cases", options.cases, CASES)
+    check_known("contenders", options.contenders, (*OURS, *RIVALS))
     if min(options.threads, options.repeat or 1, *(options.k or (1,))) < 1:
         raise InputError("--threads, --repeat and --k: expected integers of at least 1")
     if not Path("/proc/self/smaps_rollup").exists():

@@ -21,9 +21,8 @@ What is measured. Every turn is a fresh process with `--threads` threads: one, a
 Rivals, at the largest budget of 55k only; their time is shown over that of the sampler they stand beside:
 - numpy_kcenter: the usual loop, every row's distance to every new centre, in float32.
 - sklearn_facility: scikit-learn's brute-force neighbours (64) and a lazy greedy heap in Python.
-- apricot_facility: the same graph and apricot-select's lazy greedy; where that is installed, which nothing here needs.
-  submodlib's lazy greedy over that graph took 170 s for 500 of 6,000 rows in a trial (the heap 2 s, apricot 17 s, some ten of
-  them for what it compiles at every call; all with the same rows), and is left out.
+  Libraries' own lazy greedy over that graph was slower in a trial (500 of 6,000 rows: the heap 2 s, apricot-select 17 s, some
+  ten of them for what it compiles at every call, submodlib 170 s; all with the same rows), and they are left out.
 
 Choices are held against each other by two figures: the mean over all rows of the cosine to the nearest chosen row (what
 facility location is after), and the largest distance of a row to the nearest chosen one (what k-center is after).
@@ -44,7 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from bench_kmeans import machine
+from bench_options import check_known, machine, numbers, words
 from bench_select_rivals import RIVALS
 from bench_select_rows import Rows, prepare_arrays, prepare_files
 from bench_select_runs import Outcome, Turn, run_process
@@ -222,9 +221,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="both cases with few rows, in a minute; judges nothing")
-    parser.add_argument("--cases", type=_words, default=list(CASES), metavar="LIST", help=f"default: {','.join(CASES)}")
-    parser.add_argument("--samplers", type=_words, metavar="LIST", help=f"only these of {','.join((*SAMPLERS, *RIVALS))}")
-    parser.add_argument("--budgets", type=_numbers, metavar="LIST", help="in place of each case's own")
+    parser.add_argument("--cases", type=words, default=list(CASES), metavar="LIST", help=f"default: {','.join(CASES)}")
+    parser.add_argument("--samplers", type=words, metavar="LIST", help=f"only these of {','.join((*SAMPLERS, *RIVALS))}")
+    parser.add_argument("--budgets", type=numbers, metavar="LIST", help="in place of each case's own")
     parser.add_argument("--repeat", type=int, default=1, metavar="N", help="turns of each; default: 1")
     parser.add_argument("--threads", type=int, default=1, help="of every process; default: 1, as a Ray task has")
     parser.add_argument("--embeddings", type=Path, metavar="FILE", help=".npy or .npy.gz (n, d), the rows of the case 55k")
@@ -234,26 +233,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _words(text: str) -> list[str]:
-    return text.split(",")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split(","))
-
-
 def chosen_cases(options: argparse.Namespace) -> dict[str, Case]:
-    """The cases to run, with what the options change; rivals that are not installed are left out.
+    """The cases to run, with what the options change.
 
     Raises:
         InputError: a case or sampler is unknown, a number is below 1, nothing is left to run, or this system does not
             count memory.
     """
-    known = (*SAMPLERS, *RIVALS)
-    for option, given, expected in (("cases", options.cases, CASES), ("samplers", options.samplers or known, known)):
-        for name in given:
-            if name not in expected:
-                raise InputError(f"--{option} {name}: expected some of {','.join(expected)}")
+    check_known("cases", options.cases, CASES)
+    check_known("samplers", options.samplers, (*SAMPLERS, *RIVALS))
     if min(options.threads, options.repeat, *(options.budgets or (1,))) < 1:
         raise InputError("--threads, --repeat and --budgets: expected integers of at least 1")
     if not Path("/proc/self/clear_refs").exists():
@@ -266,7 +254,7 @@ def chosen_cases(options: argparse.Namespace) -> dict[str, Case]:
 
 def _changed(case: Case, options: argparse.Namespace) -> Case:
     wanted = options.samplers or case.contenders
-    able = [name for name in case.contenders if name in wanted and (name not in RIVALS or RIVALS[name].installed)]
+    able = [name for name in case.contenders if name in wanted]
     return replace(case, contenders=tuple(able), budgets=options.budgets or case.budgets)
 
 

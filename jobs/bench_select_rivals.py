@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,17 +21,10 @@ class Rival:
     Attributes:
         of: the sampler it stands beside.
         choose: (vectors (n, d) float32, count) to positions (count,) in the order of choice.
-        library: what must be installed.
     """
 
     of: str
     choose: Callable[[np.ndarray, int], np.ndarray]
-    library: str = "numpy"
-
-    @property
-    def installed(self) -> bool:
-        """Whether it can run here."""
-        return importlib.util.find_spec(self.library) is not None
 
 
 def choose_kcenter(vectors: np.ndarray, count: int) -> np.ndarray:
@@ -79,18 +71,9 @@ def choose_lazily(vectors: np.ndarray, count: int) -> np.ndarray:
     return np.array(chosen, np.int64)
 
 
-def choose_apricot(vectors: np.ndarray, count: int) -> np.ndarray:
-    """apricot-select's lazy greedy facility location (Schreiber et al. 2020) over that graph."""
-    from apricot import FacilityLocationSelection
-
-    selection = FacilityLocationSelection(count, metric="precomputed", optimizer="lazy")
-    return np.asarray(selection.fit(neighbour_similarity(vectors)).ranking, np.int64)
-
-
 RIVALS = {
     "numpy_kcenter": Rival("kcenter", choose_kcenter),
-    "sklearn_facility": Rival("facility", choose_lazily, "sklearn"),
-    "apricot_facility": Rival("facility", choose_apricot, "apricot"),
+    "sklearn_facility": Rival("facility", choose_lazily),
 }
 
 

@@ -29,9 +29,10 @@ from bench_select_rows import load_arrays
 from divsel_ray.config import SelectConfig
 from divsel_ray.errors import JobError
 from divsel_ray.select.draw import Demand, draw
+from divsel_ray.select.plan import DrawFiles, DrawPlan
 from divsel_ray.select.registry import SAMPLERS
 from divsel_ray.select.sampler import Candidates, Greedy
-from divsel_ray.select.stage import DrawFiles, DrawPlan, _draw_files
+from divsel_ray.select.stage import draw_files
 from divsel_ray.store import read_json, write_json
 
 JUDGED = ("facility", "kcenter")
@@ -97,7 +98,7 @@ def draw_from_files(turn: Turn) -> Outcome:
     plan = DrawPlan(SelectConfig(sampler=turn.name), seed=0, budgets=[turn.budget])
     with tempfile.TemporaryDirectory(prefix="bench-select-") as folder:
         files = DrawFiles(clusters, quality)
-        cost, facts = _measured(lambda: _draw_files(files, turn.k, plan, folder, float("inf")))
+        cost, facts = _measured(lambda: draw_files(files, turn.k, plan, folder, float("inf")))
     needs_distance = "distance" in SAMPLERS[turn.name].needs
     row_bytes = _ID_BYTES + _CLUSTER_BYTES + _QUALITY_BYTES + _DISTANCE_BYTES * needs_distance
     above = max(0, cost.peak - cost.idle - turn.rows * row_bytes)

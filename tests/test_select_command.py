@@ -145,8 +145,12 @@ def test_a_selection_is_never_selected_from_by_the_command_that_wrote_it(cluster
 
 
 def test_samplers_are_listed_with_what_they_cost():
-    done = divsel("samplers", "--json")
-    assert {"kmq", "facility", "mig"} <= set(json.loads(done.stdout))
+    listed = json.loads(divsel("samplers", "--json").stdout)
+    assert {"kmq", "facility", "mig"} <= set(listed)
+    # Vectors alone are 0.7 GiB.
+    assert listed["kmq"]["gib"] < 0.5
+    assert 0.7 < listed["kcenter"]["gib"] < listed["facility"]["gib"]
+    assert "neighbour graph" in divsel("samplers").stdout
 
 
 @pytest.mark.parametrize(

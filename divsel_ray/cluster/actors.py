@@ -7,7 +7,9 @@ coordinator. On a single machine one actor is both, with a thread for each parti
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -87,7 +89,8 @@ class ShardActor:
     def held(self) -> LocalShards:
         """The partitions with their rows."""
         if self._shards is None:
-            opened = LocalShards([], self._threads, self._cpus).each(self._open, self._sources)
+            with ThreadPoolExecutor(self._threads) as pool:
+                opened = list(pool.map(self._open, self._sources))
             self._shards = LocalShards(opened, self._threads, self._cpus)
         return self._shards
 
@@ -170,14 +173,14 @@ class RayShards:
         return reference
 
 
-class Looping:
+class Looping(ABC):
     """Runs a loop over partitions, and says meanwhile where it is."""
 
     _state: tuple[int, int, str] | None = None
 
+    @abstractmethod
     def partitions(self) -> Shards:
         """What the loop runs over."""
-        raise NotImplementedError
 
     def loop(self, name: str, *args: Any) -> Any:
         """Call `name` (module:function) as `function(shards, *args, report)`."""

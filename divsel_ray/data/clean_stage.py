@@ -70,10 +70,7 @@ def benchmark_files(config: CleanConfig) -> list[Input]:
     Raises:
         InputError: something is not there.
     """
-    try:
-        return find_inputs(config.benchmarks)
-    except InputError as error:
-        raise InputError(str(error).replace("pool.data", "clean.benchmarks", 1)) from None
+    return find_inputs(config.benchmarks, "clean.benchmarks")
 
 
 def _find_twins(layout: CleanLayout, threshold: float, progress: Progress) -> None:

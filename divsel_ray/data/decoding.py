@@ -43,9 +43,11 @@ class _Gzip(io.RawIOBase):
         self._stream = gzip.GzipFile(fileobj=cast(Any, self._bytes))
 
     def readable(self) -> bool:
+        """Say yes."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fill the buffer from one read."""
         try:
             # One read of the file below at most: `read` would lose what it had when it met the break.
             data = self._stream.read1(len(buffer))
@@ -55,6 +57,7 @@ class _Gzip(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
+        """Close the file below too."""
         self._stream.close()
         self._bytes.close()
         super().close()
@@ -71,9 +74,11 @@ class _Zstandard(io.RawIOBase):
         return pa.CompressedInputStream(pa.PythonFile(open_bytes(self._file), "r"), "zstd")
 
     def readable(self) -> bool:
+        """Say yes."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fill the buffer, after a failed read with one byte."""
         data = self._read(1 if self._failed else len(buffer))
         self._given += len(data)
         buffer[: len(data)] = data
@@ -98,5 +103,6 @@ class _Zstandard(io.RawIOBase):
             left -= len(self._stream.read(min(left, _BUFFER_BYTES)))
 
     def close(self) -> None:
+        """Close the file below too."""
         self._stream.close()
         super().close()

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Literal
 
-from divsel_ray.config import Part
+from divsel_ray.config import ConversationPart
 from divsel_ray.data.conversation import BadRow, Message
 from divsel_ray.data.turns import Fields, as_text, first_given, has_tool_turns, kind_of, read_turns, text_of
 from divsel_ray.errors import InputError
@@ -171,7 +171,7 @@ def from_unknown(row: object) -> list[Message]:
     raise BadRow("format not recognised: expected conversations, messages, instruction and output, or prompt and completion")
 
 
-def with_columns(columns: Mapping[Part, str]) -> Converter:
+def with_columns(columns: Mapping[ConversationPart, str]) -> Converter:
     """A converter for rows whose parts are under keys of the user's: `{"prompt": "data.ask", "completion": "reply"}`.
 
         {"data": {"ask": "Hi"}, "reply": "Hello."}
@@ -270,7 +270,7 @@ def _pair(fields: Fields) -> tuple[str, str] | None:
     return next((pair for pair in _PAIRS if pair[0] in fields and pair[1] in fields), None)
 
 
-def _from_columns(fields: Fields, columns: Mapping[Part, str]) -> list[Message]:
+def _from_columns(fields: Fields, columns: Mapping[ConversationPart, str]) -> list[Message]:
     found = {part: _lookup(fields, key) for part, key in columns.items()}
     messages = _system({"system": _optional(found.get("system"), columns.get("system", ""))})
     if "messages" in columns:

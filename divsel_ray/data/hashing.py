@@ -46,13 +46,14 @@ def uniform_hash(seed: int, purpose: str, row_ids: ArrayLike) -> NDArray[np.uint
     return hashes
 
 
-def id_array(column: pa.ChunkedArray) -> NDArray[np.bytes_]:
+def id_array(column: pa.ChunkedArray | pa.Array) -> NDArray[np.bytes_]:
     """Row ids of a Parquet column as bytes of 32 characters, (n,), without a Python object for each.
 
     Raises:
         ValueError: one is null or has another length.
     """
-    parts = [_id_bytes(chunk) for chunk in column.chunks if len(chunk)]
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    parts = [_id_bytes(chunk) for chunk in chunks if len(chunk)]
     return np.concatenate(parts) if parts else np.array([], "S32")
 
 

@@ -38,7 +38,7 @@ def parse_reference(reference: str) -> HubDataset:
     """
     match = _REFERENCE.fullmatch(reference)
     if match is None:
-        raise InputError(f"pool.data: {reference}: expected hf:OWNER/NAME, hf:OWNER/NAME@REVISION or hf:OWNER/NAME/PATH")
+        raise InputError(f"{reference}: expected hf:OWNER/NAME, hf:OWNER/NAME@REVISION or hf:OWNER/NAME/PATH")
     return HubDataset(match["name"], match["revision"], (match["path"] or "").strip("/"))
 
 
@@ -74,7 +74,7 @@ def download(reference: str, suffixes: Sequence[str]) -> Path:
     except Exception as error:
         # Its transports raise errors of their own.
         problem = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    raise InputError(f"pool.data: {reference}: {problem}")
+    raise InputError(f"{reference}: {problem}")
 
 
 def _patterns(path: str, suffixes: Sequence[str]) -> list[str]:

@@ -23,7 +23,7 @@ WORK_SUFFIX = ".divsel"
 """What the folder beside a selection ends with, in which its stages are kept."""
 
 
-def find_inputs(data: Sequence[str]) -> list[Input]:
+def find_inputs(data: Sequence[str], setting: str = "pool.data") -> list[Input]:
     """The files behind a list of references, sorted by path, each once.
 
     A reference is a file, a folder, a glob, any of them behind s3://, gs:// or file://, `hf:OWNER/NAME` (with
@@ -31,13 +31,20 @@ def find_inputs(data: Sequence[str]) -> list[Input]:
     its files at any depth, a glob those it matches; both leave out files with another suffix and, as elsewhere in the
     Parquet world, names that begin with a dot or an underscore, and the folders that selections keep their stages in.
 
+    Args:
+        data: the references.
+        setting: that names them, for messages.
+
     Raises:
         InputError: something does not exist, cannot be reached, holds nothing readable, or has a suffix that no reader
             knows.
     """
     if not data:
-        raise InputError(f"pool.data: empty; give {_KINDS}")
-    files = sorted({_absolute(file) for reference in data for file in _expand(reference)}, key=str, reverse=True)
+        raise InputError(f"{setting}: empty; give {_KINDS}")
+    try:
+        files = sorted({_absolute(file) for reference in data for file in _expand(reference)}, key=str, reverse=True)
+    except InputError as error:
+        raise InputError(f"{setting}: {error}") from None
     found = {file.resolve() if isinstance(file, Path) else file: file for file in files}
     return sorted(found.values(), key=_sort_key)
 
@@ -56,16 +63,23 @@ def source_names(files: Sequence[Input]) -> list[str]:
             depth[file] += 1
 
 
-def fingerprint_inputs(files: Sequence[Input]) -> str:
+def fingerprint_inputs(files: Sequence[Input], setting: str = "pool.data") -> str:
     """What identifies the input: 16 hex digits of every file's name and bytes; remote files are read for it too.
 
     It does not depend on the folder the files lie in or on their order; one changed byte changes it. A file's name
     counts because it becomes the rows' `source`.
 
+    Args:
+        files: from `find_inputs`.
+        setting: that names them, for messages.
+
     Raises:
         InputError: a file cannot be read.
     """
-    return digest(sorted([name, _digest(file)] for name, file in zip(source_names(files), files, strict=True)))
+    try:
+        return digest(sorted([name, _digest(file)] for name, file in zip(source_names(files), files, strict=True)))
+    except InputError as error:
+        raise InputError(f"{setting}: {error}") from None
 
 
 def _digest(file: Input) -> str:
@@ -74,7 +88,7 @@ def _digest(file: Input) -> str:
         with open_bytes(file) as stream:
             return hashlib.file_digest(cast(io.BufferedReader, stream), "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"pool.data: {file}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
 
 
 def _absolute(file: Input) -> Input:
@@ -108,7 +122,7 @@ def _local(reference: str, path: Path) -> Sequence[Input]:
         matches = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (takes absolute patterns)
         return _readable(reference, [match for match in matches if match.is_file() and not _hidden(Path(match.name))])
     hint = f"for a Hugging Face data set write hf:{reference}" if _looks_like_a_dataset(reference) else f"expected {_KINDS}"
-    raise InputError(f"pool.data: {reference}: no such file or folder; {hint}")
+    raise InputError(f"{reference}: no such file or folder; {hint}")
 
 
 def _looks_like_a_dataset(reference: str) -> bool:
@@ -117,7 +131,7 @@ def _looks_like_a_dataset(reference: str) -> bool:
 
 def _checked(path: Path) -> Path:
     if known_suffix(path) is None:
-        raise InputError(f"pool.data: {path}: unknown suffix {path.suffix or '(none)'}; expected {READABLE}")
+        raise InputError(f"{path}: unknown suffix {path.suffix or '(none)'}; expected {READABLE}")
     return path
 
 
@@ -125,7 +139,7 @@ def _readable(reference: str, files: Sequence[Input]) -> Sequence[Input]:
     kept = [file for file in files if known_suffix(file)]
     if not kept:
         seen = ", ".join(sorted({Path(file.name).suffix or file.name for file in files})[:5])
-        raise InputError(f"pool.data: {reference}: no {READABLE} file there" + (f" (only {seen})" if seen else ""))
+        raise InputError(f"{reference}: no {READABLE} file there" + (f" (only {seen})" if seen else ""))
     return kept
 
 

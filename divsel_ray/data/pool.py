@@ -26,11 +26,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from divsel_ray.config import Part
+from divsel_ray.config import ConversationPart
 from divsel_ray.data import spill
 from divsel_ray.data.conversation import BadRow, canonicalise, check_length, completion_text, prompt_text, row_id
 from divsel_ray.data.formats import COLUMNS, CONVERTERS, Converter, detect, with_columns
-from divsel_ray.data.hashing import uniform_hash
+from divsel_ray.data.hashing import id_array, uniform_hash
 from divsel_ray.data.readers import Record, read_records
 from divsel_ray.data.remote import Input
 from divsel_ray.data.tokens import count_tokens
@@ -75,7 +75,7 @@ class FileTask:
     source: str
     n_partitions: int
     format: str = "auto"
-    columns: Mapping[Part, str] = field(default_factory=dict)
+    columns: Mapping[ConversationPart, str] = field(default_factory=dict)
     turns: Literal["all", "first"] = "all"
     max_chars: int = 1_000_000
     score_column: str | None = None
@@ -253,7 +253,9 @@ def write_keys(layout: Layout, partition: int, sample: int) -> None:
     path = layout.key_file(partition)
     if path.exists():
         return
-    ids = np.unique(np.concatenate([np.array([], "S32"), *(_ids(batch) for _, batch in layout.batches(partition))]))
+    ids = np.unique(
+        np.concatenate([np.array([], "S32"), *(id_array(batch.column("row_id")) for _, batch in layout.batches(partition))])
+    )
     keys = np.empty(len(ids), dtype=_KEY)
     keys["key"], keys["row_id"] = _sampling_keys(layout, ids), ids
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
@@ -299,12 +301,8 @@ def _load_partition(layout: Layout, partition: int) -> tuple[pa.Table, int]:
     ]
     table = pa.Table.from_batches(batches, schema).combine_chunks()
     # np.unique gives the first place of every id, in id order.
-    _, first = np.unique(_ids(table), return_index=True)
+    _, first = np.unique(id_array(table["row_id"]), return_index=True)
     return table.take(pa.array(first)), len(table) - len(first)
-
-
-def _ids(rows: pa.Table | pa.RecordBatch) -> NDArray[np.bytes_]:
-    return np.array(rows.column("row_id").to_pylist(), dtype="S32")
 
 
 def _sampling_keys(layout: Layout, ids: NDArray[np.bytes_]) -> NDArray[np.uint64]:
@@ -314,7 +312,7 @@ def _sampling_keys(layout: Layout, ids: NDArray[np.bytes_]) -> NDArray[np.uint64
 def _sampled(table: pa.Table, layout: Layout, threshold: Threshold | None) -> pa.Table:
     if threshold is None:
         return table
-    ids, last = _ids(table), np.uint64(threshold.key)
+    ids, last = id_array(table["row_id"]), np.uint64(threshold.key)
     keys = _sampling_keys(layout, ids)
     return table.filter(pa.array((keys < last) | ((keys == last) & (ids <= threshold.row_id.encode()))))
 

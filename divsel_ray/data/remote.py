@@ -105,7 +105,7 @@ def list_remote(reference: str) -> list[RemoteFile]:
             return [RemoteFile(root, path, info.size)]
         folder, pattern = (path, ["**", "*"]) if info.type == fs.FileType.Directory else _split_glob(path)
         if not pattern:
-            raise InputError(f"pool.data: {_shown(reference)}: no such file or folder")
+            raise InputError(f"{_shown(reference)}: no such file or folder")
         selector = fs.FileSelector(folder, allow_not_found=True, recursive="**" in pattern or len(pattern) > 1)
         found = [entry for entry in filesystem.get_file_info(selector) if entry.type == fs.FileType.File]
     return [RemoteFile(root, e.path, e.size) for e in found if _matches(_below(e.path, folder), pattern)]
@@ -158,7 +158,7 @@ def _split(reference: str) -> tuple[str, str]:
         return "file:///", "/" + unquote(place).strip("/")
     bucket, _, key = place.partition("/")
     if scheme not in _SCHEMES or scheme == "file" or not bucket:
-        raise InputError(f"pool.data: {_shown(reference)}: expected s3://BUCKET/PATH, gs://BUCKET/PATH or file:///PATH")
+        raise InputError(f"{_shown(reference)}: expected s3://BUCKET/PATH, gs://BUCKET/PATH or file:///PATH")
     if scheme == "gs":
         options = ["&".join([*options, _GCS_PATIENCE])]
     root = "?".join([f"{scheme}://{bucket}", *options])
@@ -200,6 +200,4 @@ def _told(name: str) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException) as error:
         what = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(
-            f"pool.data: {name}: cannot be read ({what}); check the address, the network and your credentials"
-        ) from None
+        raise InputError(f"{name}: cannot be read ({what}); check the address, the network and your credentials") from None

@@ -127,7 +127,10 @@ def _parse_files(layout: Layout, inputs: Sequence[Input], config: PoolConfig, pr
         (FileTask(file, source, layout.n_partitions, **settings), layout.file_folder(index))
         for index, (source, file) in enumerate(zip(layout.sources, inputs, strict=True))
     ]
-    files = dict(zip(layout.sources, run_tasks(parse_file, calls, progress, "files"), strict=True))
+    try:
+        files = dict(zip(layout.sources, run_tasks(parse_file, calls, progress, "files"), strict=True))
+    except InputError as error:
+        raise InputError(f"pool.data: {error}") from None
     for source, facts in files.items():
         if facts["unreadable"]:
             progress.note(f"{source}: {facts['unreadable']}; the {facts['good']:,} good rows before that are used")

@@ -135,6 +135,7 @@ def _compared(files: TwinFiles, sketches: Sketches, band: int, piece: int) -> It
     keys, places = _keys_within(sketches, band, piece, files.pieces)
 
     def further(depth: int, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Keys of the rows in a band after this one, the first following the last."""
         return sketches.keys_of((band + 1 + depth) % files.bands, rows)
 
     for bucket in buckets(keys):

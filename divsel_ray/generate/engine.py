@@ -169,6 +169,7 @@ class TransformersEngine:
         """A criterion that ends a row once it holds a stop string behind its first `start` tokens (the prompt)."""
 
         def reached(ids: Any, scores: Any, **_: Any) -> Any:
+            """Whether each row of token ids ends, (n,) bool."""
             tails = self._tokenizer.batch_decode(ids[:, start:][:, -_STOP_TOKENS:])
             ends = [any(stop in tail for stop in self._stop) for tail in tails]
             return self._torch.tensor(ends, device=ids.device)

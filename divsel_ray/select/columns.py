@@ -11,8 +11,6 @@ import pyarrow.parquet as pq
 
 from divsel_ray.data.hashing import id_array
 
-_BATCH_ROWS = 1 << 16
-
 
 class PoolColumns:
     """The rows of the pool, in ascending order of their ids, and what files say of them.

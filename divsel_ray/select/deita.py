@@ -97,4 +97,5 @@ SAMPLER = Greedy(
     choose=_choose,
     memory=memory,
     needs=("quality", "vectors"),
+    by_quality=True,
 )

@@ -14,7 +14,7 @@ from divsel_ray.data.hashing import id_array
 from divsel_ray.select.columns import PoolColumns
 from divsel_ray.select.diversity import COMPARED, Rows, intervals, measure, pool_mix, random_subset
 from divsel_ray.select.lists import positions_of
-from divsel_ray.select.stage import DrawFiles
+from divsel_ray.select.plan import DrawFiles
 from divsel_ray.store import write_json
 
 DRAWS = 20

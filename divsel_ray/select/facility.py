@@ -22,7 +22,7 @@ from divsel_ray.config import SelectConfig
 from divsel_ray.select import graph as graphs
 from divsel_ray.select.graph import Graph, neighbour_graph
 from divsel_ray.select.lattice import blocks
-from divsel_ray.select.lazy import lazy_greedy, open_positions
+from divsel_ray.select.lazy import extend_greedily
 from divsel_ray.select.sampler import Candidates, Greedy, Picks
 
 _EDGE_BYTES = 34
@@ -87,11 +87,7 @@ def memory(n: int, d: int, k: int, b: int, config: SelectConfig) -> int:
 def _choose(candidates: Candidates, taken: np.ndarray, count: int, config: SelectConfig, seed: int) -> Picks:
     if count == 0:
         return Picks(np.empty(0, np.int64), np.empty(0))
-    coverage = coverage_of(candidates, config)
-    for position in taken:
-        coverage.add(int(position))
-    free = open_positions(len(candidates), taken)
-    return lazy_greedy(coverage, free, coverage.gains()[free], count)
+    return extend_greedily(coverage_of(candidates, config), len(candidates), taken, count)
 
 
 SAMPLER = Greedy(

@@ -27,6 +27,13 @@ class Objective(Protocol):
         """Choose the row; returns a row that may be chosen from now on and never adds more than this one, if any."""
 
 
+class CountableObjective(Objective, Protocol):
+    """One that can tell all gains at once."""
+
+    def gains(self) -> np.ndarray:
+        """`gain` of every row, (n,) float64."""
+
+
 def lazy_greedy(objective: Objective, positions: np.ndarray, bounds: np.ndarray, count: int) -> Picks:
     """Choose the row with the largest gain, `count` times; ties go to the smallest position.
 
@@ -56,6 +63,21 @@ def lazy_greedy(objective: Objective, positions: np.ndarray, bounds: np.ndarray,
             heapq.heappush(heap, (negative, successor, _STALE))
         done += 1
     return Picks(index, gains)
+
+
+def extend_greedily(objective: CountableObjective, n: int, taken: np.ndarray, count: int) -> Picks:
+    """Add `count` of n rows to those that are taken, by `lazy_greedy`.
+
+    Args:
+        objective: of which no row is chosen yet.
+        n: rows.
+        taken: (m,) positions.
+        count: rows to choose, at most n - m.
+    """
+    for position in taken:
+        objective.add(int(position))
+    free = open_positions(n, taken)
+    return lazy_greedy(objective, free, objective.gains()[free], count)
 
 
 def _by_bound(positions: np.ndarray, bounds: np.ndarray) -> Iterator[tuple[float, int]]:

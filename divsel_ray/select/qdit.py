@@ -16,7 +16,7 @@ import numpy as np
 from divsel_ray.config import SelectConfig
 from divsel_ray.select import facility
 from divsel_ray.select.facility import Coverage, coverage_of
-from divsel_ray.select.lazy import lazy_greedy, open_positions
+from divsel_ray.select.lazy import extend_greedily
 from divsel_ray.select.quality import ranked_quality
 from divsel_ray.select.sampler import Candidates, Greedy, Picks
 
@@ -52,10 +52,7 @@ def _choose(candidates: Candidates, taken: np.ndarray, count: int, config: Selec
     if count == 0:
         return Picks(np.empty(0, np.int64), np.empty(0))
     objective = QualityAndCoverage(coverage_of(candidates, config), ranked_quality(candidates), config.quality_share)
-    for position in taken:
-        objective.add(int(position))
-    free = open_positions(len(candidates), taken)
-    return lazy_greedy(objective, free, objective.gains()[free], count)
+    return extend_greedily(objective, len(candidates), taken, count)
 
 
 SAMPLER = Greedy(

@@ -1,6 +1,6 @@
 """The samplers by name. To add one: a file with a `SAMPLER`, and a line here."""
 
-from divsel_ray.config import Config
+from divsel_ray.config import Config, SelectConfig
 from divsel_ray.errors import InputError
 from divsel_ray.select import deita, density, facility, kcenter, kmclosest, kmq, kmrandom, mig, qdit, top, uniform
 from divsel_ray.select.sampler import Keyed, Sampler
@@ -20,6 +20,11 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
+def memory_of(sampler: Sampler, n: int, d: int, k: int, b: int, config: SelectConfig) -> int:
+    """Bytes that a draw of b of n rows in d dimensions and k clusters takes, with the vectors where the sampler reads them."""
+    return sampler.memory(n, d, k, b, config) + (2 * n * d if "vectors" in sampler.needs else 0)
+
+
 def check_sampler(config: Config) -> None:
     """Refuse, before any work, a sampler that is not there or cannot do what the job asks for.
 
@@ -36,5 +41,5 @@ def check_sampler(config: Config) -> None:
             f"select.sampler {name}: refinement moves the weights of clusters, which this sampler does not draw by; use one of "
             f"{', '.join(able)}, or leave `refine` out"
         )
-    if name in ("top", "deita") and config.quality.source == "none":
+    if sampler.by_quality and config.quality.source == "none":
         raise InputError(f"select.sampler {name}: ranks rows by quality, and quality.source is none; name one, e.g. column:score")

@@ -65,6 +65,10 @@ class Keys:
     log_rates: np.ndarray | None = None
 
 
+KEYED_BYTES = 160
+"""Memory of a draw by keys for each row of the pool, ids and all."""
+
+
 @dataclass(frozen=True)
 class Keyed:
     """A sampler that ranks rows by a key.
@@ -74,12 +78,18 @@ class Keyed:
         by_cluster: whether each cluster gives its share of the budget; else the pool is ranked as a whole.
         keys: (candidates, settings, seed) to keys.
         needs: what it reads of the candidates beside row_ids and cluster: "quality", "distance".
+        by_quality: whether it is nothing without a quality.
     """
 
     summary: str
     by_cluster: bool
     keys: Callable[[Candidates, SelectConfig, int], Keys]
     needs: tuple[str, ...] = ()
+    by_quality: bool = False
+
+    def memory(self, n: int, d: int, k: int, b: int, config: SelectConfig) -> int:
+        """Bytes of a draw from files, as `jobs/bench_select.py` finds them resident for ten million rows."""
+        return KEYED_BYTES * n
 
 
 @dataclass(frozen=True)
@@ -119,12 +129,14 @@ class Greedy:
         choose: the algorithm.
         memory: (n, d, k, b, settings) to the bytes it needs beside the vectors.
         needs: what it reads of the candidates beside row_ids and cluster: "quality", "vectors".
+        by_quality: whether it is nothing without a quality.
     """
 
     summary: str
     choose: Choose
     memory: Callable[[int, int, int, int, SelectConfig], int]
     needs: tuple[str, ...] = ("vectors",)
+    by_quality: bool = False
 
 
 Sampler = Keyed | Greedy

@@ -11,4 +11,4 @@ def _keys(candidates: Candidates, config: SelectConfig, seed: int) -> Keys:
     return Keys(-known_quality(candidates))
 
 
-SAMPLER = Keyed("the best rows of the pool, ties by row id", by_cluster=False, keys=_keys, needs=("quality",))
+SAMPLER = Keyed("the best rows of the pool, ties by row id", by_cluster=False, keys=_keys, needs=("quality",), by_quality=True)

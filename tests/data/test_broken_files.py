@@ -168,4 +168,5 @@ def test_good_and_bad_rows_of_a_damaged_file_are_all_its_records(tmp_path, kind,
 def test_no_bytes_make_a_reader_raise(tmp_path, data, suffix):
     path = tmp_path / f"x{suffix}"
     path.write_bytes(data)
-    read(path)
+    records = read(path)
+    assert [record for record in records if record.ends] == [record for record in records[-1:] if record.ends]

@@ -141,9 +141,15 @@ def test_a_store_that_does_not_answer_is_one_line(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(STORE, fail)
+    line = r"s3://bucket/a\.jsonl: cannot be read \(no [^\n]*\); check[^\n]*$"
     for call in (lambda: list_remote("s3://bucket/a.jsonl"), RemoteFile("s3://bucket", "bucket/a.jsonl", 1).open):
-        with pytest.raises(InputError, match=r"^pool\.data: s3://bucket/a\.jsonl: cannot be read \(no [^\n]*\); check[^\n]*$"):
+        with pytest.raises(InputError, match=rf"^{line}"):
             call()
+    # What is listed for a job says which setting named it.
+    with pytest.raises(InputError, match=rf"^pool\.data: {line}"):
+        find_inputs(["s3://bucket/a.jsonl"])
+    with pytest.raises(InputError, match=rf"^clean\.benchmarks: {line}"):
+        find_inputs(["s3://bucket/a.jsonl"], "clean.benchmarks")
 
 
 class Dropping:

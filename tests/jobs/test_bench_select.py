@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -16,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
 import bench_select
 import bench_select_rows as bench_rows
 from bench_select import Bar, Case, figures, judge, plan_turns, run_turns
-from bench_select_rivals import RIVALS, choose_kcenter, choose_lazily, neighbour_similarity, spread
+from bench_select_rivals import choose_kcenter, choose_lazily, neighbour_similarity, spread
 from bench_select_rows import Rows, load_arrays, prepare_arrays, prepare_files, random_ids
 from bench_select_runs import Outcome, Turn, draw_from_arrays, draw_from_files
 
@@ -240,12 +239,6 @@ def test_the_rival_of_facility_chooses_what_plain_greedy_chooses() -> None:
     assert choose_lazily(vectors, 12).tolist() == plain
 
 
-@pytest.mark.skipif(importlib.util.find_spec("apricot") is None, reason="apricot-select is not installed")
-def test_apricot_chooses_the_same_rows() -> None:
-    vectors = bench_rows._synthetic_vectors(300, 16).astype(np.float32)
-    assert RIVALS["apricot_facility"].choose(vectors, 10).tolist() == choose_lazily(vectors, 10).tolist()
-
-
 def test_the_rival_of_kcenter_goes_to_the_farthest_row() -> None:
     angles = np.deg2rad([0, 10, 20, 90, 200])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
@@ -279,10 +272,3 @@ def test_wrong_input_ends_with_one_line_and_code_2(arguments: list[str], words: 
     message = capsys.readouterr().err
     assert words in message
     assert message.splitlines()[-1].startswith("bench_select: ")
-
-
-def test_a_rival_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench_select_rivals.importlib.util.find_spec", lambda name: None if name == "apricot" else object())
-    (case,) = bench_select.chosen_cases(bench_select.parse(["--cases", "55k"])).values()
-    assert "apricot_facility" not in case.contenders
-    assert "sklearn_facility" in case.contenders

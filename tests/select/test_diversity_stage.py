@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divsel_ray.select.diversity_stage import measure_selection
-from divsel_ray.select.stage import DrawFiles
+from divsel_ray.select.plan import DrawFiles
 from tests.select.drawing import row_ids
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from divsel_ray.config import SelectConfig
 from divsel_ray.errors import InputError
+from divsel_ray.select.plan import DrawFiles, DrawPlan
 from divsel_ray.select.registry import SAMPLERS
-from divsel_ray.select.stage import DrawFiles, DrawPlan, draw_round
+from divsel_ray.select.stage import draw_round
 
 ROWS, K = 120, 4
 

@@ -1,0 +1,167 @@
+"""The pool as a draw sees it: who may be drawn, what is known of them, and how many are wanted of each part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from divsel_ray.data.hashing import uniform_hash
+from divsel_ray.errors import InputError
+from divsel_ray.select.allocation import allocate
+from divsel_ray.select.columns import PoolColumns
+from divsel_ray.select.keyed import Groups
+from divsel_ray.select.lists import find_ids, positions_of, read_ids
+from divsel_ray.select.plan import DrawFiles, DrawPlan
+from divsel_ray.select.registry import SAMPLERS, memory_of
+from divsel_ray.select.sampler import Candidates, Keys
+
+
+class PoolRows:
+    """The pool's rows as far as the plan needs to know them, in ascending order of their ids.
+
+    Args:
+        files: what may be read.
+        k: number of clusters.
+        plan: what to draw.
+        memory: bytes that vectors and the sampler may take.
+
+    Attributes:
+        sampler: that the plan names.
+        row_ids, cluster, quality: (n,) of every row; quality is NaN where unknown.
+        tokens: (n,), or None where budgets count rows.
+        included, excluded: positions, ascending, of the listed rows.
+        held_out: positions, ascending, of the rows kept out of every round.
+        free: (n,) rows that may be drawn, those included among them.
+
+    Raises:
+        InputError: the lists name rows that are not there, or contradict each other.
+    """
+
+    def __init__(self, files: DrawFiles, k: int, plan: DrawPlan, memory: float) -> None:
+        config, self._memory = plan.config, memory
+        self.sampler = SAMPLERS[config.sampler]
+        self.columns = PoolColumns(files.clusters)
+        self.row_ids, self.k, self._files, self._plan = self.columns.row_ids, k, files, plan
+        self.cluster = self.columns.read(files.clusters, "cluster", np.int32, 0)
+        self.quality = self._quality()
+        self.tokens = self.columns.read(files.pool, "n_tokens", np.int64, 0) if plan.unit == "tokens" else None
+        self.included = find_ids(self.row_ids, config.include, "include", required=True)
+        self.excluded = find_ids(self.row_ids, config.exclude, "exclude", required=False)
+        self.free = self._free()
+        self.held_out = self._held_out()
+
+    def _quality(self) -> np.ndarray:
+        if not self._files.quality:
+            return np.full(len(self.row_ids), np.nan)
+        return self.columns.read(self._files.quality, "quality", np.float64, np.nan)
+
+    def _free(self) -> np.ndarray:
+        """(n,) rows that may be drawn, those included among them."""
+        config, free = self._plan.config, np.ones(len(self.row_ids), bool)
+        free[self.excluded] = False
+        if self._files.removed:
+            removed = np.concatenate([read_ids(Path(file)) for file in self._files.removed])
+            free[positions_of(self.row_ids, removed)] = False
+        if config.missing == "drop" and self._files.quality:
+            free &= np.isfinite(self.quality)
+        clash = np.intersect1d(self.included, self.excluded)
+        if len(clash):
+            raise InputError(
+                f"select.include and select.exclude: both hold {len(clash)} row ids, the first is "
+                f"{self.row_ids[clash[0]].decode()}; take them out of one"
+            )
+        free[self.included] = True
+        return free
+
+    def _held_out(self) -> np.ndarray:
+        """Positions of the rows kept out of every round; those rows are not free any more."""
+        count = min(self._plan.held_out, int(self.free.sum()) - self._plan.reserved)
+        if count <= 0:
+            return np.array([], np.int64)
+        able = self.free.copy()
+        able[self.included] = False
+        hashes = Keys(uniform_hash(self._plan.seed, "held-out", self.row_ids[able]))
+        one_group = Groups(hashes, np.zeros(len(hashes.values), np.int64), 1)
+        held_out = np.flatnonzero(able)[one_group.smallest(np.array([min(count, len(hashes.values))]))]
+        self.free[held_out] = False
+        return np.asarray(held_out)
+
+    def parts(self) -> list[DrawPart]:
+        """The rows of each source that has a quota, and the others, with their budgets.
+
+        Raises:
+            InputError: they do not hold a budget or quota, or a source is not there.
+        """
+        plan, quotas = self._plan, self._plan.config.quotas
+        if not quotas:
+            return [DrawPart(self.free, self._limited("budget", plan.budgets, self.free))]
+        if sum(quotas.values()) > plan.budgets[-1]:
+            raise InputError(f"select.quotas: they add up to more than the budget of {plan.budgets[-1]} {plan.unit}")
+        source = self.columns.read_texts(self._files.pool, "source")
+        rest, parts = self.free.copy(), []
+        for name, quota in quotas.items():
+            of_source = self.free & (source == name)
+            if not (source == name).any():
+                known = ", ".join(sorted(set(source.tolist()))[:5])
+                raise InputError(f"select.quotas.{name}: no such source in the pool; there are {known}")
+            rest &= ~of_source
+            budgets = [_share(quota, budget, plan.budgets[-1]) for budget in plan.budgets]
+            parts.append(DrawPart(of_source, self._limited(f"quota of {name}", budgets, of_source)))
+        given = np.sum([part.budgets for part in parts], axis=0)
+        left = [int(budget - used) for budget, used in zip(plan.budgets, given, strict=True)]
+        return [*parts, DrawPart(rest, self._limited("budget beside the quotas", left, rest))]
+
+    def _limited(self, what: str, budgets: list[int], mask: np.ndarray) -> list[int]:
+        """The budgets, if these rows hold them, or as much as they hold where fewer are allowed."""
+        held = int(mask.sum() if self.tokens is None else self.tokens[mask].sum())
+        of_included = self.included[mask[self.included]]
+        listed = int(len(of_included) if self.tokens is None else self.tokens[of_included].sum())
+        if listed > budgets[0]:
+            raise InputError(f"{what} {budgets[0]:,} is less than the {listed:,} {self._plan.unit} of select.include; raise it")
+        if budgets[-1] > held and not self._plan.allow_fewer:
+            raise InputError(
+                f"{what} {budgets[-1]} exceeds the pool's {held} {self._plan.unit}; lower it, or allow fewer "
+                "(--allow-fewer, allow_fewer: true)"
+            )
+        return [min(budget, held) for budget in budgets]
+
+    def candidates(self, mask: np.ndarray, budget: int) -> Candidates:
+        """The rows under a mask, with what the sampler needs of them to choose so many.
+
+        Raises:
+            InputError: that takes more memory than there is.
+        """
+        needs = self.sampler.needs
+        distance = self.columns.read(self._files.clusters, "distance", np.float32, np.nan)[mask] if "distance" in needs else None
+        vectors = self._vectors(mask, budget) if "vectors" in needs else None
+        everything = bool(mask.all())
+        parts = (self.row_ids, self.cluster, self.quality)
+        row_ids, cluster, quality = parts if everything else (part[mask] for part in parts)
+        return Candidates(row_ids, cluster, quality, self.k, distance, vectors)
+
+    def _vectors(self, mask: np.ndarray, budget: int) -> np.ndarray:
+        dimension, count = self.columns.dimension(self._files.embeddings), int(mask.sum())
+        rows = min(budget, count) if self.tokens is None else count
+        needed = memory_of(self.sampler, count, dimension, self.k, rows, self._plan.config)
+        if needed > self._memory:
+            raise InputError(
+                f"select.sampler {self._plan.config.sampler}: {count:,} rows in {dimension} dimensions take about "
+                f"{needed / 2**30:.1f} GiB here, {self._memory / 2**30:.1f} are free; thin the pool first (pool.sample, "
+                "clean), or use kmq, which keeps no vectors"
+            )
+        return self.columns.read_vectors(self._files.embeddings, mask)
+
+
+@dataclass(frozen=True)
+class DrawPart:
+    """Rows that are drawn from as if they were all: mask (n,) and budgets."""
+
+    mask: np.ndarray
+    budgets: list[int]
+
+
+def _share(quota: int, budget: int, total: int) -> int:
+    """What a quota of the whole budget comes to in a smaller one."""
+    return int(allocate(np.array([quota, max(total - quota, 0)], float), np.array([budget, budget]), budget)[0])

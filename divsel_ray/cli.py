@@ -178,6 +178,8 @@ def _quota(text: str) -> tuple[str, int]:
 def samplers(as_json: AsJson = False) -> None:
     """List the samplers: what each takes, and the memory it needs for a pool of a million rows.
 
+    In times, n are the pool's rows, d dimensions, b rows chosen, k clusters; where none is named it is O(n).
+
     Memory is for vectors of 384 dimensions, 256 clusters and 10,000 rows chosen; a draw that needs more than there is is refused.
     """
     from divsel_ray.config import SelectConfig
@@ -188,7 +190,7 @@ def samplers(as_json: AsJson = False) -> None:
         typer.echo(json.dumps({name: {"takes": one.summary, "gib": round(gib[name], 2)} for name, one in SAMPLERS.items()}))
         return
     table = Table("sampler", "takes", box=None, pad_edge=False, header_style="dim")
-    table.add_column("GiB", justify="right")
+    table.add_column("GiB for\na million rows", justify="right")
     for name, sampler in SAMPLERS.items():
         table.add_row(f"[bold]{name}[/bold]", escape(sampler.summary), f"{gib[name]:.1f}")
     Console().print(table)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from divsel_ray.config import Config
+from divsel_ray.config import Config, Section
 from divsel_ray.errors import InputError
 
 
@@ -52,8 +52,18 @@ def build_config(values: dict[str, Any], name: str) -> Config:
 
 def _plain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
-        return "unknown key (see `divsel quickstart --print-config` for the known ones)"
+        return f"unknown key; expected one of {', '.join(_keys_beside(error['loc']))}"
     return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _keys_beside(place: tuple[str | int, ...]) -> list[str]:
+    """The keys that the section has in which a key is not allowed."""
+    section: Any = Config
+    for key in place[:-1]:
+        kinds = [section.model_fields[str(key)].annotation]
+        kinds += get_args(kinds[0])
+        section = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section))
+    return list(section.model_fields)
 
 
 def override(values: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:

@@ -13,7 +13,9 @@ MINIMAL = "budget: 10\npool: {data: rows.jsonl}\n"
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        (MINIMAL + "bugdet: 3\n", "bugdet: unknown key"),
+        (MINIMAL + "bugdet: 3\n", "bugdet: unknown key; expected one of budget, nested,"),
+        (MINIMAL + "clean: {banana: 3}\n", "clean.banana: unknown key; expected one of min_tokens, max_tokens,"),
+        (MINIMAL + "refine: {train: {model: m, lora: 3}}\n", "refine.train.lora: unknown key; expected one of model, epochs,"),
         (MINIMAL + "cluster: {k: many}\n", "cluster.k"),
         (MINIMAL + "cluster: {k: 0}\n", "cluster.k"),
         (MINIMAL + "quality: {source: magic}\n", "expected none, reward, reward:MODEL, ifd:MODEL, column:NAME or given:FILE"),

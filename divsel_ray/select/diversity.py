@@ -102,7 +102,7 @@ class Interval:
 
     Attributes:
         mean: over the draws.
-        low: 1.96 standard deviations of a draw below it.
+        low: 1.96 standard deviations of a draw below it, but not below 0, where no measure lies.
         high: as many above: between them lie 95 % of random subsets, where the measure is normally distributed.
     """
 
@@ -240,7 +240,7 @@ def intervals(draws: Sequence[Diversity]) -> dict[str, Interval]:
     for name in COMPARED:
         values = np.array([getattr(draw, name) for draw in draws], dtype=np.float64)
         mean, spread = float(values.mean()), 1.96 * float(values.std(ddof=1))
-        found[name] = Interval(mean, mean - spread, mean + spread)
+        found[name] = Interval(mean, max(mean - spread, 0.0), mean + spread)
     return found
 
 

@@ -13,7 +13,7 @@ from divsel_ray.models.companions import block_mismatched
 if TYPE_CHECKING:
     from divsel_ray.cluster.estimator import KMeans
     from divsel_ray.config import Config
-    from divsel_ray.config_files import load_config
+    from divsel_ray.config.files import load_config
     from divsel_ray.errors import InputError, JobError
     from divsel_ray.pipeline import run_job, select_rows
     from divsel_ray.report.page import write_report
@@ -25,7 +25,7 @@ _HOMES = {
     "InputError": "divsel_ray.errors",
     "JobError": "divsel_ray.errors",
     "KMeans": "divsel_ray.cluster.estimator",
-    "load_config": "divsel_ray.config_files",
+    "load_config": "divsel_ray.config.files",
     "run_job": "divsel_ray.pipeline",
     "select_rows": "divsel_ray.pipeline",
     "write_report": "divsel_ray.report.page",

@@ -17,7 +17,7 @@ from divsel_ray.cluster import rows
 from divsel_ray.cluster.choose import Choice, check_grid, default_grid, elbow, recommend
 from divsel_ray.cluster.choosing import measure_grid
 from divsel_ray.config import Config
-from divsel_ray.config_files import load_config, parse_config
+from divsel_ray.config.files import load_config, parse_config
 from divsel_ray.data.inputs import fingerprint_inputs
 from divsel_ray.errors import InputError
 from divsel_ray.pipeline import check_cluster

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from divsel_ray.config import Config
-from divsel_ray.config_files import build_config, dump_config, load_config, override, quickstart_config, quickstart_text
+from divsel_ray.config.files import build_config, dump_config, load_config, override, quickstart_config, quickstart_text
 from divsel_ray.console import AsJson, Quiet, console, print_result, reported, resumable, say
 from divsel_ray.errors import InputError
 from divsel_ray.progress import Progress

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from divsel_ray.config import Config
-from divsel_ray.config_files import build_config
+from divsel_ray.config.files import build_config
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.pipeline import MANIFEST, ids_digest
 from divsel_ray.resources import connect

@@ -176,7 +176,7 @@ def test_a_stage_no_node_can_hold_is_refused_with_the_numbers(cluster, encoder, 
 
 
 def test_print_config_is_a_configuration_that_runs(tmp_path):
-    from divsel_ray.config_files import load_config, quickstart_config
+    from divsel_ray.config.files import load_config, quickstart_config
 
     for arguments, fast in (([], False), (["--fast"], True)):
         done = divsel("quickstart", *arguments, "--print-config")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from divsel_ray.config_files import load_config
+from divsel_ray.config.files import load_config
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from divsel_ray.config import Config
-from divsel_ray.config_files import dump_config, load_config, parse_config, quickstart_config, quickstart_text
+from divsel_ray.config.files import dump_config, load_config, parse_config, quickstart_config, quickstart_text
 from divsel_ray.errors import InputError
 
 MINIMAL = "budget: 10\npool: {data: rows.jsonl}\n"
@@ -15,7 +15,7 @@ MINIMAL = "budget: 10\npool: {data: rows.jsonl}\n"
     [
         (MINIMAL + "bugdet: 3\n", "bugdet: unknown key; expected one of budget, nested,"),
         (MINIMAL + "clean: {banana: 3}\n", "clean.banana: unknown key; expected one of min_tokens, max_tokens,"),
-        (MINIMAL + "refine: {train: {model: m, lora: 3}}\n", "refine.train.lora: unknown key; expected one of model, epochs,"),
+        (MINIMAL + "refine: {train: {model: m, lora: 3}}\n", "refine.train.lora: unknown key; expected one of model, method,"),
         (MINIMAL + "cluster: {k: many}\n", "cluster.k"),
         (MINIMAL + "cluster: {k: 0}\n", "cluster.k"),
         (MINIMAL + "quality: {source: magic}\n", "expected none, reward, reward:MODEL, ifd:MODEL, column:NAME or given:FILE"),

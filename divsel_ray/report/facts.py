@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divsel_ray.config import Config
-from divsel_ray.config_files import build_config
+from divsel_ray.config.files import build_config
 from divsel_ray.errors import InputError
 from divsel_ray.store import read_json
 

@@ -61,7 +61,7 @@ def test_a_second_run_of_the_folder_repeats_nothing(job, finished):
 
 
 def test_a_changed_byte_of_the_data_is_another_job(job, finished):
-    from divsel_ray.config_files import load_config
+    from divsel_ray.config.files import load_config
     from divsel_ray.pipeline import plan_job
 
     config = load_config(job)

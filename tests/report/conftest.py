@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from divsel_ray.config import Config
-from divsel_ray.config_files import build_config
+from divsel_ray.config.files import build_config
 from divsel_ray.store import Stage, Store, write_json
 
 HOSTILE = """<script>alert(1)</script></script><img src=x onerror=alert(2)> {{ 7*7 }} {% raw %} "double" 'single' 🦜 `tick`"""

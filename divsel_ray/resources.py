@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
 from divsel_ray.config import Workers
-from divsel_ray.errors import InputError
+from divsel_ray.errors import InputError, JobError
 
 SPARE_CPUS = 1.0
 """CPUs of a cluster never given to long-lived actors: read and bookkeeping tasks must always find a place."""
+OOM_RETRIES = 3
+"""How often a call is made again whose process was killed because the node's memory ran out."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Cluster:
         memory_gib: memory of all nodes.
         nodes: alive nodes.
         local: whether this process started it.
+        placement_timeout_s: how long a stage waits for its actors to be ready (`Config.placement_timeout_s`).
     """
 
     cpus: float
@@ -39,6 +45,7 @@ class Cluster:
     memory_gib: float
     nodes: int
     local: bool
+    placement_timeout_s: float = 600.0
 
     def gpus_per_worker(self, workers: Workers) -> float:
         """GPUs for each actor: what the configuration says, else one where there are any."""
@@ -52,8 +59,18 @@ class Cluster:
         places = int(self.gpus / gpus) if gpus else int(self.cpus / workers.cpus)
         return max(1, min(places, tasks))
 
-    def check(self, stage: str, workers: Workers) -> None:
+    @property
+    def node_gib(self) -> float:
+        """Memory of a node, on average."""
+        return self.memory_gib / self.nodes
+
+    def check(self, stage: str, workers: Workers, gib: float = 0.0) -> None:
         """Refuse a stage that no node can hold, or that would wait for ever.
+
+        Args:
+            stage: its section of the configuration.
+            workers: what each of its actors asks for.
+            gib: memory that is known to be needed by each.
 
         Raises:
             InputError: says what one actor asks for, what the cluster has, and which setting to change.
@@ -63,6 +80,10 @@ class Cluster:
             raise InputError(
                 f"{stage}.workers: one worker asks for {workers.cpus:g} CPUs and {gpus:g} GPUs, but the largest node has "
                 f"{self.node_cpus:g} CPUs and the most GPUs on a node are {self.node_gpus:g}; lower {stage}.workers.cpus or .gpus"
+            )
+        if gib > self.node_gib:
+            raise InputError(
+                f"{stage}: one worker needs at least {gib:.1f} GiB of memory, a node has {self.node_gib:.1f}; use a larger node"
             )
         if count * gpus > self.gpus:
             raise InputError(
@@ -88,6 +109,8 @@ def connect() -> Cluster:
         os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
         # Ray's core writes harmless warnings about every actor pool over the progress bars.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        # Without a limit Ray makes a call again for ever whose process it killed because memory ran out.
+        os.environ.setdefault("RAY_task_oom_retries", str(OOM_RETRIES))
         here = {"address": "local", "num_cpus": 2 * (os.cpu_count() or 1) + 4, "include_dashboard": False}
         with _native_stderr_hidden():
             ray.init(**(here if started_here else {}), log_to_driver=False, logging_level=logging.ERROR)
@@ -124,10 +147,60 @@ def describe(*, local: bool = False) -> Cluster:
     )
 
 
+def await_ready(references: Sequence[Any], what: str, workers: Workers, limit: float) -> None:
+    """Wait until actors have a place and answer, so that no stage waits for ever for what the cluster does not have.
+
+    Args:
+        references: one for each actor, of a call that it answers once it is ready.
+        what: the section of the configuration whose workers they are, e.g. `refine.train`.
+        workers: what each actor asks for.
+        limit: seconds to wait for all of them (`Cluster.placement_timeout_s`).
+
+    Raises:
+        JobError: some were not ready in time; says what was asked for, what is free and what is missing.
+        ray.exceptions.RayError: an actor failed while it started; raised as soon as it does.
+    """
+    pending, end = list(references), time.monotonic() + limit
+    while pending:
+        done, pending = ray.wait(pending, timeout=max(0.0, end - time.monotonic()))
+        if not done:
+            raise JobError(_unplaced(len(pending), len(references), what, workers, limit))
+        ray.get(done)
+
+
+@contextlib.contextmanager
+def actor_pool(count: int, what: str, workers: Workers, limit: float) -> Iterator[None]:
+    """As `await_ready`, for the actors of a Ray Data plan that is executed in the block; arguments as there.
+
+    Raises:
+        JobError: not all of them were ready in time.
+    """
+    ray.data.DataContext.get_current().wait_for_min_actors_s = math.ceil(limit)
+    try:
+        yield
+    except ray.exceptions.GetTimeoutError:
+        raise JobError(_unplaced(count, count, what, workers, limit)) from None
+
+
+def _unplaced(waiting: int, count: int, what: str, workers: Workers, limit: float) -> str:
+    """Why actors are not ready: too little is free, or they are slow to start."""
+    gpus, free = describe().gpus_per_worker(workers), ray.available_resources()
+    asked = {"CPUs": waiting * workers.cpus, "GPUs": waiting * gpus}
+    there = {"CPUs": free.get("CPU", 0.0), "GPUs": free.get("GPU", 0.0)}
+    missing = [f"{asked[unit] - there[unit]:g} {unit}" for unit in asked if asked[unit] > there[unit]]
+    each = f"{workers.cpus:g} CPUs and {gpus:g} GPUs"
+    return (
+        f"{what}: {waiting} of {count} workers ({each} each) were not ready in {limit:g} s; free are {there['CPUs']:g} CPUs and "
+        f"{there['GPUs']:g} GPUs, missing up to {' and '.join(missing) or '0, so they start slowly'}; free some of the cluster, "
+        f"lower {what}.workers or raise placement_timeout_s"
+    )
+
+
 def _quiet_data() -> None:
     """Ray Data's own bars and banners would write over ours; a stalled plan must end, not hang."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = 1800
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Its errors are raised too, and told in one line where the machines are to blame.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -8,25 +8,34 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from divsel_ray.config import RefineConfig, WeightsConfig
-from divsel_ray.generate.stage import Fleet
+from divsel_ray.config import Config, RefineConfig, RewardConfig
+from divsel_ray.generate.stage import EngineSettings, Fleet, read_chat_template
+from divsel_ray.job import VERSIONS
 from divsel_ray.models.references import fingerprint, resolve_model, unconverted
-from divsel_ray.score.gaps import pair_exchanges, write_gaps
-from divsel_ray.score.stage import score_exchanges
-from divsel_ray.select.weights import ClusterGaps, cluster_gaps, explain_weights, update_weights
-from divsel_ray.stages import Before, Job, round_name, settings_of, write_table
-from divsel_ray.store import Stage, write_json
-from divsel_ray.train.stage import Round, adapter_folder, train_round
+from divsel_ray.score.crew import Crew
+from divsel_ray.score.gaps import write_gaps
+from divsel_ray.score.spec import ScorerSpec
+from divsel_ray.score.stage import reward_reference
+from divsel_ray.select.gaps import RowGaps
+from divsel_ray.select.weights import WeightUpdate, explain_weights, move_weights
+from divsel_ray.stages import Before, Job, Sources, round_name, settings_of, write_table
+from divsel_ray.store import Stage, digest, write_json
+from divsel_ray.streaming import Stream
+from divsel_ray.train.finetune import Origin
+from divsel_ray.train.stage import Round, train_round, trained_folder
+
+_GAP_COLUMNS = ("gap", "gold_tokens", "generated_tokens", "second_gap")
 
 
 @dataclass
 class RefiningJob(Job):
     """A job whose rounds learn from the model they train."""
 
-    _fleet: Fleet | None = None
+    _stream: Stream | None = None
 
     @property
     def refinement(self) -> RefineConfig:
@@ -35,59 +44,91 @@ class RefiningJob(Job):
             raise RuntimeError("this job has no rounds")
         return self.config.refine
 
-    def train(self, number: int, draw: Stage, before: Before | None) -> Stage:
-        """The base model fine-tuned on all rows selected so far."""
+    def train(self, number: int | None, draw: Stage, before: Before | None) -> Stage:
+        """The model of this round: the base model on all rows so far, or the last round's on the new ones."""
         config, seed = self.refinement.train, self.config.seed
+        last = before.model if before and config.mode == "continue" else None
+        template = read_chat_template(self.refinement.generate)
+
+        held_out = self.refinement.held_out > 0
 
         def build(folder: Path) -> dict[str, Any]:
             self._fetch_model()
             base_loss = before.model.facts["held_out_loss_base"] if before else None
-            round_ = Round(draw.folder / "selected_rows.parquet", draw.folder / "held_out_rows.parquet", seed, base_loss)
+            origin = Origin(base_loss, trained_folder(last.folder, config) if last else None, template)
+            new = draw.folder / "selected.parquet" if last else None
+            round_ = Round(draw.folder / "selected_rows.parquet", draw.folder / "held_out_rows.parquet", seed, origin, new)
             return train_round(round_, config, folder, self.hardware, self.progress)
 
         return self.make(
             round_name(number, "train"),
-            {**settings_of(config), "seed": seed, "world_size": config.workers.count, "threads": config.workers.cpus},
-            [draw.key, fingerprint(config.model)],
+            {
+                **settings_of(config, "checkpoint_steps", "max_failures", "max_loss"),
+                "seed": seed,
+                "world_size": config.workers.count,
+                "threads": config.workers.cpus,
+            },
+            [draw.key, fingerprint(config.model), *([last.key] if last else []), *_digest_of(template)],
             build,
             lambda facts: (
-                f"{facts['steps']} steps, held-out loss {facts['held_out_loss_base']:.3f} -> {facts['held_out_loss']:.3f}"
+                f"{facts['steps']} steps, loss {facts['train_loss']:.3f}"
+                + (f", held-out loss {facts['held_out_loss_base']:.3f} -> {facts['held_out_loss']:.3f}" if held_out else "")
             ),
         )
 
-    def generate(self, number: int, draw: Stage, trained: Stage | None) -> Stage:
-        """Completions of the selected and the held-out prompts; by the base model for held-out ones only when untrained."""
-        config = self.refinement.generate
-        names = ["held_out", "selected"] if trained else ["held_out"]
+    def generate(self, number: int, draw: Stage, trained: Stage | None, reward: Stage | None) -> Stage:
+        """Completions of the prompts that are scored and of the held-out ones; only of these by the untrained base model.
+
+        Scoring (`score`) begins with the first shard, where the cluster has room for it.
+        """
+        config, scored = self.refinement.generate, self.refinement.scored
+        names = ["held_out", scored] if trained else ["held_out"]
+        template = read_chat_template(config)
 
         def build(folder: Path) -> dict[str, Any]:
             self._fetch_model()
             parts = [pq.read_table(draw.folder / f"{name}_rows.parquet", columns=["row_id", "messages"]) for name in names]
             prompts = folder / "prompts.parquet"
             write_table(pa.concat_tables(parts).sort_by("row_id"), prompts)
-            adapter = str(adapter_folder(trained.folder)) if trained else None
-            return self._generate(prompts, adapter, folder)
+            model = str(trained_folder(trained.folder, self.refinement.train)) if trained else None
+            scores = self._score_stage(number, folder.name, reward).folder
+            return self._streaming(reward).generate(prompts, model, folder, scores, self.progress)
 
         return self.make(
             round_name(number, "generate"),
-            {**settings_of(config), "seed": self.config.seed, "threads": config.workers.cpus, "rows": names},
-            [draw.key, *([trained.key] if trained else [])],
+            {**settings_of(config, "chat_template"), "seed": self.config.seed, "threads": config.workers.cpus, "rows": names},
+            [draw.key, *([trained.key] if trained else []), *_digest_of(template)],
             build,
-            lambda facts: f"{facts['rows']:,} completions, {facts['tokens']:,} tokens, {facts['truncated']:,} cut at the limit",
+            lambda facts: (
+                f"{facts['completions']:,} completions of {facts['rows']:,} prompts, {facts['tokens']:,} tokens, "
+                f"{facts['truncated']:,} cut at the limit" + (f", {facts['errors']:,} failed" if facts["errors"] else "")
+            ),
         )
 
-    def _generate(self, prompts: Path, adapter: str | None, folder: Path) -> dict[str, Any]:
-        """Use the fleet, and end it where the cluster cannot hold it beside what comes next."""
-        refinement, scoring = self.refinement, self.reward_config.workers
-        training = refinement.train.workers
-        if self._fleet is None:
-            rank = refinement.train.lora_rank
-            self._fleet = Fleet(refinement.train.model, refinement.generate, rank, self.config.seed, self.hardware)
-        facts = self._fleet.generate(prompts, adapter, folder, self.progress)
-        others = [(training, training.count or 1), (scoring, scoring.count or 1)]
-        if not self.hardware.holds_together((refinement.generate.workers, self._fleet.size), *others):
-            self._fleet.close()
-        return facts
+    def _streaming(self, reward: Stage | None) -> Stream:
+        """What generates and scores, the same for all rounds."""
+        if self._stream is None:
+            refine = self.refinement
+            rank = refine.train.lora_rank if refine.train.method == "lora" else 0
+            template = read_chat_template(refine.generate)
+            engine = EngineSettings(refine.train.model, refine.generate, rank, self.config.seed, template)
+            crews = [
+                Crew(name, section, spec, config.workers, self.hardware) for name, section, config, spec in self._scorers(reward)
+            ]
+            self._stream = Stream(Fleet(engine, self.hardware), crews, refine.train.workers, self.hardware)
+        return self._stream
+
+    def _scorers(self, reward: Stage | None) -> list[tuple[str, str, RewardConfig, ScorerSpec]]:
+        """What scores completions: name, section of the configuration, the section, and the scorer."""
+        scorers = [("rewards", "reward", self.reward_config, self.reward_spec(reward)[0])]
+        second = self.refinement.second
+        if second is not None:
+            scorers.append(("second", "refine.second", second, second_spec(second)))
+        return scorers
+
+    def static_control(self, budget: int, sources: Sources) -> Stage:
+        """The model that one training on a static selection of the whole budget gives: same sampler, same held-out rows."""
+        return self.train(None, self.draw(None, budget, sources, before=None), before=None)
 
     def _fetch_model(self) -> None:
         """Convert the language model, where it comes in a form that must be, before a stage that loads it waits for it."""
@@ -98,60 +139,89 @@ class RefiningJob(Job):
 
     def close(self) -> None:
         """End the actors that outlive a stage."""
-        if self._fleet is not None:
-            self._fleet.close()
+        if self._stream is not None:
+            self._stream.close()
 
     def score(self, number: int, draw: Stage, generated: Stage, reward: Stage | None) -> Stage:
         """Rewards of gold and generated completions, and their gap (Yu et al. 2024, Eq. 4)."""
-        spec, inputs = self.reward_spec(reward)
-        config = self.reward_config
 
         def build(folder: Path) -> dict[str, Any]:
-            pairs = pa.concat_tables([pq.read_table(file) for file in generated.files("shard-*.parquet")])
-            write_table(pair_exchanges(pairs), folder / "exchanges.parquet")
-            scores = folder / "scores.parquet"
-            score_exchanges(str(folder / "exchanges.parquet"), spec, scores, self.hardware, config.workers, self.progress)
+            shards = [Path(file) for file in generated.files("shard-*.parquet")]
+            scored = self._streaming(reward).score(shards, folder, self.progress)
             held_out = set(pq.read_table(draw.folder / "held_out.parquet")["row_id"].to_pylist())
-            return write_gaps(pairs["row_id"].to_pylist(), held_out, scores, folder / "gaps.parquet")
+            rewards, second = (scored.get(name, ([], {})) for name in ("rewards", "second"))
+            gaps = write_gaps(shards, rewards[0], second[0], held_out, folder / "gaps.parquet")
+            return {**gaps, "rewards": rewards[1], "second": second[1]}
 
+        stage = self._score_stage(number, generated.key, reward)
         return self.make(
-            round_name(number, "score"),
-            {"scorer": "reward", "max_tokens": spec.max_tokens, "batch_tokens": spec.batch_tokens},
-            [generated.key, *inputs],
+            stage.name,
+            stage.identity["config"],
+            stage.identity["inputs"],
             build,
             lambda facts: ", ".join(
                 f"gap {facts[name]:.3f} on {rows} rows"
-                for name, rows in (("mean_gap", "selected"), ("held_out_gap", "held-out"))
+                for name, rows in (("mean_gap", self.refinement.scored), ("held_out_gap", "held-out"))
                 if facts[name] is not None
             ),
         )
+
+    def _score_stage(self, number: int, generated: str, reward: Stage | None) -> Stage:
+        """The stage that the completions with this key are scored in; known before there are any."""
+        spec, inputs = self.reward_spec(reward)
+        identity: dict[str, Any] = {"scorer": "reward", "max_tokens": spec.max_tokens, "batch_tokens": spec.batch_tokens}
+        second = self.refinement.second
+        if second is not None:
+            other = second_spec(second)
+            identity["second"] = [other.identity(), other.max_tokens, other.batch_tokens]
+        return self.store.stage(round_name(number, "score"), VERSIONS["score"], identity, [generated, *inputs])
 
     def weights(self, number: int, draw: Stage, clusters: Stage, scored: Stage) -> Stage:
         """The next round's cluster weights, every cluster explained."""
         config = self.refinement.weights
 
         def build(folder: Path) -> dict[str, Any]:
-            gaps = read_gaps(draw, clusters, scored, config)
-            before = np.array(draw.facts["weights"])
-            after = update_weights(before, gaps, config)
-            write_json(folder / "weights.json", explain_weights(clusters.facts["sizes"], gaps, before, after))
-            moved = float(np.abs(after - before).sum() / 2)
-            return {"weights": after.tolist(), "moved": moved, "between": gaps.between, "direction": config.direction}
+            update = update_of_round(self.config, number, draw, scored)
+            write_json(folder / "weights.json", explain_weights(clusters.facts["sizes"], update))
+            return update.facts(config)
 
         return self.make(
             round_name(number, "weights"),
-            config.model_dump(),
+            {**config.model_dump(), "second": self.refinement.second is not None},
             [draw.key, scored.key],
             build,
             lambda facts: f"{facts['moved']:.1%} of the weight moved",
         )
 
 
-def read_gaps(draw: Stage, clusters: Stage, scored: Stage, config: WeightsConfig) -> ClusterGaps:
-    """The gaps of a round's selected rows by cluster."""
-    selected = pq.read_table(draw.folder / "selected.parquet", columns=["row_id", "cluster"])
-    of_row = dict(zip(selected["row_id"].to_pylist(), selected["cluster"].to_pylist(), strict=True))
-    gaps = [row for row in pq.read_table(scored.folder / "gaps.parquet").to_pylist() if not row["held_out"]]
-    values = np.array([np.nan if row["gap"] is None else row["gap"] for row in gaps])
-    cluster = np.array([of_row[row["row_id"]] for row in gaps], dtype=np.int64)
-    return cluster_gaps(values, cluster, clusters.facts["k"], shrinkage=config.shrinkage)
+def _digest_of(template: str | None) -> list[str]:
+    return [] if template is None else [digest(template)]
+
+
+def second_spec(config: RewardConfig) -> ScorerSpec:
+    """The scorer that gives the second opinion."""
+    return ScorerSpec.of_reward(config, reward_reference(config, Path()))
+
+
+def update_of_round(config: Config, number: int, draw: Stage, scored: Stage) -> WeightUpdate:
+    """How a round's gaps move the weights it drew by: computed from committed artefacts only, whenever it is asked for."""
+    assert config.refine is not None
+    facts = draw.facts
+    exhausted = np.array(facts["drawn"]) >= np.array(facts["capacity"])
+    rows = read_gaps(draw, scored, config.refine)
+    return move_weights(np.array(facts["weights"]), rows, exhausted, config.refine.weights, config.seed, number)
+
+
+def read_gaps(draw: Stage, scored: Stage, config: RefineConfig) -> RowGaps:
+    """The gaps of the rows that move the weights, by row id: those selected so far, or the probe; never those held out."""
+    clusters = pq.read_table(draw.folder / f"{config.scored}.parquet", columns=["row_id", "cluster"])
+    of_row = dict(zip(clusters["row_id"].to_pylist(), clusters["cluster"].to_pylist(), strict=True))
+    table = pq.read_table(scored.folder / "gaps.parquet").sort_by("row_id")
+    table = table.filter(pc.invert(table["held_out"]))
+    numbers = {name: table[name].cast(pa.float64()).to_numpy() for name in _GAP_COLUMNS}
+    return RowGaps(
+        numbers["gap"],
+        np.array([of_row[row_id] for row_id in table["row_id"].to_pylist()], dtype=np.int64),
+        numbers["gold_tokens"] - numbers["generated_tokens"],
+        numbers["second_gap"] if config.second is not None else None,
+    )

@@ -7,8 +7,9 @@ lists every stage, and which of them are committed already, without doing any.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -19,71 +20,28 @@ from pydantic import BaseModel
 from divsel_ray.cluster.stage import build_clusters
 from divsel_ray.config import Config, RewardConfig, SelectConfig
 from divsel_ray.data.clean_stage import benchmark_files, build_clean
-from divsel_ray.data.inputs import find_inputs, fingerprint_inputs
+from divsel_ray.data.inputs import fingerprint_inputs
 from divsel_ray.data.stage import build_pool, take_rows
 from divsel_ray.embed.given import SETTING, take_vectors
 from divsel_ray.embed.stage import embed_pool
 from divsel_ray.errors import InputError
+from divsel_ray.job import StageMaker
 from divsel_ray.models.references import fingerprint
-from divsel_ray.progress import Progress
-from divsel_ray.resources import Cluster
 from divsel_ray.score.spec import ScorerSpec
-from divsel_ray.score.stage import build_reward, reward_reference, score_pool
+from divsel_ray.score.stage import UNSCORED, build_reward, draw_wanted, reward_reference, score_pool
 from divsel_ray.select.diversity_stage import measure_selection
 from divsel_ray.select.plan import DrawFiles, DrawPlan
 from divsel_ray.select.semantic_stage import drop_semantic_duplicates
 from divsel_ray.select.stage import draw_round
-from divsel_ray.store import Stage, Store, atomic_path, digest, file_digest
+from divsel_ray.store import Stage, atomic_path, digest, file_digest
 
-VERSIONS = {
-    "pool": 2,
-    "clean": 1,
-    "embed": 1,
-    "cluster": 2,
-    "reward": 1,
-    "quality": 1,
-    "semantic": 1,
-    "draw": 2,
-    "diversity": 1,
-    "train": 1,
-    "generate": 1,
-    "score": 1,
-    "weights": 1,
-}
-"""Raised by whoever changes what a stage writes."""
 MEMORY_SHARE = 0.5
 """Share of a node's memory that a draw may fill with vectors."""
 
 
 @dataclass
-class Job:
-    """One job's stages; each method makes its stage, or finds it committed.
-
-    Attributes:
-        config: the whole configuration.
-        store: the run folder.
-        progress: where the user is told.
-        cluster: what there is to compute with; None only in a dry job.
-        dry: list the stages without making any.
-        stages: the stages seen so far, in order, with whether each was there already.
-    """
-
-    config: Config
-    store: Store
-    progress: Progress
-    cluster: Cluster | None
-    dry: bool = False
-    stages: list[tuple[Stage, bool]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.inputs = find_inputs(self.config.pool.data)
-
-    @property
-    def hardware(self) -> Cluster:
-        """The cluster of a job that runs."""
-        if self.cluster is None:
-            raise RuntimeError("a dry job makes no stage")
-        return self.cluster
+class Job(StageMaker):
+    """One job's stages; each method makes its stage, or finds it committed."""
 
     def pool(self) -> Stage:
         """Clean rows, sorted by row id, in content-cut partitions."""
@@ -151,7 +109,12 @@ class Job:
 
     def reward(self, pool: Stage) -> Stage | None:
         """The fitted stand-in reward model, if the configuration asks for one."""
-        config = self.config.reward
+        config, refine = self.config.reward, self.config.refine
+        if config is not None and config.perplexity is not None and refine is not None and refine.weights.direction == "lagging":
+            self.progress.note(
+                "reward.perplexity with direction lagging (Yu et al. 2024, Eq. 7) raises clusters whose own completions "
+                f"{config.perplexity} finds strange, and spoiled rows are; look at what is selected, or use a reward model"
+            )
         if config is None or config.fit is None:
             return None
         return self.make(
@@ -162,25 +125,47 @@ class Job:
             lambda facts: f"stand-in reward model, held-out accuracy {facts['held_out_accuracy']:.2f}",
         )
 
-    def quality(self, pool: Stage, reward: Stage | None) -> Stage | None:
-        """A quality for every row, or None where rows are drawn alike."""
-        config = self.config.quality
+    def quality(self, pool: Stage, reward: Stage | None, clusters: Stage) -> Stage | None:
+        """A quality for every row, or for those that `oversample` draws; None where rows are drawn alike."""
+        config, seed = self.config.quality, self.config.seed
         if config.source == "none":
             return None
-        if config.source == "reward":
-            spec, inputs = self.reward_spec(reward)
-        else:
-            spec = ScorerSpec.of_quality(config)
-            inputs = [fingerprint(spec.model)] if spec.computed else []
-            if spec.kind == "given":
-                inputs = [_digest_of(spec.model, "quality.source")]
+        spec, inputs = self._quality_spec(reward)
+        # The number of clusters is in their key; with two of them, whatever else the rows depend on shows.
+        sampled = {} if config.oversample is None else {"oversample": [*map(self._wanted_rows, (0, 1))], "seed": seed}
+
+        def build(folder: Path) -> dict[str, Any]:
+            wanted = draw_wanted(clusters.files(), self._wanted_rows(clusters.facts["k"]), seed, folder) if sampled else ""
+            return score_pool(pool.files(), spec, folder, self.hardware, config.workers, self.progress, wanted)
+
         return self.make(
             "quality",
-            {"source": config.source, "max_tokens": spec.max_tokens, "batch_tokens": spec.batch_tokens},
-            [pool.key, *inputs],
-            lambda folder: score_pool(pool.files(), spec, folder, self.hardware, config.workers, self.progress),
+            {"source": config.source, "max_tokens": spec.max_tokens, "batch_tokens": spec.batch_tokens, **sampled},
+            [pool.key, *inputs, *([clusters.key] if sampled else [])],
+            build,
             lambda facts: f"{facts['rows']:,} rows, mean {facts['mean']:.3g}, {facts['missing']:,} missing",
         )
+
+    def _quality_spec(self, reward: Stage | None) -> tuple[ScorerSpec, list[str]]:
+        """The scorer of the pool's rows, and what identifies it."""
+        config = self.config.quality
+        if config.source == "reward":
+            spec, inputs = self.reward_spec(reward)
+            return spec.as_quality(), inputs
+        spec = ScorerSpec.of_quality(config)
+        return spec, [_digest_of(spec.model, "quality.source")] if spec.kind == "given" else spec.identity()
+
+    def _wanted_rows(self, k: int) -> int:
+        """Rows to draw for scoring: `oversample` times the budget, and what refinement keeps out of every round beside.
+
+        Raises:
+            InputError: the budget is no number of rows of the pool as a whole.
+        """
+        config, refine = self.config, self.config.refine
+        if config.budget_unit == "tokens" or config.select.quotas:
+            raise InputError("quality.oversample: needs a budget of rows without select.quotas; leave it out")
+        probe = refine.probe * k if refine and refine.scored == "probe" else 0
+        return ceil((config.quality.oversample or 1) * config.budget) + (refine.held_out if refine else 0) + probe
 
     def semantic(self, embeddings: Stage, clusters: Stage, quality: Stage | None) -> Stage | None:
         """The rows that say what another row of their cluster says, or None where they may be drawn."""
@@ -198,14 +183,18 @@ class Job:
             lambda facts: f"{facts['removed']:,} of {facts['rows']:,} rows are like another",
         )
 
-    def draw(self, number: int, size: int, sources: Sources, before: Before | None) -> Stage:
-        """The rows selected up to this round, with their text, and the held-out rows."""
+    def draw(self, number: int | None, size: int, sources: Sources, before: Before | None) -> Stage:
+        """The rows selected up to this round, with their text, the held-out rows, and those of the probe where there is one.
+
+        Raises:
+            InputError: the pool does not hold what is asked for.
+        """
         config, lists = self.config, listed_files(self.config.select)
         plan = plan_draw(config, size, before)
         settings = settings_of(plan.config, "include", "exclude")
         budgets = [*sorted(config.nested), config.budget]
         identity = {**settings, "seed": config.seed, "budgets": budgets, "size": size, "unit": plan.unit}
-        identity["held_out"] = plan.held_out
+        identity |= {"held_out": plan.held_out, "probe": plan.probe}
         digests = [_digest_of(str(path), f"select.{name}") for name, path in lists.items()]
 
         def build(folder: Path) -> dict[str, Any]:
@@ -213,7 +202,12 @@ class Job:
             copies = {name: shutil.copy(path, folder / f"{name}{path.suffix}") for name, path in lists.items()}
             memory = MEMORY_SHARE * self.hardware.memory_gib / self.hardware.nodes * 2**30
             facts = draw_round(sources.files, sources.clusters.facts["k"], with_lists(plan, copies), folder, memory)
-            for name in ("selected", "held_out"):
+            if plan.probe and not facts["probe"]:
+                raise InputError(
+                    f"refine.scored probe: the pool has no row to spare for it beside the budget of {plan.reserved:,}; lower the "
+                    "budget, or score the selected rows (refine.scored: selected)"
+                )
+            for name in ("selected", "held_out", *(["probe"] if plan.probe else [])):
                 ids = pq.read_table(folder / f"{name}.parquet")["row_id"].to_pylist()
                 write_table(take_rows(sources.pool.files(), ids), folder / f"{name}_rows.parquet")
             return facts
@@ -264,38 +258,10 @@ class Job:
         return self.config.reward
 
     def reward_spec(self, reward: Stage | None) -> tuple[ScorerSpec, list[str]]:
-        """The reward model as a scorer, and what identifies it."""
+        """What scores completions, and what identifies it: a model by its content, a judge by its settings but for limits."""
         config = self.reward_config
-        model = reward_reference(config, reward.folder if reward else Path())
-        return ScorerSpec.of_reward(config, model), [reward.key if reward else fingerprint(model)]
-
-    def make(
-        self,
-        name: str,
-        config: Mapping[str, Any],
-        inputs: Sequence[str],
-        build: Callable[[Path], dict[str, Any]],
-        summary: Callable[[dict[str, Any]], str],
-    ) -> Stage:
-        """Find a stage committed, or build and commit it.
-
-        Args:
-            name: of its folder; what follows the last slash has an entry in `VERSIONS`.
-            config: the settings that its output depends on.
-            inputs: keys and digests of what it reads.
-            build: writes into the folder and returns the stage's facts.
-            summary: one line for the user, of the facts.
-        """
-        stage = self.store.stage(name, VERSIONS[name.rpartition("/")[2]], config, inputs)
-        cached = stage.committed
-        self.stages.append((stage, cached))
-        if self.dry:
-            return stage
-        if not cached:
-            self.progress.start(name)
-            stage.commit(build(stage.start()))
-        self.progress.finish(name, summary(stage.facts), cached=cached)
-        return stage
+        spec = ScorerSpec.of_reward(config, reward_reference(config, reward.folder if reward else Path()))
+        return spec, [reward.key] if reward else spec.identity()
 
 
 @dataclass(frozen=True)
@@ -317,7 +283,8 @@ class Sources:
     def files(self) -> DrawFiles:
         """Their files."""
         quality, semantic = (stage.files() if stage else [] for stage in (self.quality, self.semantic))
-        return DrawFiles(self.clusters.files(), quality, self.pool.files(), self.embeddings.files(), semantic)
+        unscored = self.quality.files(UNSCORED) if self.quality else []
+        return DrawFiles(self.clusters.files(), quality, self.pool.files(), self.embeddings.files(), [*semantic, *unscored])
 
 
 @dataclass(frozen=True)
@@ -339,6 +306,7 @@ def plan_draw(config: Config, size: int, before: Before | None) -> DrawPlan:
         config.budget_unit,
         config.allow_fewer,
         held_out=config.refine.held_out if config.refine else 0,
+        probe=config.refine.probe if config.refine and config.refine.scored == "probe" else 0,
         reserved=config.budget,
     )
     if before is None or not (before.draw.committed and before.weights.committed):
@@ -375,9 +343,9 @@ def _digest_of(path: str, setting: str) -> str:
     return digest([file_digest(file) for file in files])
 
 
-def round_name(number: int, stage: str) -> str:
-    """The name of a round's stage, which is also its folder."""
-    return f"round-{number}/{stage}"
+def round_name(number: int | None, stage: str) -> str:
+    """The name of a round's stage, which is also its folder; None is the static control."""
+    return f"static/{stage}" if number is None else f"round-{number}/{stage}"
 
 
 def settings_of(section: BaseModel, *left_out: str) -> dict[str, Any]:

@@ -49,16 +49,19 @@ def file_digest(path: Path) -> str:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that becomes `path` by rename when the block ends well.
 
-    Works for a file and for a folder. Readers see the old content or the new, never a half.
+    Works for a file and for a folder. Readers see the old content or the new, never a half, even after a power cut.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}{_UNFINISHED}{uuid.uuid4().hex[:12]}")
     try:
         yield temporary
+        for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
+            _flush(file)
         if path.is_dir():
             shutil.rmtree(path)
         temporary.replace(path)
+        _flush(path.parent)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -66,13 +69,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _flush(path: Path) -> None:
+    """Have a file's content, or a folder's list of entries, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write a JSON file atomically."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         json.dump(value, stream, indent=1, sort_keys=True, ensure_ascii=False)
         stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def read_json(path: str | Path) -> Any:
@@ -95,7 +105,7 @@ class Stage:
         """Whether the output is whole: the manifest is there and every file it lists has its size."""
         try:
             files = read_json(self.folder / MANIFEST)["files"]
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, json.JSONDecodeError, KeyError):
             return False
         return all(_size(self.folder / name) == entry["bytes"] for name, entry in files.items())
 
@@ -110,10 +120,22 @@ class Stage:
         return float(read_json(self.folder / MANIFEST)["seconds"])
 
     def start(self) -> Path:
-        """Make the folder, and count the time from here."""
+        """Make the folder, take damaged files of an earlier commit out of it, and count the time from here."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / MANIFEST).is_file():
+            self._discard_damaged()
         self._started = time.time()
         return self.folder
+
+    def _discard_damaged(self) -> None:
+        """Without this, parts that were cut short would count as finished when the stage is made again."""
+        try:
+            damaged = self.damaged()
+        except (json.JSONDecodeError, KeyError):
+            damaged = [str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()]
+        for name in damaged:
+            (self.folder / name).unlink(missing_ok=True)
+        (self.folder / MANIFEST).unlink(missing_ok=True)
 
     def files(self, pattern: str = "*.parquet") -> list[str]:
         """Paths of the stage's files that match, in name order."""

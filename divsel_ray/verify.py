@@ -19,10 +19,9 @@ from divsel_ray.config.files import build_config
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.pipeline import MANIFEST, ids_digest
 from divsel_ray.resources import connect
-from divsel_ray.rounds import read_gaps
+from divsel_ray.rounds import update_of_round
 from divsel_ray.select.allocation import round_sizes
 from divsel_ray.select.stage import draw_round
-from divsel_ray.select.weights import update_weights
 from divsel_ray.stages import Before, Sources, listed_files, plan_draw, round_name, with_lists
 from divsel_ray.store import Stage, read_json
 
@@ -47,7 +46,7 @@ def verify_run(folder: Path) -> dict[str, Any]:
     manifest = read_json(path)
     config = build_config(manifest["config"], str(path))
     stages = _stages(folder, manifest)
-    draws = [name for name in stages if name.endswith("/draw")]
+    draws = [name for name in stages if name.startswith("round-") and name.endswith("/draw")]
     _check_result(folder, manifest, stages[draws[-1]])
     connect()
     updates = _replay(config, stages, len(draws))
@@ -88,7 +87,7 @@ def _replay(config: Config, stages: Mapping[str, Stage], rounds: int) -> int:
         _compare_draw(config, sources, drawn, size, before)
         if config.refine is not None:
             before = Before(drawn, stages[round_name(number, "train")], stages[round_name(number, "weights")])
-            _compare_weights(config, sources, before, stages[round_name(number, "score")])
+            _compare_weights(config, number, before, stages[round_name(number, "score")])
             updates += 1
     return updates
 
@@ -107,9 +106,7 @@ def _compare_draw(config: Config, sources: Sources, drawn: Stage, size: int, bef
             raise JobError(f"{drawn.name}: drawn again from the same artefacts, {rows}")
 
 
-def _compare_weights(config: Config, sources: Sources, before: Before, scored: Stage) -> None:
-    assert config.refine is not None
-    gaps = read_gaps(before.draw, sources.clusters, scored, config.refine.weights)
-    again = update_weights(np.array(before.draw.facts["weights"]), gaps, config.refine.weights)
-    if not np.allclose(again, before.weights.facts["weights"], rtol=1e-9, atol=0):
+def _compare_weights(config: Config, number: int, before: Before, scored: Stage) -> None:
+    again = update_of_round(config, number, before.draw, scored)
+    if not np.allclose(again.after, before.weights.facts["weights"], rtol=1e-9, atol=0):
         raise JobError(f"{before.weights.name}: updated again from the same gaps, the weights differ")

@@ -50,6 +50,28 @@ def test_a_damaged_output_is_not_committed(tmp_path, damage):
     assert not stage.committed
 
 
+def test_making_a_damaged_stage_again_keeps_its_whole_files_and_drops_the_others(tmp_path):
+    stage = Store(tmp_path).stage("pool", 1, {}, [])
+    stage.start()
+    for name in ("whole", "cut", "changed"):
+        (stage.folder / f"{name}.parquet").write_text("rows")
+    stage.commit({})
+    (stage.folder / "cut.parquet").write_text("ro")
+    (stage.folder / "changed.parquet").write_text("worn")
+    stage.start()
+    assert [path.name for path in stage.folder.iterdir()] == ["whole.parquet"]
+
+
+def test_nothing_is_trusted_beside_a_manifest_that_cannot_be_read(tmp_path):
+    stage = Store(tmp_path).stage("pool", 1, {}, [])
+    stage.start()
+    (stage.folder / "part.parquet").write_text("rows")
+    stage.commit({})
+    (stage.folder / MANIFEST).write_text('{"files": {')
+    stage.start()
+    assert list(stage.folder.iterdir()) == []
+
+
 def test_a_half_written_manifest_is_no_commit(tmp_path):
     stage = Store(tmp_path).stage("pool", 1, {}, [])
     stage.start()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,15 +22,13 @@ from divsel_ray.cluster.journal import Journal
 from divsel_ray.cluster.kernels import Rows
 from divsel_ray.cluster.lloyd import Fit, Settings
 from divsel_ray.cluster.shards import Geometry, LocalShards, Shards
-from divsel_ray.config import Workers
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.progress import Progress
-from divsel_ray.resources import Cluster
+from divsel_ray.resources import Cluster, await_ready
+from divsel_ray.tasks import MAX_RETRIES, explained
 
 Mode = Literal["auto", "memory", "streaming"]
 
-START_SECONDS = 600.0
-"""How long actors may take to get a place in the cluster."""
 POLL_SECONDS = 0.2
 MEMORY_SHARE = 0.6
 """Share of the cluster's memory that rows may fill before they are streamed."""
@@ -37,30 +36,37 @@ BALANCING_ITERATIONS = 5
 """Assignments with a size cap; the best is kept."""
 STATE_BYTES = 64
 """What a shard remembers of a row besides the row."""
-_RESTARTED = {"max_restarts": -1, "max_task_retries": -1}
+_RESTARTED = {"max_restarts": MAX_RETRIES, "max_task_retries": MAX_RETRIES}
 
 
 @contextlib.contextmanager
 def start_shards(
-    sources: Sequence[Source], cluster: Cluster, holding: Holding | None = None, *, coordinated: bool = True
+    sources: Sequence[Source],
+    cluster: Cluster,
+    holding: Holding | None = None,
+    *,
+    coordinated: bool = True,
+    folder: Path | None = None,
 ) -> Iterator[RayShards]:
     """Shard actors for these partitions, as many as the cluster holds, and a coordinator, which takes no CPU.
 
     On a single machine without GPUs they are threads of one actor, which is its own coordinator. The actors end with the
-    block. Without `coordinated` there is no coordinator, and nothing can be fitted.
+    block. Without `coordinated` there is no coordinator, and nothing can be fitted. `folder` is where they write, for messages.
 
     Raises:
-        JobError: the cluster gave them no place, or Ray lost them for good.
+        JobError: the cluster gave them no place, Ray lost them for good, or a disk is full.
     """
     holding = holding or Holding()
     count = cluster.count(holding.workers, len(sources))
     together = cluster.nodes == 1 and not cluster.gpus_per_worker(holding.workers)
+    asked = holding.workers.model_copy(update={"cpus": count * holding.workers.cpus}) if together else holding.workers
     actors, coordinators = (
         _start_whole(sources, holding, count) if together else _start_apart(sources, cluster, holding, count, coordinated)
     )
     try:
-        _await_places(actors, holding.workers)
-        yield RayShards(actors, *coordinators)
+        with explained("k-means", folder):
+            await_ready([actor.ready.remote() for actor in actors], "cluster", asked, cluster.placement_timeout_s)
+            yield RayShards(actors, *coordinators)
     except ray.exceptions.RayError as error:
         raise JobError(f"k-means: {_last_line(error)}") from error
     finally:
@@ -88,14 +94,6 @@ def _start_apart(
 
 def _last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-
-
-def _await_places(actors: Sequence[Any], workers: Workers) -> None:
-    try:
-        ray.get([actor.ready.remote() for actor in actors], timeout=START_SECONDS)
-    except ray.exceptions.GetTimeoutError:
-        message = f"k-means: {len(actors)} actors with {workers.cpus:g} CPU each found no place in {START_SECONDS:g} s"
-        raise JobError(f"{message}; free CPUs of the cluster or lower cluster.n_shards") from None
 
 
 def fit(held: RayShards, settings: Settings, geometry: Geometry, progress: Progress, journal: Journal | None = None) -> Fit:

@@ -65,7 +65,7 @@ def build_clusters(
         raise distributed.too_many_clusters(k, files.rows)
     pairs = [(path, str(folder / Path(path).name)) for path in files.paths]
     _check_names(pairs)
-    with open_rows(files, config, cluster, progress) as held:
+    with open_rows(files, config, cluster, progress, folder) as held:
         if not ((folder / CENTROIDS).is_file() and (folder / FACTS).is_file()):
             _fit(held, files, settings(config, k, seed, files.rows), check(held, files, config), folder, progress)
         starts = np.cumsum([0, *files.counts]).tolist()
@@ -76,12 +76,14 @@ def build_clusters(
 
 
 @contextlib.contextmanager
-def open_rows(files: rows.Files, config: ClusterConfig, cluster: Cluster, progress: Progress) -> Iterator[RayShards]:
-    """Shard actors with the rows of these files; says how they hold them."""
+def open_rows(
+    files: rows.Files, config: ClusterConfig, cluster: Cluster, progress: Progress, folder: Path | None = None
+) -> Iterator[RayShards]:
+    """Shard actors with the rows of these files, which write to `folder`; says how they hold them."""
     plan = distributed.plan_memory(files, cluster, config.mode)
     progress.note(plan.reason)
     holding = Holding(plan.streamed, config.metric == "cosine", config.workers)
-    with distributed.start_shards(rows.partition(files, config.n_shards), cluster, holding) as held:
+    with distributed.start_shards(rows.partition(files, config.n_shards), cluster, holding, folder=folder) as held:
         yield held
 
 

@@ -29,7 +29,9 @@ class TrainConfig(Section):
     fsdp: bool = Field(False, description="Spread the model over the workers, for one larger than a GPU.")
     lora_rank: int = Field(8, ge=1, description="Rank of the adapters, on every linear layer.")
     lora_alpha: int = Field(16, ge=1, description="Adapters are scaled by alpha / rank.")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Weights and activations.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Activations, frozen weights and the saved model; what is trained is float32 meanwhile."
+    )
     max_loss: float = Field(20.0, gt=0, description="A loss above this, or not a number, stops the round.")
     checkpoint_steps: int = Field(100, ge=1, description="Optimiser steps between checkpoints; a killed training goes on there.")
     max_failures: int = Field(2, ge=0, description="Lost workers that a training survives.")
@@ -38,6 +40,18 @@ class TrainConfig(Section):
     )
     trust_remote_code: bool = Field(False, description="Let the model's own Python code run.")
     workers: Workers = Workers(count=1)
+
+    @model_validator(mode="after")
+    def _workers_fit(self) -> TrainConfig:
+        count, fewest = self.workers.count or 1, self.min_workers or self.workers.count or 1
+        if fewest > count:
+            raise ValueError(f"min_workers {fewest} is above workers.count {count}; lower the one or raise the other")
+        if self.fsdp and fewest < 2:
+            raise ValueError(
+                f"fsdp spreads the model over several workers, but {fewest} may have to hold it; set workers.count (and "
+                "min_workers, where given) to 2 or more, or fsdp to false"
+            )
+        return self
 
 
 class GenerateConfig(Section):
@@ -51,7 +65,9 @@ class GenerateConfig(Section):
     long_prompts: Literal["cut", "error"] = Field(
         "cut", description="A longer prompt is cut from the left, or gives an error row instead of a completion."
     )
-    chat_template: str | None = Field(None, description="File of a Jinja chat template. Default: the model's own.")
+    chat_template: str | None = Field(
+        None, description="File of a Jinja chat template, for training too. Default: the model's own."
+    )
     temperature: float = Field(0.0, ge=0, description="0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens with this much probability.")
     samples: int = Field(1, ge=1, description="Completions per prompt; their mean reward counts.")
@@ -59,6 +75,12 @@ class GenerateConfig(Section):
     dtype: Literal["float32", "bfloat16", "auto"] = Field("auto", description="Weights and activations.")
     kv_cache_gib: float = Field(1.0, gt=0, description="vLLM's KV cache on a CPU; GPUs use vLLM's own rule.")
     workers: Workers = Workers(count=1)
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> GenerateConfig:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"samples {self.samples} with temperature 0 would all be the same; set a temperature above 0")
+        return self
 
 
 class WeightsConfig(Section):
@@ -73,7 +95,7 @@ class WeightsConfig(Section):
     initial: Literal["size", "uniform"] = Field("size", description="First weights: the paper's text or its Algorithm 1.")
     tau: float = Field(1.0, gt=0, description="Temperature of the update, in pooled standard deviations of the gap.")
     shrinkage: bool = Field(True, description="Shrink cluster means towards the overall mean by their noise.")
-    floor: float = Field(0.0, ge=0, lt=1, description="Smallest weight, as a share of the uniform weight 1/k.")
+    floor: float = Field(0.0, ge=0, lt=1, description="Smallest weight of a scored cluster, as a share of the uniform 1/k.")
     ceiling: float | None = Field(None, gt=1, description="Largest weight, as a multiple of the uniform weight 1/k.")
     max_step: float | None = Field(4.0, gt=1, description="Largest factor a weight moves by in one round.")
     length_control: bool = Field(False, description="Take out of the gaps what the completions' lengths explain (linear).")

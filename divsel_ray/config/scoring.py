@@ -29,12 +29,19 @@ class JudgeConfig(Section):
     """A language model behind an OpenAI-compatible server that rates a completion."""
 
     model: str = Field(description="The model's name on the server.")
-    url: str = Field("https://api.openai.com/v1", description="The server, up to and with its version.")
+    url: str = Field(
+        "https://api.openai.com/v1", pattern=r"^https?://[^@\s]+$", description="The server, up to and with its version."
+    )
     key_variable: str = Field(
-        "OPENAI_API_KEY", description="Environment variable that holds the key; keys never stand in a configuration."
+        "OPENAI_API_KEY",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Environment variable that holds the key, which never stands in a configuration. An http:// server may do "
+        "without.",
     )
     template: str | None = Field(
-        None, description="File of the question, with {prompt} and {completion} in it. Default: the shipped one."
+        None,
+        description="File of the question, with {prompt} and {completion} in it. Default: the shipped one. The last line of the "
+        "answer must be `Rating: NUMBER`, or the number alone.",
     )
     lowest: float = Field(1, description="Lowest rating.")
     highest: float = Field(10, description="Highest rating.")
@@ -47,29 +54,40 @@ class JudgeConfig(Section):
     max_cost: float | None = Field(None, gt=0, description="Money that a stage may spend; it stops before it spends more.")
 
     @model_validator(mode="after")
-    def _ratings_ascend(self) -> JudgeConfig:
+    def _consistent(self) -> JudgeConfig:
         if self.lowest >= self.highest:
             raise ValueError(f"lowest {self.lowest:g} and highest {self.highest:g}: expected the lowest rating below the highest")
+        if self.max_cost is not None and not (self.prompt_price or self.output_price):
+            raise ValueError("max_cost: without prompt_price and output_price nothing has a cost; set them")
         return self
 
 
 class RewardConfig(Section):
     """What scores completions: a named reward model, a small one fitted here, a judge, or a language model's perplexity."""
 
-    model: str | None = Field(None, description="Sequence-classification reward model, e.g. sfairXC/FsfairX-LLaMA3-RM-v0.1.")
+    model: str | None = Field(
+        None,
+        description="Sequence-classification reward model with one output and its own chat template. Of this form are "
+        "sfairXC/FsfairX-LLaMA3-RM-v0.1 (the paper's), Skywork/Skywork-Reward-V2-Qwen3-0.6B and its larger sisters, and "
+        "OpenAssistant/reward-model-deberta-v3-large-v2 (a pair of texts).",
+    )
     fit: FitRewardConfig | None = Field(None, description="Fit a stand-in on the pool instead.")
     judge: JudgeConfig | None = Field(None, description="Let a model behind a server rate completions.")
     perplexity: str | None = Field(
-        None, description="Score by minus log perplexity of the completion under this language model (Yu et al. 2024, Eq. 7)."
+        None,
+        description="Score by the log perplexity of the completion under this language model (Yu et al. 2024, Eq. 7): higher "
+        "is stranger. As a quality it counts the other way round.",
     )
-    backend: Literal["transformers", "vllm"] = Field("transformers", description="What runs a reward model.")
+    backend: Literal["transformers", "vllm"] = Field(
+        "transformers", description="What runs a reward model; vllm is for those with a chat template."
+    )
     max_tokens: int = Field(1024, ge=16, description="Prompt and completion together; prompts are cut from the left.")
     batch_tokens: int = Field(4096, ge=16, description="Padded tokens per batch.")
     trust_remote_code: bool = Field(False, description="Let the model's own Python code run.")
     workers: Workers = Workers()
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> RewardConfig:
+    def _one_kind(self) -> RewardConfig:
         kinds = {"model": self.model, "fit": self.fit, "judge": self.judge, "perplexity": self.perplexity}
         given = [kind for kind, value in kinds.items() if value is not None]
         if len(given) != 1:
@@ -77,6 +95,8 @@ class RewardConfig(Section):
                 "give exactly one of `model` (a reward model), `fit` (fit a stand-in on the pool), `judge` and `perplexity`; "
                 f"given: {', '.join(given) or 'none'}"
             )
+        if self.backend == "vllm" and self.model is None:
+            raise ValueError("backend vllm: runs a reward `model`, and nothing else")
         return self
 
 
@@ -94,7 +114,8 @@ class QualityConfig(Section):
     oversample: float | None = Field(
         None,
         ge=1,
-        description="Score only this many times each cluster's share of the budget, drawn first. Default: score every row.",
+        description="Score only this many times each cluster's share of the budget, drawn first; no other row can be selected. "
+        "Default: score every row.",
     )
     max_tokens: int = Field(512, ge=16, description="Prompt and completion together.")
     batch_tokens: int = Field(4096, ge=16, description="Padded tokens per batch.")
@@ -112,4 +133,6 @@ class QualityConfig(Section):
             raise ValueError(f"quality source {self.source!r}: expected two models, deita:COMPLEXITY_MODEL,QUALITY_MODEL")
         if (self.source == "judge") != (self.judge is not None):
             raise ValueError("quality source `judge` needs a `judge` section, and a `judge` section the source `judge`")
+        if self.oversample is not None and kind in ("none", "column", "given"):
+            raise ValueError(f"oversample saves scoring, and source {kind} scores nothing; leave it out")
         return self

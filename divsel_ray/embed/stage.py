@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
+from divsel_ray.actors import map_on_actors
 from divsel_ray.config import EmbedConfig
 from divsel_ray.embed.encoder import Encoder
 from divsel_ray.progress import Progress
@@ -29,20 +29,17 @@ def embed_pool(pool_files: list[str], config: EmbedConfig, folder: Path, cluster
 
     Returns:
         {"rows", "dimension", "actors"}.
+
+    Raises:
+        JobError: the cluster gave the actors no place.
+        RayError: an actor lost its process or node more than `MAX_RETRIES` times.
     """
     total = sum(pq.read_metadata(file).num_rows for file in pool_files)
     actors = cluster.count(config.workers, len(pool_files))
-    work = ray.data.from_items([{"source": file, "target": str(folder / Path(file).name)} for file in pool_files])
-    work = work.repartition(len(pool_files)).map_batches(
-        EmbedPartition,
-        batch_size=1,
-        fn_constructor_kwargs={"config": config},
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        num_cpus=config.workers.cpus,
-        num_gpus=cluster.gpus_per_worker(config.workers),
-    )
+    items = [{"source": file, "target": str(folder / Path(file).name)} for file in pool_files]
+    gpus = cluster.gpus_per_worker(config.workers)
     done, dimension = 0, 0
-    for batch in work.iter_batches(batch_size=1):
+    for batch in map_on_actors(items, EmbedPartition, {"config": config}, "embed", config.workers, actors, cluster, gpus=gpus):
         done += int(batch["rows"][0])
         dimension = int(batch["dimension"][0])
         progress.advance(done, total, "rows")

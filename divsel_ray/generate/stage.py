@@ -1,4 +1,4 @@
-"""A fleet of generation actors: started once, it serves every round's adapter.
+"""A fleet of generation actors: started once, it serves every round's trained model.
 
 Prompts form fixed shards by row id; one shard is one generate call on a clean cache and one file, written whole. So the
 completions depend on the shard size, which the configuration sets, and not on the size of the fleet or on kills.
@@ -6,57 +6,138 @@ completions depend on the shard size, which the configuration sets, and not on t
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from divsel_ray.config import GenerateConfig
-from divsel_ray.generate.engine import Completion, load_engine
+from divsel_ray.actors import answer_of, await_loaded, one_line, start_actor
+from divsel_ray.config import GenerateConfig, Workers
+from divsel_ray.errors import InputError, JobError
+from divsel_ray.generate.engine import load_engine
+from divsel_ray.generate.requests import complete_rows
 from divsel_ray.models.references import resolve_model
-from divsel_ray.models.text import cut_completion, encode_prompt
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
 from divsel_ray.store import atomic_path
 
-START_TIMEOUT_S = 900.0
 SHARD_TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What every actor of a fleet is made of.
+
+    Attributes:
+        model: base model: folder, Hugging Face id or package:NAME.
+        config: engine, lengths, sampling, data type.
+        lora_rank: largest rank of the adapters to come; 0 where training leaves whole models.
+        seed: the job's.
+        chat_template: in place of the model's own; None for its own.
+    """
+
+    model: str
+    config: GenerateConfig
+    lora_rank: int
+    seed: int
+    chat_template: str | None = None
+
+
+def read_chat_template(config: GenerateConfig) -> str | None:
+    """The text of the configured chat template, or None for the model's own.
+
+    Raises:
+        InputError: the file cannot be read, or is no Jinja template.
+    """
+    if config.chat_template is None:
+        return None
+    from jinja2 import Environment, TemplateSyntaxError
+
+    try:
+        text = Path(config.chat_template).expanduser().read_text(encoding="utf-8")
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"refine.generate.chat_template: {config.chat_template}: cannot be read: {one_line(error)}") from None
+    except TemplateSyntaxError as error:
+        raise InputError(
+            f"refine.generate.chat_template: {config.chat_template}: line {error.lineno}: not a Jinja template: {error.message}"
+        ) from None
+    return text
+
+
+def shard_files(prompts_file: Path, config: GenerateConfig, folder: Path) -> dict[int, Path]:
+    """The files that the shards of a prompts file have, or will have, by their first row."""
+    starts = range(0, pq.read_metadata(prompts_file).num_rows, config.shard_size)
+    return {start: folder / f"shard-{number:05d}.parquet" for number, start in enumerate(starts)}
 
 
 class Fleet:
     """Generation actors, started when first needed and ended by `close`."""
 
-    def __init__(self, model: str, config: GenerateConfig, lora_rank: int, seed: int, cluster: Cluster) -> None:
-        self._arguments = (model, config, lora_rank, seed)
-        self._cluster = cluster
+    def __init__(self, settings: EngineSettings, cluster: Cluster) -> None:
+        self._settings, self._config, self._cluster = settings, settings.config, cluster
         self._actors: list[Any] = []
 
-    def generate(self, prompts_file: Path, adapter: str | None, folder: Path, progress: Progress) -> dict[str, Any]:
+    def generate(
+        self,
+        prompts_file: Path,
+        trained: str | None,
+        folder: Path,
+        progress: Progress,
+        finished: Callable[[Path], None] = lambda shard: None,
+    ) -> dict[str, Any]:
         """Complete the prompts of a Parquet file (row_id, messages whose last one is the gold completion).
 
-        Writes `shard-00000.parquet`, ... with row_id, prompt_messages, gold, generated (gold and generated cut to the
-        same `max_new_tokens`), tokens, finish_reason. Shards whose file exists are not generated again.
+        Writes `shard-00000.parquet`, ... with the columns of `requests.SCHEMA`. Shards whose file exists are not
+        generated again.
+
+        Args:
+            prompts_file: the prompts.
+            trained: folder of an adapter or of a whole model; None for the base model.
+            folder: where the shards go.
+            progress: told of prompts done.
+            finished: called with each shard's file, once it is there.
 
         Returns:
-            {"rows", "tokens", "stopped", "truncated", "errors"}.
+            {"rows", "completions", "tokens", "stopped", "truncated", "errors"}.
+
+        Raises:
+            InputError: the model cannot be used.
+            JobError: no place on the cluster, an engine that does not load, dies or stands still; names the shard.
         """
-        config: GenerateConfig = self._arguments[1]
-        rows = pq.read_metadata(prompts_file).num_rows
-        starts = list(range(0, rows, config.shard_size))
-        targets = {start: folder / f"shard-{number:05d}.parquet" for number, start in enumerate(starts)}
-        missing = [start for start in starts if not targets[start].exists()]
+        targets = shard_files(prompts_file, self._config, folder)
+        missing = {start: target for start, target in targets.items() if not target.exists()}
+        for start in targets.keys() - missing.keys():
+            finished(targets[start])
         if missing:
-            self._ensure_started(len(starts))
-        self._run(str(prompts_file), adapter, {start: targets[start] for start in missing}, rows, progress)
-        return _count([targets[start] for start in starts])
+            self._start(self.planned(prompts_file))
+        rows = pq.read_metadata(prompts_file).num_rows
+        done = rows - sum(min(self._config.shard_size, rows - start) for start in missing)
+        for target, count in self._complete(str(prompts_file), trained, missing):
+            done += count
+            progress.advance(done, rows, "prompts")
+            finished(target)
+        return _count(list(targets.values()))
+
+    @property
+    def workers(self) -> Workers:
+        """What each actor gets."""
+        return self._config.workers
 
     @property
     def size(self) -> int:
         """Actors running."""
         return len(self._actors)
+
+    def planned(self, prompts_file: Path) -> int:
+        """Actors that completing these prompts takes."""
+        shards = len(shard_files(prompts_file, self._config, prompts_file.parent))
+        return max(self.size, self._cluster.count(self.workers, shards))
 
     def close(self) -> None:
         """End the actors and free what they hold."""
@@ -64,88 +145,76 @@ class Fleet:
             ray.kill(actor)
         self._actors = []
 
-    def _ensure_started(self, shards: int) -> None:
-        if self._actors:
-            return
-        config: GenerateConfig = self._arguments[1]
-        options = {
-            "num_cpus": config.workers.cpus,
-            "num_gpus": self._cluster.gpus_per_worker(config.workers),
-            "max_restarts": 2,
-            "max_task_retries": 2,
-        }
-        count = self._cluster.count(config.workers, shards)
-        self._actors = [ray.remote(GenerateActor).options(**options).remote(*self._arguments) for _ in range(count)]
-        ray.get([actor.ready.remote() for actor in self._actors], timeout=START_TIMEOUT_S)
+    def _start(self, count: int) -> None:
+        """Have at least so many actors, with their engines loaded."""
+        workers, what = self.workers, f"engine {self._config.engine} with {self._settings.model}"
+        gpus = self._cluster.gpus_per_worker(workers)
+        new = [start_actor(GenerateActor, [self._settings], workers, gpus) for _ in range(count - self.size)]
+        self._actors += new
+        await_loaded(new, "refine.generate", workers, self._cluster, what)
 
-    def _run(self, prompts: str, adapter: str | None, targets: dict[int, Path], rows: int, progress: Progress) -> None:
-        waiting = sorted(targets.items(), reverse=True)
-        idle, done = list(self._actors), 0
-        running: dict[Any, Any] = {}
+    def _complete(self, prompts: str, trained: str | None, targets: dict[int, Path]) -> Iterator[tuple[Path, int]]:
+        """Have the shards completed; (file, prompts) of each as it is done."""
+        waiting, idle = sorted(targets, reverse=True), list(self._actors)
+        running: dict[Any, tuple[Any, Path]] = {}
         while waiting or running:
             while waiting and idle:
-                (start, target), actor = waiting.pop(), idle.pop()
-                running[actor.complete.remote(prompts, start, adapter, str(target))] = actor
+                start, actor = waiting.pop(), idle.pop()
+                task = actor.complete.remote(prompts, start, trained, str(targets[start]))
+                running[task] = (actor, targets[start])
             ready, _ = ray.wait(list(running), timeout=SHARD_TIMEOUT_S)
             if not ready:
-                raise TimeoutError(f"no shard of prompts was completed in {SHARD_TIMEOUT_S:.0f} s")
-            done += ray.get(ready[0])
-            idle.append(running.pop(ready[0]))
-            progress.advance(done, rows, "completions")
+                names = ", ".join(sorted(target.name for _, target in running.values()))
+                raise JobError(f"refine.generate: {names}: not completed in {SHARD_TIMEOUT_S:.0f} s; lower shard_size")
+            actor, target = running.pop(ready[0])
+            yield target, answer_of(ready[0], f"refine.generate: {target.name}")
+            idle.append(actor)
 
 
 class GenerateActor:
-    """One engine with its model."""
+    """One engine with its model. A restarted one loads again when it is first asked."""
 
-    def __init__(self, model: str, config: GenerateConfig, lora_rank: int, seed: int) -> None:
-        from transformers import AutoTokenizer
-
-        folder = resolve_model(model)
-        self._config, self._seed = config, seed
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._engine = load_engine(folder, config, self._tokenizer, lora_rank)
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._engine: Any = None
+        self._tokenizer: Any = None
 
     def ready(self) -> bool:
-        """Answers once the model is loaded."""
+        """Answers once the actor has its place."""
         return True
 
-    def complete(self, prompts_file: str, start: int, adapter: str | None, target: str) -> int:
-        """Generate for one shard and write its file; returns its rows."""
+    def load(self) -> None:
+        """Load the engine."""
+        from transformers import AutoTokenizer
+
+        settings = self._settings
+        folder = resolve_model(settings.model)
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        if settings.chat_template is not None:
+            self._tokenizer.chat_template = settings.chat_template
+        self._engine = load_engine(folder, settings.config, self._tokenizer, settings.lora_rank)
+
+    def complete(self, prompts_file: str, start: int, trained: str | None, target: str) -> int:
+        """Generate for one shard and write its file; returns its prompts."""
+        if self._engine is None:
+            self.load()
+        config = self._settings.config
         table = pq.read_table(prompts_file, columns=["row_id", "messages"]).sort_by("row_id")
-        rows = table.slice(start, self._config.shard_size).to_pylist()
-        prompts = [encode_prompt(self._tokenizer, row["messages"][:-1], self._config.max_prompt_tokens) for row in rows]
-        completions = self._engine.generate(prompts, [_seed(self._seed, row["row_id"]) for row in rows], adapter)
+        rows = table.slice(start, config.shard_size).to_pylist()
+        shard = complete_rows(rows, self._tokenizer, self._engine, config, self._settings.seed, trained)
         with atomic_path(target) as path:
-            pq.write_table(self._table(rows, completions), path)
+            pq.write_table(shard, path)
         return len(rows)
-
-    def _table(self, rows: list[dict[str, Any]], completions: list[Completion]) -> pa.Table:
-        def cut(text: str) -> str:
-            return cut_completion(self._tokenizer, text.strip(), self._config.max_new_tokens)
-
-        return pa.table(
-            {
-                "row_id": [row["row_id"] for row in rows],
-                "prompt_messages": [row["messages"][:-1] for row in rows],
-                "gold": [cut(row["messages"][-1]["content"]) for row in rows],
-                "generated": [cut(completion.text) for completion in completions],
-                "tokens": [completion.tokens for completion in completions],
-                "finish_reason": [completion.finish_reason for completion in completions],
-            }
-        )
-
-
-def _seed(seed: int, row_id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}:generate:{row_id}".encode(), digest_size=4).digest(), "big")
 
 
 def _count(files: list[Path]) -> dict[str, Any]:
-    table = pa.concat_tables([pq.read_table(file, columns=["tokens", "finish_reason"]) for file in files])
+    table = pa.concat_tables([pq.read_table(file, columns=["row_id", "tokens", "finish_reason"]) for file in files])
     reasons = table["finish_reason"].to_pylist()
     return {
-        "rows": len(reasons),
+        "rows": pc.count_distinct(table["row_id"]).as_py(),
+        "completions": len(reasons),
         "tokens": sum(table["tokens"].to_pylist()),
         "stopped": reasons.count("stop"),
         "truncated": reasons.count("length"),
-        "errors": len(reasons) - reasons.count("stop") - reasons.count("length"),
+        "errors": reasons.count("error"),
     }

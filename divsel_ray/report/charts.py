@@ -14,7 +14,8 @@ import plotly.graph_objects as go
 import plotly.io
 from markupsafe import Markup
 
-from divsel_ray.report.facts import Cluster, Mean
+from divsel_ray.report.facts import Cluster
+from divsel_ray.report.records import Mean
 
 POOL, SELECTED, HELD_OUT = "#8a94a3", "#2f6fb0", "#d9772b"
 _LINES = ("#2f6fb0", "#d9772b", "#3a9a6f", "#b0508f", "#8a6d3b", "#5f9ed1", "#c7484f", "#6b7280")

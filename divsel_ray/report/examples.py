@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divsel_ray.errors import InputError
-from divsel_ray.report.facts import StageRecord, read_selection, read_stages, round_numbers
+from divsel_ray.report.facts import read_selection
+from divsel_ray.report.records import StageRecord, read_stages, round_numbers
 
 CUT = 600
 """Characters shown of a text."""
@@ -90,8 +91,8 @@ def _held_out(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> HeldO
     return HeldOut(
         prompt=conversation_text(row["prompt_messages"]),
         gold=Answer(cut(row["gold"]), row["gold_reward"]),
-        base=Answer(cut(before["generated"]), before["generated_reward"]) if before else None,
-        tuned=Answer(cut(row["generated"]), row["generated_reward"]),
+        base=Answer(cut(before["generated"] or ""), before["generated_reward"]) if before else None,
+        tuned=Answer(cut(row["generated"] or ""), row["generated_reward"]),
     )
 
 
@@ -112,4 +113,6 @@ def _completions(stage: StageRecord) -> pa.Table:
     if not files and stage.facts["rows"]:
         raise InputError(f"{stage.folder}: the completions are gone; run divsel run again with the same --out")
     columns = ["row_id", "prompt_messages", "gold", "generated"]
-    return pa.concat_tables([pq.read_table(file, columns=columns) for file in files]) if files else pa.table({"row_id": []})
+    first = [("sample", "=", 0)]
+    tables = [pq.read_table(file, columns=columns, filters=first) for file in files]
+    return pa.concat_tables(tables) if tables else pa.table({"row_id": []})

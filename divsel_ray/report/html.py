@@ -23,7 +23,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"integer": integer, "figure": figure, "measure": measure, "percent": percent, "duration": duration}
+    made.filters |= {one.__name__: one for one in (integer, figure, measure, percent, duration, hours, capitalize_first)}
     return made
 
 
@@ -57,6 +57,16 @@ def measure(value: float | None) -> str:
 def percent(value: float | None, digits: int = 0) -> str:
     """A share, in percent."""
     return _NONE if value is None else f"{100 * value:.{digits}f} %"
+
+
+def hours(value: float | None) -> str:
+    """Hours or money: three digits after the point below 10, none above 1,000; a dash for None."""
+    return figure(value, 3 if value is None or abs(value) < 10 else 1 if abs(value) < 1000 else 0)
+
+
+def capitalize_first(text: str) -> str:
+    """The text with its first letter large and the rest as it is."""
+    return text[:1].upper() + text[1:]
 
 
 def duration(seconds: float) -> str:

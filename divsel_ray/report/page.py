@@ -16,8 +16,10 @@ from markupsafe import Markup
 from divsel_ray import __version__, store
 from divsel_ray.report import charts, html
 from divsel_ray.report.card import CARD, dataset_card
+from divsel_ray.report.cost import bill
 from divsel_ray.report.examples import read_held_out, read_selected
 from divsel_ray.report.facts import Run, read_run
+from divsel_ray.report.signs import find_signs, record_signs
 from divsel_ray.select.registry import SAMPLERS
 
 PAGE = "report.html"
@@ -36,8 +38,27 @@ _MEASURES = {
 }
 
 
+_GUARDS = {
+    "step": "was held back by the limit on one round’s step",
+    "floor": "was held up by the floor",
+    "ceiling": "was held down by the ceiling",
+    "disagreement": "kept its weight because the second opinion disagreed",
+    "unscored": "kept its weight because none of its rows was scored",
+    "exhausted": "had no row left to draw",
+}
+_STEPS = {
+    "min_tokens": "shorter than clean.min_tokens",
+    "max_tokens": "longer than clean.max_tokens",
+    "benchmark": "shares text with a benchmark",
+    "near_duplicate": "nearly the same text as a row that was kept",
+    "semantic_duplicate": "says what another row of its cluster says (by its vector)",
+}
+
+
 def write_report(folder: str | Path) -> Path:
     """Write `report.html` and the dataset card `README.md` of a finished run; returns the page's path.
+
+    What there is to look at also goes into the run's manifest, as `signs`.
 
     The same folder gives the same bytes.
 
@@ -50,6 +71,7 @@ def write_report(folder: str | Path) -> Path:
     for name, text in ((PAGE, page), (CARD, dataset_card(run))):
         with store.atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
+    record_signs(folder, find_signs(run))
     return folder / PAGE
 
 
@@ -74,6 +96,10 @@ def render_page(run: Run, folder: Path) -> str:
         settings=yaml.safe_dump(run.config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True),
         sampler=SAMPLERS[run.config.select.sampler].summary,
         measures=_MEASURES,
+        signs=find_signs(run),
+        bill=bill(run),
+        guards=_GUARDS,
+        steps=_STEPS,
         seconds=sum(timing.seconds for timing in run.timings),
         version=__version__,
     )

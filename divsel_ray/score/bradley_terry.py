@@ -1,9 +1,10 @@
-"""A small stand-in reward model, fitted on preference pairs by the model of Bradley and Terry (1952).
+"""Reward models fitted on preference pairs by the model of Bradley and Terry (1952).
 
     P(chosen preferred to rejected) = sigmoid(r(chosen) - r(rejected)),   loss = -log P
 
-It lets the whole job run where no real reward model can be fetched. It knows relevance, completeness and coherence as
-far as `preferences` can spoil them, and nothing of helpfulness or truth.
+`fit_comparisons` takes pairs that people or models preferred. `fit_reward_model` makes its own from a pool: a small
+stand-in that lets the whole job run where no real reward model can be fetched. It knows relevance, completeness and
+coherence as far as `preferences` can spoil them, and nothing of helpfulness or truth.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from divsel_ray.config import FitRewardConfig
 from divsel_ray.errors import InputError
 from divsel_ray.models.references import resolve_model
 from divsel_ray.score.encoding import Encoded, collate, encode_exchange, load_tokenizer, position_limit, seen_completion
-from divsel_ray.score.preferences import KINDS, Comparison, draw, make_comparisons
+from divsel_ray.score.preferences import Comparison, draw, make_comparisons
 from divsel_ray.score.scorer import Exchange, encode_each
 from divsel_ray.store import atomic_path
 
@@ -53,30 +54,67 @@ def fit_reward_model(
         means over at most 20 equal stretches of the training.
 
     Raises:
-        InputError: fewer than 10 exchanges, or the base is no encoder that transformers can load.
+        InputError: fewer than 10 exchanges, or the base is no model that transformers can load.
     """
-    import torch
-
     started = time.perf_counter()
     with _fixed_threads():
-        torch.manual_seed(seed)
-        tokenizer, model = _load_base(config.base)
-        _freeze(model, config.trained_layers)
+        tokenizer, model = _load_base(config, seed)
         max_tokens = min(config.max_tokens, position_limit(model))
-        train, held_out = (
-            _encode_comparisons(tokenizer, make_comparisons(part, seed), max_tokens)
-            for part in split_held_out(_seen(tokenizer, exchanges, max_tokens), config, seed)
-        )
-        losses = _train(tokenizer, model, train, config, seed, report or _unreported)
-        accuracy = _accuracy(tokenizer, model, held_out)
+        parts = split_held_out(_seen(tokenizer, exchanges, max_tokens), config, seed)
+        train, held_out = (make_comparisons(part, seed) for part in parts)
+        facts = _fit(tokenizer, model, train, held_out, config, seed, report or _unreported)
     _save(model, tokenizer, folder)
-    pairs, held_out_pairs = (sum(len(group) - 1 for group in part) for part in (train, held_out))
-    seconds = round(time.perf_counter() - started, 1)
-    return {"pairs": pairs, "held_out_pairs": held_out_pairs, **accuracy, "train_loss": losses, "seconds": seconds}
+    return {**facts, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def fit_comparisons(
+    train: Sequence[Comparison],
+    held_out: Sequence[Comparison],
+    config: FitRewardConfig,
+    seed: int,
+    folder: Path,
+    report: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Fit a model on given preferences, on the GPU if there is one, and save it as `fit_reward_model` does.
+
+    Args:
+        train, held_out: preferences; neither may be empty.
+        config: base model (an encoder or a causal language model) and training settings; its prompts and held_out are not
+            looked at.
+        seed, folder, report: as for `fit_reward_model`.
+
+    Returns:
+        As `fit_reward_model`.
+
+    Raises:
+        InputError: the base cannot be loaded.
+    """
+    started = time.perf_counter()
+    tokenizer, model = _load_base(config, seed)
+    facts = _fit(tokenizer, model, train, held_out, config, seed, report or _unreported)
+    _save(model, tokenizer, folder)
+    return {**facts, "seconds": round(time.perf_counter() - started, 1)}
 
 
 Group = dict[str, Encoded]
-"""The own completion under "chosen", then the spoiled ones by kind."""
+"""The chosen completion under "chosen", then the rejected ones by kind."""
+
+
+def _fit(
+    tokenizer: Any,
+    model: Any,
+    train: Sequence[Comparison],
+    held_out: Sequence[Comparison],
+    config: FitRewardConfig,
+    seed: int,
+    report: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Train, and measure on the held-out part."""
+    max_tokens = min(config.max_tokens, position_limit(model))
+    groups, apart = (_encode_comparisons(tokenizer, part, max_tokens) for part in (train, held_out))
+    losses = _train(tokenizer, model, groups, config, seed, report)
+    pairs, held_out_pairs = (sum(len(group) - 1 for group in part) for part in (groups, apart))
+    return {"pairs": pairs, "held_out_pairs": held_out_pairs, **_accuracy(tokenizer, model, apart), "train_loss": losses}
 
 
 def split_held_out(exchanges: Sequence[Exchange], config: FitRewardConfig, seed: int) -> tuple[list[Exchange], list[Exchange]]:
@@ -106,31 +144,65 @@ def _encode_comparisons(tokenizer: Any, comparisons: Sequence[Comparison], max_t
     return [{kind: encode_exchange(tokenizer, row, max_tokens) for kind, row in group.items()} for group in groups]
 
 
-def _load_base(base: str) -> tuple[Any, Any]:
+def _load_base(config: FitRewardConfig, seed: int) -> tuple[Any, Any]:
+    """The base with a new output layer, all but its top layers frozen, on the GPU if there is one."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    folder = resolve_model(base)
+    torch.manual_seed(seed)
+    folder = resolve_model(config.base)
     try:
         tokenizer = load_tokenizer(folder)
         model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"reward.fit.base {base}: cannot be loaded as an encoder: {' '.join(str(error).split())[:300]}"
+            f"reward.fit.base {config.base}: cannot be loaded as the base of a reward model: {' '.join(str(error).split())[:300]}"
         ) from None
+    if is_decoder(folder):
+        _prepare_decoder(tokenizer, model)
     if tokenizer.pad_token_id is None:
-        raise InputError(f"reward.fit.base {base}: its tokenizer has no padding token; expected an encoder such as BERT")
-    return tokenizer, model.eval()  # no dropout: one short pass over the pairs does not overfit
+        raise InputError(f"reward.fit.base {config.base}: its tokenizer has no token to pad with")
+    _freeze(model, config.trained_layers)
+    # Without dropout: one short pass over the pairs does not overfit.
+    return tokenizer, model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def is_decoder(folder: str) -> bool:
+    """Whether a model is a causal language model, by the architecture that its configuration names.
+
+    Raises:
+        OSError, ValueError: the configuration cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    names = AutoConfig.from_pretrained(folder).architectures or []
+    return any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in names)
+
+
+_PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endfor %}{{ eos_token }}"
+)
+
+
+def _prepare_decoder(tokenizer: Any, model: Any) -> None:
+    """A template and a padding token where it has none; both are saved, so that scoring later does the same."""
+    if not getattr(tokenizer, "chat_template", None):
+        tokenizer.chat_template = _PLAIN_TEMPLATE
+    if tokenizer.pad_token_id is None:
+        # Not the last token of a text: the score is read at the last one that is no padding.
+        tokens = (tokenizer.unk_token, tokenizer.bos_token, tokenizer.eos_token)
+        tokenizer.pad_token = next((token for token in tokens if token not in (None, tokenizer.eos_token)), tokenizer.eos_token)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def _freeze(model: Any, trained_layers: int) -> None:
-    """Leave the head, the pooler and the top encoder layers trainable; everything, where layers cannot be told apart."""
-    layers = getattr(getattr(model.base_model, "encoder", None), "layer", None)
+    """Leave the head, the pooler and the top layers trainable; everything, where layers cannot be told apart."""
+    base = model.base_model
+    layers = getattr(getattr(base, "encoder", None), "layer", None) or getattr(base, "layers", None)
     if layers is None:
         return
-    pooler = getattr(model.base_model, "pooler", None)
-    model.base_model.requires_grad_(False)
-    for part in [pooler, *layers[len(layers) - trained_layers :]]:
+    base.requires_grad_(False)
+    for part in [getattr(base, "pooler", None), getattr(base, "norm", None), *layers[max(0, len(layers) - trained_layers) :]]:
         if part is not None:
             part.requires_grad_(True)
 
@@ -174,7 +246,8 @@ def _margins(tokenizer: Any, model: Any, groups: list[Group]) -> tuple[Any, list
     import torch
 
     texts = [item for group in groups for item in group.values()]
-    rewards = model(**collate(tokenizer, texts, tokenizer.pad_token_id)).logits[:, 0]
+    inputs = collate(tokenizer, texts, tokenizer.pad_token_id)
+    rewards = model(**{name: values.to(model.device) for name, values in inputs.items()}).logits[:, 0]
     margins, kinds, start = [], [], 0
     for group in groups:
         margins.append(rewards[start] - rewards[start + 1 : start + len(group)])
@@ -184,16 +257,16 @@ def _margins(tokenizer: Any, model: Any, groups: list[Group]) -> tuple[Any, list
 
 
 def _accuracy(tokenizer: Any, model: Any, groups: list[Group]) -> dict[str, Any]:
-    """Share of held-out pairs in which the own completion has the higher reward, overall and by kind."""
+    """Share of held-out pairs in which the chosen completion has the higher reward, overall and by kind."""
     import torch
 
-    right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
+    right: dict[str, list[bool]] = {}
     with torch.no_grad():
         for step in _steps(groups, np.random.default_rng(0)):
             margins, kinds = _margins(tokenizer, model, step)
             for kind, margin in zip(kinds, margins.tolist(), strict=True):
-                right[kind].append(margin > 0)
-    by_kind = {kind: round(float(np.mean(values)), 4) for kind, values in right.items() if values}
+                right.setdefault(kind, []).append(margin > 0)
+    by_kind = {kind: round(float(np.mean(values)), 4) for kind, values in sorted(right.items())}
     return {"held_out_accuracy": round(float(np.mean([*itertools.chain(*right.values())])), 4), "accuracy_by_kind": by_kind}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,43 +10,95 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from divsel_ray.score.scorer import Exchange
 from divsel_ray.store import atomic_path
 
 
-def pair_exchanges(pairs: pa.Table) -> pa.Table:
-    """Every prompt twice, as `ID:gold` and `ID:generated`, each with that completion: row_id, messages, completion."""
-    kinds = [
-        pa.table(
-            {
-                "row_id": [f"{row_id}:{kind}" for row_id in pairs["row_id"].to_pylist()],
-                "messages": pairs["prompt_messages"],
-                "completion": pairs[kind],
-            }
-        )
-        for kind in ("gold", "generated")
-    ]
-    return pa.concat_tables(kinds)
+def shard_exchanges(shard: pa.Table) -> list[Exchange]:
+    """What of a shard of completions is scored: `ID:gold` once for each prompt, and `ID:SAMPLE` for each completion.
+
+    A prompt without any completion is left out, gold and all: it has no gap.
+
+    Args:
+        shard: row_id, sample, prompt_messages, gold and generated (null where there is none).
+    """
+    exchanges: dict[str, Exchange] = {}
+    columns = ("row_id", "sample", "prompt_messages", "gold", "generated")
+    for row_id, sample, messages, gold, generated in zip(*(shard[name].to_pylist() for name in columns), strict=True):
+        if generated is not None:
+            for name, text in (("gold", gold), (str(sample), generated)):
+                exchanges.setdefault(f"{row_id}:{name}", Exchange(f"{row_id}:{name}", messages, text))
+    return list(exchanges.values())
 
 
-def write_gaps(row_ids: list[str], held_out: set[str], scores: Path, target: Path) -> dict[str, Any]:
-    """Join rewards by row id and write row_id, gold, generated, gap, held_out; report the means (None without rows)."""
-    table = pq.read_table(scores)
-    reward = dict(zip(table["row_id"].to_pylist(), table["score"].to_pylist(), strict=True))
-    gold = np.array([reward[f"{row_id}:gold"] for row_id in row_ids], dtype=np.float64)
-    generated = np.array([reward[f"{row_id}:generated"] for row_id in row_ids], dtype=np.float64)
-    apart = np.array([row_id in held_out for row_id in row_ids], dtype=bool)
-    gap = gold - generated
-    columns = {"row_id": row_ids, "gold": gold, "generated": generated, "gap": gap, "held_out": apart}
+def write_gaps(
+    shards: Sequence[Path], rewards: Sequence[Path], seconds: Sequence[Path], held_out: set[str], target: Path
+) -> dict[str, Any]:
+    """Write a row for each prompt, in row id order, and report the means.
+
+    Columns: row_id; gold, generated (mean over its samples) and gap = gold - generated, null where either has no score;
+    second_gap, the same of a second scorer (null without); gold_tokens, generated_tokens (mean over samples), after both
+    texts were cut to the same number; held_out.
+
+    Args:
+        shards: files of completions.
+        rewards: files of their scores (row_id as `shard_exchanges` names it, score), in any order.
+        seconds: likewise, of the second scorer; empty without one.
+        held_out: rows that are never selected.
+        target: the file to write.
+
+    Returns:
+        {"mean_gap", "held_out_gap", "held_out_reward": None without rows, "missing": prompts without a gap, "errors": those
+        of them without a completion}.
+    """
+    columns = ["row_id", "sample", "gold_tokens", "generated_tokens"]
+    rows = pa.concat_tables([pq.read_table(shard, columns=columns) for shard in shards]).sort_by("row_id").to_pylist()
+    samples: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        samples.setdefault(row["row_id"], []).append(row)
+    first, second = _scores(rewards), _scores(seconds)
+    gold, generated = _pairs(samples, first)
+    second_gold, second_generated = _pairs(samples, second)
+    gap, apart = gold - generated, np.array([row_id in held_out for row_id in samples], dtype=bool)
+    values = {
+        "row_id": list(samples),
+        "gold": gold,
+        "generated": generated,
+        "gap": gap,
+        "second_gap": second_gold - second_generated,
+        "gold_tokens": [group[0]["gold_tokens"] for group in samples.values()],
+        "generated_tokens": np.array([_mean([row["generated_tokens"] for row in group]) for group in samples.values()]),
+        "held_out": apart,
+    }
     with atomic_path(target) as path:
-        pq.write_table(pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()}), path)
+        pq.write_table(pa.table({name: pa.array(column, from_pandas=True) for name, column in values.items()}), path)
     return {
-        "mean_gap": _mean(gap[~apart]),
-        "held_out_gap": _mean(gap[apart]),
-        "held_out_reward": _mean(generated[apart]),
+        "mean_gap": _known_mean(gap[~apart]),
+        "held_out_gap": _known_mean(gap[apart]),
+        "held_out_reward": _known_mean(generated[apart]),
         "missing": int(np.isnan(gap).sum()),
+        "errors": int(np.isnan(values["generated_tokens"]).sum()),
     }
 
 
-def _mean(values: np.ndarray) -> float | None:
+def _scores(files: Sequence[Path]) -> dict[str, float | None]:
+    tables = [pq.read_table(file) for file in files]
+    pairs = (zip(table["row_id"].to_pylist(), table["score"].to_pylist(), strict=True) for table in tables)
+    return {row_id: score for part in pairs for row_id, score in part}
+
+
+def _pairs(samples: dict[str, list[dict[str, Any]]], scores: dict[str, float | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of gold and, averaged over samples, of generated completions, each (n,) float64; NaN where unknown."""
+    gold = [scores.get(f"{row_id}:gold") for row_id in samples]
+    generated = [_mean([scores.get(f"{row_id}:{row['sample']}") for row in group]) for row_id, group in samples.items()]
+    return np.array(gold, dtype=np.float64), np.array(generated, dtype=np.float64)
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else np.nan
+
+
+def _known_mean(values: np.ndarray) -> float | None:
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else None

@@ -32,6 +32,7 @@ class RewardModel:
 
         folder = resolve_model(model)
         self.problem = ""
+        self.signals: dict[str, np.ndarray] = {}
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._tokenizer, self._model = _load(folder, self._device, trust_remote_code)
         self._config = self._model.config.get_text_config()
@@ -72,14 +73,33 @@ class RewardModel:
         return padding
 
 
-def _load(folder: str, device: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+def check_outputs(folder: str, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model with one output.
+
+    Raises:
+        InputError: it cannot be loaded, or has several outputs.
+    """
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        if config.num_labels != 1:
-            raise InputError(f"reward model {folder}: it has {config.num_labels} outputs; a reward model has one (num_labels 1)")
+    except (OSError, ValueError) as error:
+        raise _unloadable(folder, error) from None
+    if config.num_labels != 1:
+        raise InputError(f"reward model {folder}: it has {config.num_labels} outputs; a reward model has one (num_labels 1)")
+    return config
+
+
+def _unloadable(folder: str, error: Exception) -> InputError:
+    return InputError(f"reward model {folder}: cannot be loaded: {' '.join(str(error).split())[:300]}")
+
+
+def _load(folder: str, device: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    config = check_outputs(folder, trust_remote_code=trust_remote_code)
+    try:
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -89,7 +109,7 @@ def _load(folder: str, device: str, trust_remote_code: bool) -> tuple[Any, Any]:
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"reward model {folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        raise _unloadable(folder, error) from None
     # transformers fills missing weights with random ones and goes on: the scores would mean nothing.
     if loading["missing_keys"]:
         raise InputError(

@@ -1,14 +1,16 @@
-"""The pool rows that a reward model is fitted on: drawn by a hash of their ids, read without loading the pool."""
+"""Pool rows drawn by a hash of their ids: those that a reward model is fitted on, and those that are scored at all."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from divsel_ray.data.hashing import id_array, uniform_hash
 from divsel_ray.score.preferences import draw
 from divsel_ray.score.scorer import Exchange
 
@@ -41,6 +43,29 @@ def read_exchanges(file: str, wanted: set[str] | None = None) -> list[Exchange]:
         table = pq.read_table(file, columns=["row_id", "messages"]).filter(kept)
     pairs = zip(table["row_id"].to_pylist(), table["messages"].to_pylist(), strict=True)
     return [Exchange(row_id, messages[:-1], messages[-1]["content"]) for row_id, messages in pairs]
+
+
+def draw_per_cluster(cluster_files: Sequence[str], rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A uniform draw of each cluster's proportional share of `rows`, rounded up, by a hash of seed and row id.
+
+    Args:
+        cluster_files: Parquet with row_id and cluster.
+        rows: to draw in all, at least (less only where there are fewer).
+        seed: of the draw.
+
+    Returns:
+        The ids drawn and the others, each ascending: bytes of 32 hex digits.
+    """
+    tables = [pq.read_table(file, columns=["row_id", "cluster"]) for file in cluster_files]
+    row_ids = np.concatenate([id_array(table["row_id"]) for table in tables])
+    cluster = np.concatenate([table["cluster"].to_numpy() for table in tables])
+    order = np.lexsort((row_ids, uniform_hash(seed, "oversample", row_ids), cluster))
+    sizes = np.bincount(cluster)
+    place = np.empty(len(row_ids), np.int64)
+    place[order] = np.arange(len(row_ids)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    shares = -(-rows * sizes // max(1, len(row_ids)))
+    drawn = place < shares[cluster]
+    return np.sort(row_ids[drawn]), np.sort(row_ids[~drawn])
 
 
 def _row_ids(files: Sequence[str]) -> Iterator[str]:

@@ -34,6 +34,9 @@ class Scorer(Protocol):
     problem: str
     """Why the first exchange without a score has none; empty while all have one."""
 
+    signals: dict[str, np.ndarray]
+    """Raw numbers behind the last call's scores, each (n,) float64; kept as columns beside the quality."""
+
     def score(self, exchanges: Sequence[Exchange]) -> np.ndarray:
         """Scores (n,) float64, higher is better, NaN where an exchange cannot be scored.
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from divsel_ray.config import QualityConfig, RewardConfig
+from divsel_ray.config import JudgeConfig, QualityConfig, RewardConfig
 from divsel_ray.errors import InputError
+from divsel_ray.models.references import fingerprint
+from divsel_ray.score.deita import COMPLEXITY_MODEL, QUALITY_MODEL
+from divsel_ray.score.judge import Judge, read_template
 from divsel_ray.score.scorer import Scorer
+from divsel_ray.store import digest
 
-KINDS = ("reward", "ifd", "column", "given")
+KINDS = ("reward", "ifd", "perplexity", "log_perplexity", "deita", "judge", "column", "given")
+_MODELS = ("reward", "ifd", "perplexity", "log_perplexity", "deita")
+_UNSEEN = {"key_variable", "concurrency", "retries", "timeout_s", "prompt_price", "output_price", "max_cost", "template"}
+"""Settings of a judge that change no rating (of the template, its text counts)."""
 
 
 @dataclass(frozen=True)
@@ -16,11 +23,16 @@ class ScorerSpec:
     """A scorer's kind and settings.
 
     Attributes:
-        kind: reward model, instruction-following difficulty, a number that the pool already holds, or a file of scores.
-        model: local folder, Hugging Face id or package:NAME; the column's name for `column`, the file for `given`.
+        kind: reward model, instruction-following difficulty, minus log perplexity (of a quality), log perplexity (of a
+            reward, Eq. 7), DEITA's complexity x quality, a judge, a number that the pool already holds, or a file of scores.
+        model: local folder, Hugging Face id or package:NAME, two with a comma for `deita`; the column's name for `column`, the
+            file for `given`, the model's name on the server for `judge`.
         max_tokens: prompt and completion together.
         batch_tokens: padded tokens per batch.
         trust_remote_code: let the model's own Python code run.
+        backend: what runs a reward model: transformers or vllm.
+        judge: settings of the judge; they name the key's variable, never the key.
+        template: the judge's question.
     """
 
     kind: str
@@ -28,6 +40,9 @@ class ScorerSpec:
     max_tokens: int = 512
     batch_tokens: int = 4096
     trust_remote_code: bool = False
+    backend: str = "transformers"
+    judge: JudgeConfig | None = None
+    template: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -35,34 +50,79 @@ class ScorerSpec:
 
     @classmethod
     def of_quality(cls, config: QualityConfig) -> ScorerSpec:
-        """The scorer of a source that names its model or column.
+        """The scorer of a source that names its model or column, of `deita` or of `judge`.
 
         Raises:
-            InputError: the source is `none` or the bare `reward`, whose model is named elsewhere.
+            InputError: the source is `none` or the bare `reward`, whose model is named elsewhere, or the judge's template
+                cannot be read.
         """
         kind, _, name = config.source.partition(":")
+        limits = (config.max_tokens, config.batch_tokens, config.trust_remote_code)
+        if config.judge is not None:
+            return cls("judge", config.judge.model, *limits, judge=config.judge, template=read_template(config.judge))
+        if kind == "deita":
+            name = name or f"{COMPLEXITY_MODEL},{QUALITY_MODEL}"
         if not name:
             raise InputError(f"quality.source {config.source!r}: names no model to score with; expected reward:MODEL or the like")
-        return cls(kind, name, config.max_tokens, config.batch_tokens, config.trust_remote_code)
+        return cls(kind, name, *limits)
 
     @classmethod
     def of_reward(cls, config: RewardConfig, model: str) -> ScorerSpec:
-        """The reward model, named or fitted, with the limits of its section."""
-        return cls("reward", model, config.max_tokens, config.batch_tokens, config.trust_remote_code)
+        """What scores completions, with the limits of its section.
+
+        Args:
+            config: the section.
+            model: from `stage.reward_reference`: the reward model that is named or was fitted; else what the section names.
+
+        Raises:
+            InputError: the judge's template cannot be read.
+        """
+        limits = (config.max_tokens, config.batch_tokens, config.trust_remote_code)
+        if config.judge is not None:
+            return cls("judge", model, *limits, judge=config.judge, template=read_template(config.judge))
+        if config.perplexity is not None:
+            return cls("log_perplexity", model, *limits)
+        return cls("reward", model, *limits, backend=config.backend)
+
+    def as_quality(self) -> ScorerSpec:
+        """The same scorer with more for better: log perplexity, which Eq. 7 of the reward needs as it is, turned round."""
+        return replace(self, kind="perplexity") if self.kind == "log_perplexity" else self
 
     @property
     def computed(self) -> bool:
-        """Whether a model computes the scores."""
-        return self.kind in ("reward", "ifd")
+        """Whether a model on a worker computes the scores."""
+        return self.kind in _MODELS
+
+    def identity(self) -> list[str]:
+        """What, beside the limits, identifies the scores: models by their content, a judge by what it is asked."""
+        if self.judge is not None:
+            return ["judge", digest([self.judge.model_dump(mode="json", exclude=_UNSEEN), self.template])]
+        if not self.computed:
+            return []
+        models = self.model.split(",") if self.kind == "deita" else [self.model]
+        names = [name for name in (self.kind, self.backend) if name not in ("reward", "ifd", "transformers")]
+        return [*names, *(fingerprint(model) for model in models)]
 
     def load(self) -> Scorer:
-        """Load the model on this machine (`column` and `given` have none).
+        """Load the model on this machine, or make the client of the judge (`column` and `given` have neither).
 
         Raises:
-            InputError: the model cannot be loaded or is of the wrong kind.
+            InputError: the model cannot be loaded or is of the wrong kind, or the judge's key is missing.
         """
+        if self.judge is not None:
+            return Judge(self.judge, self.template, self.max_tokens)
+        from divsel_ray.score.deita import Deita
         from divsel_ray.score.ifd import InstructionFollowingDifficulty
+        from divsel_ray.score.perplexity import Perplexity
         from divsel_ray.score.reward_model import RewardModel
+        from divsel_ray.score.vllm_reward import VllmRewardModel
 
-        settings = (self.model, self.max_tokens, self.batch_tokens, self.trust_remote_code)
-        return InstructionFollowingDifficulty(*settings) if self.kind == "ifd" else RewardModel(*settings)
+        limits = (self.max_tokens, self.batch_tokens, self.trust_remote_code)
+        if self.kind == "deita":
+            complexity, quality = self.model.split(",")
+            return Deita(complexity.strip(), quality.strip(), *limits)
+        if self.kind in ("perplexity", "log_perplexity"):
+            return Perplexity(1.0 if self.kind == "log_perplexity" else -1.0, self.model, *limits)
+        if self.kind == "ifd":
+            return InstructionFollowingDifficulty(self.model, *limits)
+        return (VllmRewardModel if self.backend == "vllm" else RewardModel)(self.model, *limits)

@@ -73,11 +73,17 @@ def allocate(targets: np.ndarray, capacity: np.ndarray, total: int) -> np.ndarra
     capacity = capacity.astype(np.int64)
     if total > capacity.sum():
         raise ValueError(f"{total} rows asked for, the clusters hold {capacity.sum()}")
-    shares = _scale_under_caps(targets.astype(np.float64), capacity.astype(np.float64), float(total))
+    return _largest_remainder(spread(targets, capacity, total), capacity, total)
+
+
+def spread(targets: np.ndarray, capacity: np.ndarray, total: float) -> np.ndarray:
+    """What `allocate` rounds: (k,) floats, none above its capacity, that sum to `total` where the capacities do not forbid it."""
+    capacity = capacity.astype(np.float64)
+    shares = _scale_under_caps(targets.astype(np.float64), capacity, float(total))
     missing = total - shares.sum()
     if missing > 1e-9:
         shares += _scale_under_caps(capacity - shares, capacity - shares, missing)
-    return _largest_remainder(shares, capacity, total)
+    return shares
 
 
 def _scale_under_caps(targets: np.ndarray, caps: np.ndarray, total: float) -> np.ndarray:

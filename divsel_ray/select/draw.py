@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from divsel_ray.config import SelectConfig
-from divsel_ray.select.allocation import allocate_round, allocate_tokens, allocation_weights
+from divsel_ray.select.allocation import allocate_round, allocate_tokens, allocation_weights, spread
 from divsel_ray.select.keyed import Groups
 from divsel_ray.select.registry import SAMPLERS
 from divsel_ray.select.sampler import Candidates, Greedy, Keyed, Picks
@@ -146,12 +146,16 @@ def _one_group(rest: int, taken: int) -> tuple[np.ndarray, np.ndarray]:
 def _rows_of(
     sizes: np.ndarray, before: np.ndarray, demand: Demand, shares: np.ndarray, config: SelectConfig
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Rows to draw of each group for each budget, and the targets reached."""
+    """Rows to draw of each group for each budget, and the targets reached.
+
+    What a group cannot hold of its share goes to the others by their shares, and counts as their target: a later budget is
+    then split by the shares of the groups that have rows left, and nobody has to give back what it got for another.
+    """
     have, done = (before, 0) if demand.drawn is None else (demand.drawn, int(demand.drawn.sum()))
     targets = np.zeros(len(sizes)) if demand.targets is None else demand.targets
     counts = []
     for budget in demand.budgets:
-        targets = targets + (budget - done) * shares
+        targets = targets + spread(shares, np.maximum(sizes + before - targets, 0.0), budget - done)
         done, new = budget, budget - int(have.sum())
         have = have + allocate_round(targets, have, sizes + before, new, min_one=config.min_one)
         counts.append(have - before)

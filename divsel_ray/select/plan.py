@@ -37,6 +37,7 @@ class DrawPlan:
         unit: rows or tokens.
         allow_fewer: take what there is where that is less than a budget or quota.
         held_out: rows kept out of every round, where the pool has them to spare beside `reserved`.
+        probe: rows of each cluster kept out likewise, for scoring; the budget and the held-out rows come first.
         reserved: rows that all rounds together draw.
         drawn: (k,) rows drawn per cluster in earlier rounds, or None in the first.
         weights: (k,) cluster weights, or None for `config.allocation` of the cluster sizes.
@@ -49,6 +50,7 @@ class DrawPlan:
     unit: str = "rows"
     allow_fewer: bool = False
     held_out: int = 0
+    probe: int = 0
     reserved: int = 0
     drawn: list[int] | None = None
     weights: list[float] | None = None

@@ -33,6 +33,7 @@ class PoolRows:
         tokens: (n,), or None where budgets count rows.
         included, excluded: positions, ascending, of the listed rows.
         held_out: positions, ascending, of the rows kept out of every round.
+        probe: positions, ascending, of the rows of each cluster kept out of every round.
         free: (n,) rows that may be drawn, those included among them.
 
     Raises:
@@ -51,6 +52,7 @@ class PoolRows:
         self.excluded = find_ids(self.row_ids, config.exclude, "exclude", required=False)
         self.free = self._free()
         self.held_out = self._held_out()
+        self.probe = self._probe()
 
     def _quality(self) -> np.ndarray:
         if not self._files.quality:
@@ -87,6 +89,19 @@ class PoolRows:
         held_out = np.flatnonzero(able)[one_group.smallest(np.array([min(count, len(hashes.values))]))]
         self.free[held_out] = False
         return np.asarray(held_out)
+
+    def _probe(self) -> np.ndarray:
+        """Positions of the probe rows; those rows are not free any more."""
+        spare = int(self.free.sum()) - self._plan.reserved
+        if not self._plan.probe or spare <= 0:
+            return np.array([], np.int64)
+        able = self.free.copy()
+        able[self.included] = False
+        cluster = self.cluster[able]
+        groups = Groups(Keys(uniform_hash(self._plan.seed, "probe", self.row_ids[able])), cluster, self.k)
+        probe = np.flatnonzero(able)[groups.smallest(share_probe(groups.sizes, self._plan.probe, spare))]
+        self.free[probe] = False
+        return np.asarray(probe)
 
     def parts(self) -> list[DrawPart]:
         """The rows of each source that has a quota, and the others, with their budgets.
@@ -160,6 +175,23 @@ class DrawPart:
 
     mask: np.ndarray
     budgets: list[int]
+
+
+def share_probe(sizes: np.ndarray, wanted: int, spare: int) -> np.ndarray:
+    """Probe rows of each cluster, (k,): as many as wanted, at most half of its rows, and at most `spare` in all.
+
+    Where that is too little for all, each cluster has its first row before any has its second, the largest clusters first.
+
+    Args:
+        sizes: (k,) rows that may serve.
+        wanted: rows of each cluster.
+        spare: rows in all.
+    """
+    counts = np.zeros(len(sizes), np.int64)
+    order = np.argsort(-sizes, kind="stable")
+    for turn in range(1, wanted + 1):
+        counts[order[sizes[order] >= 2 * turn][: max(spare - int(counts.sum()), 0)]] += 1
+    return counts
 
 
 def _share(quota: int, budget: int, total: int) -> int:

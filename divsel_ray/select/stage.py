@@ -21,7 +21,7 @@ from divsel_ray.tasks import result_of
 
 
 def draw_round(files: DrawFiles, k: int, plan: DrawPlan, folder: Path, memory: float = math.inf) -> dict[str, Any]:
-    """Write `selected.parquet` and `held_out.parquet` (row_id).
+    """Write `selected.parquet`, `held_out.parquet` (row_id) and, where the plan has a probe, `probe.parquet` (row_id, cluster).
 
     Selected are all rows so far, by row id: row_id, cluster, quality, weight, new, budget (the smallest that holds the row)
     and why.
@@ -35,7 +35,8 @@ def draw_round(files: DrawFiles, k: int, plan: DrawPlan, folder: Path, memory: f
 
     Returns:
         {"rows", "new", "tokens" (of budgets in tokens), "drawn": (k,), "targets": (k,), "weights": (k,), "missing_quality",
-        "included", "excluded", "budgets": [[budget, rows], ...]}.
+        "included", "excluded", "held_out", "probe", "capacity": (k,) rows that may be drawn in all rounds together,
+        "budgets": [[budget, rows], ...]}.
 
     Raises:
         InputError: the pool does not hold a budget, quota or listed row, or the sampler needs more memory than there is.
@@ -93,8 +94,11 @@ def _write(folder: Path, drawn: Draw, rows: PoolRows, plan: DrawPlan) -> None:
             "why": [why[at] for at in order],
         }
     )
-    held_out = pa.table({"row_id": rows.row_ids[rows.held_out].astype("U32")})
-    for name, table in {"selected": selected, "held_out": held_out}.items():
+    tables = {"selected": selected, "held_out": pa.table({"row_id": rows.row_ids[rows.held_out].astype("U32")})}
+    if plan.probe:
+        probe = {"row_id": rows.row_ids[rows.probe].astype("U32"), "cluster": rows.cluster[rows.probe]}
+        tables["probe"] = pa.table(probe)
+    for name, table in tables.items():
         with atomic_path(folder / f"{name}.parquet") as path:
             pq.write_table(table, path)
 
@@ -126,6 +130,9 @@ def _facts(drawn: Draw, rows: PoolRows, plan: DrawPlan) -> dict[str, Any]:
         "weights": drawn.weights.tolist(),
         "missing_quality": int((~np.isfinite(rows.quality)).sum()) if np.isfinite(rows.quality).any() else 0,
         "included": len(rows.included),
-        "excluded": int((~rows.free).sum()) - len(rows.held_out),
+        "excluded": int((~rows.free).sum()) - len(rows.held_out) - len(rows.probe),
+        "held_out": len(rows.held_out),
+        "probe": len(rows.probe),
+        "capacity": np.bincount(rows.cluster[rows.free], minlength=rows.k).tolist(),
         "budgets": [[budget, int(count)] for budget, count in zip(plan.budgets, of_budget, strict=True)],
     }

@@ -3,147 +3,167 @@
 Eq. 4: `S_i = score(x, y_gold) - score(x, y_generated)`; Eq. 5: `s_j` is its mean over the scored rows of cluster j.
 Eq. 6 as printed, `w_j s_j / sum s`, neither sums to one nor keeps its order for negative scores. The default here is
 `w_j exp((s^_j - m) / tau)`: S in units of its pooled standard deviation, and `s^_j` the cluster mean shrunk towards the
-overall mean m by its noise, because six rows per cluster are mostly noise.
+overall mean m by its noise (`gaps.py`). `guards.py` bounds the result.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from divsel_ray.config import WeightsConfig
+from divsel_ray.select.gaps import ClusterGaps, LengthTrend, RowGaps, cluster_gaps, remove_length, shuffled_clusters
+from divsel_ray.select.guards import guard_weights
+
+_LARGEST_EXPONENT = 50.0
 
 
 @dataclass(frozen=True)
-class ClusterGaps:
-    """Gaps by cluster, in units of the pooled standard deviation.
+class WeightUpdate:
+    """How a round moves the weights, and why.
 
     Attributes:
-        scored: (k,) rows scored.
-        mean: (k,) mean gap s_j; NaN where no row was scored.
-        standard_error: (k,) of the mean, from the pooled within-cluster variance (1 in these units).
-        shrunk: (k,) s^_j; NaN where no row was scored.
-        overall: m, the mean over all scored rows.
-        unit: the pooled standard deviation that everything was divided by.
-        between: estimated variance between clusters (can be negative: then the gaps tell clusters apart no better than chance).
+        before: (k,) weights that the round drew by.
+        after: (k,) weights of the next round.
+        guard: (k,) what held a cluster's weight: "floor", "ceiling", "step"; or kept it: "disagreement" of the two signals,
+            "unscored", "exhausted" (no row left to draw); or None.
+        gaps: by cluster, as they were used.
+        second: those of the second signal, or None without one.
+        source: (k,) the cluster whose gaps each got: itself, unless shuffled.
+        trend: what lengths explain of the gaps, whether or not that was taken out.
     """
 
-    scored: np.ndarray
-    mean: np.ndarray
-    standard_error: np.ndarray
-    shrunk: np.ndarray
-    overall: float
-    unit: float
-    between: float
+    before: np.ndarray
+    after: np.ndarray
+    guard: np.ndarray
+    gaps: ClusterGaps
+    second: ClusterGaps | None
+    source: np.ndarray
+    trend: LengthTrend
+
+    def facts(self, config: WeightsConfig) -> dict[str, Any]:
+        """The update as a whole. Gap, unit and length slope are in the scorer's units, `between` in squared pooled units."""
+        agreement = None if self.second is None else agreeing(self.gaps, self.second)[self.gaps.scored > 0]
+        return {
+            "weights": self.after.tolist(),
+            "moved": float(np.abs(self.after - self.before).sum() / 2),
+            "between": self.gaps.between,
+            "direction": config.direction,
+            "overall_gap": self.gaps.overall * self.gaps.unit,
+            "unit": self.gaps.unit,
+            "scored_rows": int(self.gaps.scored.sum()),
+            "scored_clusters": int((self.gaps.scored > 0).sum()),
+            "length_slope": self.trend.slope,
+            "length_share": self.trend.share,
+            "second_between": None if self.second is None else self.second.between,
+            "agreement": None if agreement is None or not len(agreement) else float(agreement.mean()),
+            "shuffled": config.shuffled,
+            "guards": dict(sorted(Counter(name for name in self.guard.tolist() if name).items())),
+        }
 
 
-def cluster_gaps(gaps: np.ndarray, cluster: np.ndarray, k: int, *, shrinkage: bool) -> ClusterGaps:
-    """Means per cluster with their noise; one-way analysis of variance gives the variance within and between.
-
-    Shrinkage: `s^_j = m + n_j / (n_j + kappa) (s_j - m)`, kappa = variance within / variance between; all means become m
-    when the variance between is not positive.
+def move_weights(
+    before: np.ndarray, rows: RowGaps, exhausted: np.ndarray, config: WeightsConfig, seed: int, number: int
+) -> WeightUpdate:
+    """The next round's weights from the gaps of single rows.
 
     Args:
-        gaps: (n,) S_i; rows with NaN (a scoring error) are left out.
-        cluster: (n,) in 0..k-1.
-        k: number of clusters.
-        shrinkage: whether `shrunk` is shrunk or the plain mean.
+        before: (k,) this round's weights, summing to 1.
+        rows: the scored rows; never those held out.
+        exhausted: (k,) clusters without a row left to draw.
+        config: update rule, controls and guards.
+        seed: of the job; only the shuffled control depends on it.
+        number: of the round, likewise.
     """
-    valid = np.isfinite(gaps)
-    gaps, cluster = gaps[valid], cluster[valid]
-    scored = np.bincount(cluster, minlength=k)
-    means = np.bincount(cluster, gaps, minlength=k) / np.maximum(scored, 1)
-    overall = float(gaps.mean()) if len(gaps) else 0.0
-    used = int((scored > 0).sum())
-    within = float(((gaps - means[cluster]) ** 2).sum() / (len(gaps) - used)) if len(gaps) > used else 0.0
-    unit = np.sqrt(within) if within > 0 else float(gaps.std()) if len(gaps) and gaps.std() > 0 else 1.0
-    between = _variance_between(scored, means, overall, within)
-    pull = scored / np.maximum(scored + within / between, 1e-9) if between > 0 else np.zeros(k)
-    shrunk = overall + (pull if shrinkage else 1.0) * (means - overall)
-    seen = scored > 0
-    return ClusterGaps(
-        scored=scored,
-        mean=np.where(seen, means / unit, np.nan),
-        standard_error=np.where(seen, np.sqrt(within / np.maximum(scored, 1)) / unit, np.nan),
-        shrunk=np.where(seen, shrunk / unit, np.nan),
-        overall=overall / unit,
-        unit=float(unit),
-        between=between / unit**2,
-    )
+    k = len(before)
+    controlled, trend = remove_length(rows.gap, rows.longer)
+    gaps = cluster_gaps(controlled if config.length_control else rows.gap, rows.cluster, k, shrinkage=config.shrinkage)
+    second = None
+    if rows.second is not None:
+        values = remove_length(rows.second, rows.longer)[0] if config.length_control else rows.second
+        second = cluster_gaps(values, rows.cluster, k, shrinkage=config.shrinkage)
+    source = shuffled_clusters(gaps.scored, seed, number) if config.shuffled else np.arange(k)
+    gaps, second = gaps.given_to(source), second.given_to(source) if second else None
+    after, guard = update_weights(before, gaps, config, second, exhausted)
+    return WeightUpdate(before, after, guard, gaps, second, source, trend)
 
 
-def _variance_between(scored: np.ndarray, means: np.ndarray, overall: float, within: float) -> float:
-    """Random-effects estimate (MSB - MSW) / n0 with n0 the effective rows per cluster (Searle 1971)."""
-    used, total = int((scored > 0).sum()), float(scored.sum())
-    if used < 2:
-        return 0.0
-    effective = (total - (scored**2).sum() / total) / (used - 1)
-    mean_square = (scored * (means - overall) ** 2).sum() / (used - 1)
-    return float((mean_square - within) / effective)
+def update_weights(
+    before: np.ndarray,
+    gaps: ClusterGaps,
+    config: WeightsConfig,
+    second: ClusterGaps | None = None,
+    exhausted: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The next round's weights, (k,) summing to 1, and what held each, (k,) as in `WeightUpdate.guard`.
 
-
-def update_weights(weights: np.ndarray, gaps: ClusterGaps, config: WeightsConfig) -> np.ndarray:
-    """The next round's weights, (k,) summing to 1.
-
-    Scored clusters are renormalised among themselves to the mass they had, so a cluster without a scored row keeps its
-    weight. Then no scored weight moves by more than `max_step`, nor below `floor / k`.
+    The clusters that may move are renormalised among themselves to the mass they had; every other keeps its weight, unless
+    the ceiling forces it: one without a scored row, one without a row left to draw (the draw spreads what its weight stands
+    for over the others), and one whose two signals disagree. Gaps that tell no clusters apart move nothing.
 
     Args:
-        weights: (k,) this round's weights, summing to 1.
+        before: (k,) this round's weights, summing to 1.
         gaps: from `cluster_gaps`.
         config: update rule, direction, temperature and guards.
+        second: those of a second signal; only clusters move for which both name the same direction.
+        exhausted: (k,) clusters without a row left to draw; None for none.
     """
-    seen = gaps.scored > 0
-    if not seen.any():
-        return weights.copy()
-    sign = 1.0 if config.direction == "lagging" else -1.0
-    factors = _factors(sign * (gaps.shrunk[seen] - gaps.overall), config)
-    before, mass = weights[seen], weights[seen].sum()
-    wanted = factors if config.update == "memoryless" else before * factors
-    updated = weights.copy()
-    updated[seen] = _within_guards(wanted / max(wanted.sum(), 1e-300) * mass, before, len(weights), config)
-    return updated / updated.sum()
+    spent = np.zeros(len(before), bool) if exhausted is None else exhausted
+    agreed = agreeing(gaps, gaps if second is None else second)
+    movable = ~spent & agreed
+    wanted = before.copy()
+    effect = gaps.effect[movable] * (1.0 if config.direction == "lagging" else -1.0)
+    if effect.any():
+        factors = _factors(effect, config)
+        wanted[movable] = factors if config.update == "memoryless" else before[movable] * factors
+    after, guard = guard_weights(wanted, before, movable, ~spent, config)
+    unheld = np.array([bound is None for bound in guard.tolist()], dtype=bool)
+    for name, kept in (("disagreement", ~agreed), ("unscored", gaps.scored == 0), ("exhausted", spent)):
+        guard[kept & unheld] = name
+    return after, guard
 
 
-def _factors(centred: np.ndarray, config: WeightsConfig) -> np.ndarray:
+def agreeing(gaps: ClusterGaps, second: ClusterGaps) -> np.ndarray:
+    """(k,) whether a cluster was scored by both signals, and both put it on the same side of their overall mean."""
+    both = (gaps.scored > 0) & (second.scored > 0)
+    return np.asarray(both & (np.sign(gaps.effect) == np.sign(second.effect)))
+
+
+def _factors(effect: np.ndarray, config: WeightsConfig) -> np.ndarray:
     if config.update == "paper":
         # Eq. 6 needs positive scores: shifted so that the lowest keeps a hundredth of a standard deviation.
-        return centred - centred.min() + 0.01
-    return np.exp(np.clip(centred / config.tau, -50.0, 50.0))
+        return np.asarray(effect - effect.min() + 0.01)
+    return np.exp(np.clip(effect / config.tau, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
 
 
-def _within_guards(wanted: np.ndarray, before: np.ndarray, k: int, config: WeightsConfig) -> np.ndarray:
-    """Scale `wanted` by the one factor at which, clipped to the guards, it keeps its mass (found by bisection)."""
-    mass = wanted.sum()
-    low = np.full(len(before), config.floor / k)
-    high = np.full(len(before), np.inf)
-    if config.max_step is not None:
-        low, high = np.maximum(low, before / config.max_step), before * config.max_step
-    low *= min(1.0, mass / low.sum()) if low.sum() > 0 else 1.0
-    high = np.maximum(high, low)
-    smallest, largest = -300.0, 300.0
-    for _ in range(200):
-        middle = (smallest + largest) / 2
-        below = np.clip(np.exp(middle) * wanted, low, high).sum() < mass
-        smallest, largest = (middle, largest) if below else (smallest, middle)
-    clipped = np.clip(np.exp(largest) * wanted, low, high)
-    return clipped / clipped.sum() * mass
+def explain_weights(sizes: list[int], update: WeightUpdate) -> list[dict[str, Any]]:
+    """One plain row per cluster: its gaps in units of their pooled standard deviation, its weight, and what held it.
 
-
-def explain_weights(sizes: list[int], gaps: ClusterGaps, before: np.ndarray, after: np.ndarray) -> list[dict[str, Any]]:
-    """One plain row per cluster: size, scored rows, mean gap with its error, weight before and after. (k,) arrays in."""
+    Args:
+        sizes: (k,) rows of each cluster.
+        update: from `move_weights`.
+    """
+    k = len(sizes)
     columns = {
-        "cluster": np.arange(len(sizes)),
+        "cluster": np.arange(k),
         "size": np.array(sizes),
-        "scored": gaps.scored,
-        "mean_gap": gaps.mean,
-        "standard_error": gaps.standard_error,
-        "shrunk_gap": gaps.shrunk,
-        "before": before,
-        "after": after,
+        "scored": update.gaps.scored,
+        "mean_gap": update.gaps.mean,
+        "standard_error": update.gaps.standard_error,
+        "shrunk_gap": update.gaps.shrunk,
+        "second_gap": np.full(k, np.nan) if update.second is None else update.second.mean,
+        "gaps_of": update.source,
+        "before": update.before,
+        "after": update.after,
+        "guard": update.guard,
     }
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*(c.tolist() for c in columns.values()), strict=True)]
-    return [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in rows]
+    return [{name: None if _unknown(value) else value for name, value in row.items()} for row in rows]
+
+
+def _unknown(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

@@ -7,25 +7,32 @@ import logging
 import os
 import shutil
 import threading
-import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import ray
 
 from divsel_ray.config import TrainConfig
-from divsel_ray.errors import JobError
+from divsel_ray.errors import InputError, JobError
 from divsel_ray.models.references import resolve_model
 from divsel_ray.progress import Progress
-from divsel_ray.resources import Cluster
-from divsel_ray.store import atomic_path
-from divsel_ray.train.finetune import Conversation, finetune
+from divsel_ray.resources import Cluster, await_ready
+from divsel_ray.store import atomic_path, read_json, write_json
+from divsel_ray.train.finetune import Conversation, Origin, Resumption, finetune, trained_name
+from divsel_ray.train.plan import part_bounds, parts_of
+
+SECTION = "refine.train"
+_FACTS = "facts.json"
+_ERRORS = {error.__name__: error for error in (InputError, JobError)}
 
 
-def adapter_folder(folder: Path) -> Path:
-    """Where `train_round` leaves the adapter."""
-    return folder / "training" / "adapter"
+def trained_folder(folder: Path, config: TrainConfig) -> Path:
+    """Where `train_round` leaves the adapter or the model."""
+    return folder / "training" / trained_name(config)
 
 
 @dataclass(frozen=True)
@@ -36,51 +43,131 @@ class Round:
         rows: Parquet (row_id, messages) of the rows selected so far.
         held_out: likewise, rows whose loss is measured.
         seed: of the adapters and the order of rows.
-        base_loss: the untuned model's loss on the held-out rows, where an earlier round measured it.
+        origin: what the training begins with, beside the base model.
+        only_new: Parquet (row_id, new) of the rows, where those that are not new are left out.
     """
 
     rows: Path
     held_out: Path
     seed: int
-    base_loss: float | None = None
+    origin: Origin = field(default_factory=Origin)
+    only_new: Path | None = None
 
 
 def train_round(round_: Round, config: TrainConfig, folder: Path, cluster: Cluster, progress: Progress) -> dict[str, Any]:
-    """Fine-tune on a round's rows; leave `training/adapter` and `training/losses.jsonl`.
+    """Fine-tune on a round's rows; leave `training/adapter` or `training/model`, and `training/losses.jsonl`.
 
-    An interrupted round is done again from its start: the same seed and rows give the same adapter.
+    A killed worker, and a killed driver whose command is given again, go on from the last checkpoint, which is kept in the
+    folder's `.state` until the training is done. The folder must be this training's own.
 
     Returns:
-        What `finetune` reports.
+        What `finetune` reports, and "elastic": whether it may have run with fewer workers than configured.
 
     Raises:
-        JobError: the training failed; says why.
+        JobError: the training failed or found no place in time; says why.
+        InputError: the model cannot be used.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    output, state = folder / "training", folder / ".state"
+    if not output.exists():
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _drop_torn_snapshot(state, folder.name)
+        _await_places(config, cluster)
+        with atomic_path(output) as unfinished:
+            unfinished.mkdir()
+            trainer = _trainer(round_, config, folder.name, (state, unfinished), cluster)
+            facts = _fit(trainer, unfinished / "losses.jsonl", progress)
+            write_json(unfinished / _FACTS, {**facts, "elastic": _fewest(config) < _most(config)})
+    shutil.rmtree(state, ignore_errors=True)
+    return dict(read_json(output / _FACTS))
+
+
+def _most(config: TrainConfig) -> int:
+    return config.workers.count or 1
+
+
+def _fewest(config: TrainConfig) -> int:
+    return config.min_workers or _most(config)
+
+
+def _trainer(round_: Round, config: TrainConfig, name: str, folders: tuple[Path, Path], cluster: Cluster) -> Any:
+    from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    _set_environment(cluster)
+    most, fewest, gpus = _most(config), _fewest(config), cluster.gpus_per_worker(config.workers)
+    state, output = folders
+    return TorchTrainer(
+        _train_worker,
+        train_loop_config={"round": round_, "config": config, "state": str(state), "output": str(output)},
+        scaling_config=ScalingConfig(
+            num_workers=most if fewest == most else (fewest, most),
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": config.workers.cpus, **({"GPU": gpus} if gpus else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        datasets=_parts(round_, most),
+        # Every worker asks for its own parts, whole: no task has to find a CPU beside the workers'.
+        dataset_config=DataConfig(datasets_to_split=[]),
+        run_config=RunConfig(
+            # The same command finds its checkpoints; the folder's name is the stage's key, which no other job has.
+            name=name,
+            storage_path=str(state / "ray"),
+            failure_config=FailureConfig(max_failures=config.max_failures, controller_failure_limit=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+
+
+def _set_environment(cluster: Cluster) -> None:
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.placement_timeout_s)
     if cluster.local:
         # No node of this machine is ever taken away; the watcher is one more process to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    attempt, state = f"attempt-{uuid.uuid4().hex[:12]}", folder / ".state"
-    with atomic_path(folder / "training") as output:
-        output.mkdir()
-        gpus = cluster.gpus_per_worker(config.workers)
-        trainer = TorchTrainer(
-            _train_worker,
-            train_loop_config={"round": round_, "config": config, "folder": str(output)},
-            scaling_config=ScalingConfig(
-                num_workers=config.workers.count or 1,
-                use_gpu=gpus > 0,
-                resources_per_worker={"CPU": config.workers.cpus, **({"GPU": gpus} if gpus else {})},
-            ),
-            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-            run_config=RunConfig(name=attempt, storage_path=str(state), failure_config=FailureConfig(max_failures=0)),
-        )
-        facts = _fit(trainer, output / "losses.jsonl", progress)
-    shutil.rmtree(state, ignore_errors=True)
-    return facts
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+
+def _parts(round_: Round, parts: int) -> dict[str, Any]:
+    """The rows by row id, in one dataset for each part that `plan` speaks of."""
+    rows = pq.read_table(round_.rows, columns=["row_id", "messages"])
+    if round_.only_new is not None:
+        new = pq.read_table(round_.only_new, columns=["row_id"], filters=[("new", "=", True)])
+        rows = rows.filter(pc.is_in(rows["row_id"], new["row_id"].combine_chunks()))
+    if not len(rows):
+        raise JobError(f"{SECTION}: this round has no rows to train on")
+    rows, bounds = rows.sort_by("row_id"), part_bounds(len(rows), parts)
+    return {_part(part): ray.data.from_arrow(rows[bounds[part] : bounds[part + 1]]) for part in range(parts)}
+
+
+def _part(part: int) -> str:
+    return f"part-{part}"
+
+
+def _await_places(config: TrainConfig, cluster: Cluster) -> None:
+    """Wait until the workers have a place; Ray Train would wait again and again, and not say for what.
+
+    Raises:
+        JobError: there was none in time.
+    """
+    bundle = {"CPU": config.workers.cpus, "GPU": cluster.gpus_per_worker(config.workers)}
+    bundle = {unit: amount for unit, amount in bundle.items() if amount}
+    places = [ray.util.placement_group([bundle]) for _ in range(_fewest(config))]
+    try:
+        await_ready([place.ready() for place in places], SECTION, config.workers, cluster.placement_timeout_s)
+    finally:
+        for place in places:
+            ray.util.remove_placement_group(place)
+
+
+def _drop_torn_snapshot(state: Path, name: str) -> None:
+    """Start over where the process was killed while Ray Train wrote down which checkpoints there are."""
+    file = state / "ray" / name / "checkpoint_manager_snapshot.json"
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except json.JSONDecodeError:
+        shutil.rmtree(state / "ray")
 
 
 def _fit(trainer: Any, losses: Path, progress: Progress) -> dict[str, Any]:
@@ -90,13 +177,15 @@ def _fit(trainer: Any, losses: Path, progress: Progress) -> dict[str, Any]:
     watcher = threading.Thread(target=_watch, args=(losses, progress, stop), daemon=True)
     watcher.start()
     try:
-        result = trainer.fit()
+        answer = dict(trainer.fit().return_value)
     except TrainingFailedError as error:
         raise JobError(f"training failed: {_cause(error)}") from error
     finally:
         stop.set()
         watcher.join()
-    return dict(result.return_value)
+    if "failed" in answer:
+        raise _ERRORS[answer["kind"]](answer["failed"])
+    return answer
 
 
 def _cause(error: BaseException) -> str:
@@ -109,28 +198,55 @@ def _cause(error: BaseException) -> str:
 def _watch(losses: Path, progress: Progress, stop: threading.Event) -> None:
     while not stop.wait(0.5):
         lines = losses.read_text(encoding="utf-8").splitlines() if losses.exists() else []
-        if lines:
+        if lines and lines[-1].endswith("}"):
             last = json.loads(lines[-1])
             progress.advance(last["step"], last["steps"], "steps")
 
 
 def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
-    from ray.train.huggingface.transformers import prepare_trainer
-
-    config: TrainConfig = settings["config"]
-    round_: Round = settings["round"]
-    return finetune(
-        resolve_model(config.model),
-        _conversations(round_.rows),
-        _conversations(round_.held_out),
-        config,
-        round_.seed,
-        Path(settings["folder"]),
-        round_.base_loss,
-        prepare_trainer,
-    )
+    """A failure that another attempt would only repeat is returned: Ray Train tries again what raises."""
+    round_, config = settings["round"], settings["config"]
+    try:
+        return _train(round_, config, Path(settings["state"]), Path(settings["output"]))
+    except (InputError, JobError) as error:
+        return {"failed": str(error), "kind": type(error).__name__}
 
 
-def _conversations(file: Path) -> list[Conversation]:
-    rows = pq.read_table(file, columns=["row_id", "messages"]).sort_by("row_id").to_pylist()
-    return [Conversation(row["row_id"], row["messages"]) for row in rows]
+def _train(round_: Round, config: TrainConfig, state: Path, output: Path) -> dict[str, Any]:
+    from ray.train import Checkpoint, get_checkpoint, get_context, report
+
+    worker, workers = get_context().get_world_rank(), get_context().get_world_size()
+    rows = [row for part in parts_of(worker, workers, _most(config)) for row in _held(part)]
+    held_out = _conversations(pq.read_table(round_.held_out, columns=["row_id", "messages"]))
+    scratch, checkpoint = state / f"worker-{worker}", get_checkpoint()
+    shutil.rmtree(scratch, ignore_errors=True)
+
+    def train(resume: str | None) -> dict[str, Any]:
+        return finetune(
+            resolve_model(config.model),
+            rows,
+            held_out,
+            config,
+            round_.seed,
+            output,
+            round_.origin,
+            Resumption(
+                scratch, Path(resume) if resume else None, lambda saved: report({}, checkpoint=Checkpoint.from_directory(saved))
+            ),
+        )
+
+    if checkpoint is None:
+        return train(None)
+    with checkpoint.as_directory() as resume:
+        return train(resume)
+
+
+def _held(part: int) -> list[Conversation]:
+    from ray.train import get_dataset_shard
+
+    batches = list(get_dataset_shard(_part(part)).iter_batches(batch_size=None, batch_format="pyarrow"))
+    return _conversations(pa.concat_tables(batches)) if batches else []
+
+
+def _conversations(table: pa.Table) -> list[Conversation]:
+    return [Conversation(row["row_id"], row["messages"]) for row in table.sort_by("row_id").to_pylist()]

@@ -1,17 +1,17 @@
 """Engines: completions end where they should, adapters change them, and a missing vLLM is never papered over."""
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import shutil
+
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from divsel_ray.config import GenerateConfig, TrainConfig
 from divsel_ray.errors import InputError
 from divsel_ray.generate import engine as engine_module
 from divsel_ray.generate.engine import load_engine, require_engine
-from divsel_ray.generate.stage import Fleet
+from divsel_ray.generate.trained import check_same_weights
 from divsel_ray.models.text import encode_prompt
-from divsel_ray.progress import Silent
 from divsel_ray.train.finetune import Conversation, finetune
 from tests.models.tiny import save_language_model
 
@@ -22,6 +22,11 @@ PROMPTS = ["how are you", "write a story about cats", "hello world", "one two th
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return str(save_language_model(tmp_path_factory.mktemp("lm")))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    return str(save_language_model(tmp_path_factory.mktemp("other"), seed=1))
 
 
 @pytest.fixture(scope="module")
@@ -66,47 +71,56 @@ def test_the_transformers_engine_writes_what_generate_writes_one_by_one(model):
         assert completion.text == tokenizer.decode(ids, skip_special_tokens=True)
 
 
-@pytest.mark.slow
-def test_vllm_writes_what_transformers_writes(model, adapter, cluster, tmp_path):
-    """Greedy, float32, with and without the adapter, through the fleet."""
-    written = {}
-    for name in ("transformers", "vllm"):
-        config = CONFIG.model_copy(update={"engine": name, "dtype": "float32", "kv_cache_gib": 0.1})
-        fleet = Fleet(model, config, 8, 0, cluster)
-        try:
-            written[name] = [generate(fleet, tmp_path / name / str(n), a) for n, a in enumerate([None, adapter, None])]
-        finally:
-            fleet.close()
-    assert written["vllm"] == written["transformers"]
-    assert written["vllm"][0] == written["vllm"][2] != written["vllm"][1]
+def test_a_whole_model_takes_the_place_of_the_base_and_gives_it_back(model, other, adapter):
+    tokenizer, prompts = tokens(model, PROMPTS)
+    engine = load_engine(model, CONFIG, tokenizer, 0)
+    base, whole = engine.generate(prompts, range(6), None), engine.generate(prompts, range(6), other)
+    assert whole == load_engine(other, CONFIG, tokenizer, 0).generate(prompts, range(6), None) != base
+    tuned = engine.generate(prompts, range(6), adapter)
+    assert all(completion.text.split()[:2] == ["green", "green"] for completion in tuned)
+    assert engine.generate(prompts, range(6), None) == base
 
 
-def test_shards_that_are_there_are_not_generated_again(model, cluster, tmp_path):
-    fleet = Fleet(model, CONFIG, 8, 0, cluster)
-    try:
-        first = generate(fleet, tmp_path, None)
-        shards = sorted(tmp_path.glob("shard-*.parquet"))
-        assert len(shards) == 2
-        kept = shards[0].stat().st_mtime_ns
-        shards[1].unlink()
-        assert generate(fleet, tmp_path, None) == first
-        assert shards[0].stat().st_mtime_ns == kept
-    finally:
-        fleet.close()
+def test_a_model_that_lacks_a_weight_is_refused_by_name(model, other, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    partial = tmp_path / "partial"
+    shutil.copytree(other, partial)
+    weights = load_file(partial / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, partial / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        InputError, match=r"1 weights .* model\.layers\.1\.mlp\.up_proj\.weight: expected shape \(64, 32\), found none"
+    ):
+        check_same_weights(model, str(partial))
+    check_same_weights(model, other)
+    weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(64, 31)
+    save_file(weights, partial / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"found shape \(64, 31\)"):
+        check_same_weights(model, str(partial))
 
 
-def generate(fleet, folder, adapter):
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {"row_id": f"{i:032x}", "messages": [{"role": "user", "content": p}, {"role": "assistant", "content": "word " * 20}]}
-        for i, p in enumerate(PROMPTS)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "prompts.parquet")
-    facts = fleet.generate(folder / "prompts.parquet", adapter, folder, Silent())
-    assert facts["rows"] == 6
-    table = pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("shard-*.parquet"))]).to_pylist()
-    assert all(row["gold"] == " ".join(["word"] * 6) for row in table)
-    return [(row["row_id"], row["generated"]) for row in table]
+def test_a_sampled_completion_does_not_depend_on_the_prompts_beside_it(model):
+    tokenizer, prompts = tokens(model, PROMPTS)
+    config = CONFIG.model_copy(update={"temperature": 1.0, "top_p": 0.9, "dtype": "float32"})
+    engine = load_engine(model, config, tokenizer, 0)
+    together = engine.generate(prompts, range(6), None)
+    assert [engine.generate([prompt], [seed], None)[0] for seed, prompt in enumerate(prompts)] == together
+    assert engine.generate(prompts, range(6, 12), None) != together
+
+
+def test_samples_follow_the_models_probabilities(model):
+    config = GenerateConfig(engine="transformers", max_new_tokens=1, temperature=1.5, dtype="float32")
+    tokenizer, prompts = tokens(model, PROMPTS[:1])
+    engine = load_engine(model, config, tokenizer, 0)
+    from transformers import AutoModelForCausalLM
+
+    logits = AutoModelForCausalLM.from_pretrained(model)(torch.tensor(prompts)).logits[0, -1]
+    expected = torch.softmax(logits.detach() / 1.5, 0)
+    drawn = [completion.text for completion in engine.generate(prompts * 2000, range(2000), None)]
+    likeliest = int(expected.argmax())
+    share = drawn.count(tokenizer.decode([likeliest], skip_special_tokens=True)) / 2000
+    assert share == pytest.approx(float(expected[likeliest]), abs=4 * 0.5 / 2000**0.5)
 
 
 def test_a_missing_vllm_is_named_with_the_way_out(monkeypatch):

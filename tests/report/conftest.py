@@ -169,6 +169,7 @@ def answers(ids: Sequence[str], text: str) -> dict[str, Any]:
     prompt = [{"role": "user", "content": f"question {HOSTILE}"}]
     return {
         "row_id": ids,
+        "sample": [0] * len(ids),
         "prompt_messages": [prompt] * len(ids),
         "gold": ["gold answer"] * len(ids),
         "generated": [text] * len(ids),

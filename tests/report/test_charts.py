@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from divsel_ray.report import charts
-from divsel_ray.report.facts import Cluster, Mean
+from divsel_ray.report.facts import Cluster
+from divsel_ray.report.records import Mean
 
 
 def test_cluster_bars_are_shares_of_the_pool_and_of_the_selection() -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from divsel_ray.errors import InputError
-from divsel_ray.report import facts
+from divsel_ray.report import facts, records
 from divsel_ray.report.examples import cut, read_selected
-from divsel_ray.report.facts import Mean, read_run
+from divsel_ray.report.facts import read_run
+from divsel_ray.report.records import Mean
 from divsel_ray.store import write_json
 
 MakeRun = Callable[..., Path]
@@ -42,8 +43,17 @@ def test_a_weight_at_its_limit_is_counted(make_run: MakeRun) -> None:
     write_json(stage / "weights.json", [{"scored": 1, "before": before, "after": after} for before, after in entries])
     update = read_run(folder).rounds[0].update
     assert update is not None
-    assert update.at_step_limit == 2
-    assert update.at_floor == 0
+    assert update.guards == {"step": 2}
+
+
+def test_recorded_guards_are_counted_as_they_stand(make_run: MakeRun) -> None:
+    folder = make_run(rounds=1)
+    [stage] = (folder / "round-1" / "weights").iterdir()
+    guards = ["ceiling", None, "disagreement", "ceiling"]
+    write_json(stage / "weights.json", [{"scored": 1, "before": 0.25, "after": 1.0, "guard": guard} for guard in guards])
+    update = read_run(folder).rounds[0].update
+    assert update is not None
+    assert update.guards == {"ceiling": 2, "disagreement": 1}
 
 
 def test_a_held_out_loss_that_is_not_a_number_is_missing(make_run: MakeRun) -> None:
@@ -65,9 +75,9 @@ def test_a_large_pool_is_sampled_at_even_steps_across_its_files(make_run: MakeRu
 
 
 def test_rounds_stay_in_number_order_beyond_nine() -> None:
-    record = facts.StageRecord(Path(), {}, 0.0, False)
+    record = records.StageRecord(Path(), {}, 0.0, False)
     names = [f"round-{number}/draw" for number in (10, 2, 1)]
-    assert facts.round_numbers(dict.fromkeys([*names, "round-0/score"], record)) == [1, 2, 10]
+    assert records.round_numbers(dict.fromkeys([*names, "round-0/score", "static/draw"], record)) == [1, 2, 10]
 
 
 def test_a_lost_file_is_named(make_run: MakeRun) -> None:

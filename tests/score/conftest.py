@@ -80,13 +80,13 @@ def encoder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def chat_reward(tmp_path_factory) -> Path:
-    """A Llama reward model with a chat template and no padding token; its last token is [EOS]."""
+    """A Llama reward model with a chat template and no padding token; its last token is [EOS]. (vLLM has no heads of 16.)"""
     import torch
     from transformers import LlamaForSequenceClassification
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("llama-reward")
-    LlamaForSequenceClassification(_llama_config(num_labels=1)).save_pretrained(folder)
+    LlamaForSequenceClassification(llama_config(num_labels=1, head_dim=32)).save_pretrained(folder)
     tokenizer = _word_tokenizer(chat=True)
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(folder)
@@ -101,26 +101,34 @@ def language_model(tmp_path_factory) -> Path:
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("llama")
-    LlamaForCausalLM(_llama_config()).save_pretrained(folder)
+    LlamaForCausalLM(llama_config()).save_pretrained(folder)
     _word_tokenizer(chat=True).save_pretrained(folder)
     return folder
 
 
-def _llama_config(**settings):
+def llama_config(**settings):
+    """Two layers of 32 dimensions, 64 positions."""
     from transformers import LlamaConfig
 
-    return LlamaConfig(
-        vocab_size=80,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=4,
-        eos_token_id=5,
-        initializer_range=0.5,
-        **settings,
-    )
+    values = {
+        "vocab_size": 80,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "bos_token_id": 4,
+        "eos_token_id": 5,
+        "initializer_range": 0.5,
+    }
+    return LlamaConfig(**{**values, **settings})
+
+
+def digit_tokenizer():
+    """The language model's, with the digits 1 to 6 as words."""
+    tokenizer = _word_tokenizer(chat=True)
+    tokenizer.add_tokens(list("123456"))
+    return tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -89,9 +89,9 @@ def test_a_row_that_cannot_be_encoded_is_nan_and_the_others_are_scored(language_
 
 
 def test_the_logits_are_made_in_pieces_without_changing_the_result(language_model, exchanges, monkeypatch):
-    from divsel_ray.score import ifd
+    from divsel_ray.score import language_model as module
 
     model = InstructionFollowingDifficulty(str(language_model), 64, 512)
     whole = model.score(exchanges)
-    monkeypatch.setattr(ifd, "_LOGIT_ROWS", 3)
+    monkeypatch.setattr(module, "_LOGIT_ROWS", 3)
     assert model.score(exchanges) == pytest.approx(whole, rel=1e-5)

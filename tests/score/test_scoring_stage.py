@@ -11,11 +11,10 @@ import pytest
 from divsel_ray.config import FitRewardConfig, RewardConfig, Workers
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.progress import Silent
-from divsel_ray.score import stage
 from divsel_ray.score.reward_model import RewardModel
 from divsel_ray.score.sample import draw_exchanges
 from divsel_ray.score.spec import ScorerSpec
-from divsel_ray.score.stage import build_reward, reward_reference, score_exchanges, score_pool
+from divsel_ray.score.stage import build_reward, reward_reference, score_pool
 
 
 class Seen(Silent):
@@ -91,23 +90,6 @@ def test_a_pool_of_which_no_row_has_a_score_ends_the_job(cluster, exchanges, wri
     files = write_pool(exchanges[:1], 1)
     with pytest.raises(JobError, match="not one of 1 rows could be scored"):
         score_pool(files, ScorerSpec("column", "stars"), tmp_path / "q", cluster, Workers(count=1), Silent())
-
-
-def test_completions_are_scored_in_slices_that_no_worker_count_changes(cluster, encoder, exchanges, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "SLICE", 16)
-    columns = {name: [getattr(row, name) for row in exchanges[::-1]] for name in ("row_id", "messages", "completion")}
-    pq.write_table(pa.table(columns), tmp_path / "exchanges.parquet")
-    spec = ScorerSpec("reward", str(encoder), 64, 256)
-    tables = []
-    for count in (1, 2):
-        out = tmp_path / f"scores-{count}.parquet"
-        facts = score_exchanges(str(tmp_path / "exchanges.parquet"), spec, out, cluster, Workers(count=count), Silent())
-        tables.append(pq.read_table(out))
-        assert facts["rows"] == 40
-    assert tables[0].equals(tables[1])
-    assert tables[0]["row_id"].to_pylist() == [row.row_id for row in exchanges]
-    assert tables[0]["score"].to_pylist() == pytest.approx(RewardModel(str(encoder), 64, 256).score(exchanges), abs=1e-5)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["exchanges.parquet", "scores-1.parquet", "scores-2.parquet"]
 
 
 def test_the_reward_model_is_fitted_once_and_then_judges(cluster, encoder, exchanges, write_pool, tmp_path):

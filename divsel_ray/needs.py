@@ -1,0 +1,124 @@
+"""What each stage of a job asks of the cluster, as far as it is known before the stage runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from divsel_ray.cluster.distributed import STATE_BYTES
+from divsel_ray.config import Config, Workers
+from divsel_ray.errors import InputError
+from divsel_ray.resources import Cluster
+from divsel_ray.score.bradley_terry import THREADS
+from divsel_ray.select.registry import SAMPLERS, memory_of
+from divsel_ray.stages import MEMORY_SHARE
+
+_MANY = 1 << 30
+"""Units of work of a stage that has not cut any yet: workers are then limited by the cluster alone."""
+_TASK = Workers(count=1, gpus=0)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the pool.
+
+    Attributes:
+        rows: its rows.
+        dimension: of its vectors.
+    """
+
+    rows: int | None = None
+    dimension: int | None = None
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a stage asks for.
+
+    Attributes:
+        section: of the configuration, for messages.
+        workers: what one of its processes asks for.
+        count: of its processes.
+        gib: memory that one of them is known to need; None where that is not known before.
+    """
+
+    section: str
+    workers: Workers
+    count: int
+    gib: float | None = None
+
+
+def needs_of(config: Config, cluster: Cluster, known: Known) -> dict[str, Need]:
+    """The needs of every stage that has a say in them, by the last part of its name."""
+    parallel = Need("pool", Workers(gpus=0), max(1, int(cluster.cpus)))
+    needs = {
+        "pool": parallel,
+        "clean": parallel,
+        "semantic": parallel,
+        "embed": parallel if config.embed.given else _pool("embed", config.embed.workers, cluster),
+        "cluster": _pool("cluster", config.cluster.workers, cluster, vectors_gib(known)),
+        "quality": _pool("quality", config.quality.workers, cluster),
+        "draw": Need("select", _TASK, 1, draw_gib(config, known)),
+        "diversity": Need("select", _TASK, 1),
+    }
+    if config.reward is not None:
+        fitting = Workers(count=1, cpus=min(THREADS, cluster.node_cpus), gpus=0)
+        needs |= {"reward": Need("reward", fitting, 1), "score": _pool("reward", config.reward.workers, cluster)}
+    if config.refine is not None:
+        train, generate = config.refine.train.workers, config.refine.generate
+        vllm = generate.engine == "vllm" and not cluster.gpus_per_worker(generate.workers)
+        needs |= {
+            "train": Need("refine.train", train, train.count or 1),
+            "generate": _pool("refine.generate", generate.workers, cluster, generate.kv_cache_gib if vllm else None),
+        }
+        if config.refine.second is not None:
+            needs["second"] = _pool("refine.second", config.refine.second.workers, cluster)
+    return needs
+
+
+def _pool(section: str, workers: Workers, cluster: Cluster, gib: float | None = None) -> Need:
+    count = cluster.count(workers, _MANY)
+    # Rows in memory are spread over the workers; a KV cache is each engine's own.
+    return Need(section, workers, count, gib / count if gib is not None and section == "cluster" else gib)
+
+
+def vectors_gib(known: Known) -> float | None:
+    """Memory of all vectors of the pool, as k-means holds them where there is room (else it reads them anew on every pass)."""
+    if known.rows is None or known.dimension is None:
+        return None
+    return known.rows * (2 * known.dimension + STATE_BYTES) / 2**30
+
+
+def draw_gib(config: Config, known: Known) -> float | None:
+    """Memory of a draw; None where it depends on how many rows are left out of it, or in what parts it is made."""
+    select = config.select
+    if known.rows is None or known.dimension is None:
+        return None
+    if select.exclude or select.quotas or config.clean.semantic_duplicates is not None or config.budget_unit == "tokens":
+        return None
+    k = config.cluster.resolved(known.rows).k or 1
+    rows = min(config.budget, known.rows)
+    return memory_of(SAMPLERS[select.sampler], known.rows, known.dimension, k, rows, select) / 2**30
+
+
+def problem_of(kind: str, need: Need, cluster: Cluster) -> str | None:
+    """Why the cluster cannot hold a stage; None where it can, as far as is known."""
+    if kind == "draw" and need.gib is not None and need.gib > MEMORY_SHARE * cluster.node_gib:
+        most = MEMORY_SHARE * cluster.node_gib
+        return f"select.sampler: the draw needs {need.gib:.1f} GiB, {most:.1f} of a node are for it; see `divsel samplers`"
+    try:
+        # k-means that does not fit reads its rows anew on every pass.
+        cluster.check(need.section, need.workers, 0.0 if kind == "cluster" else need.gib or 0.0)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def check_cluster(config: Config, cluster: Cluster, known: Known | None = None) -> None:
+    """Refuse what could never be placed, before any work is done for it.
+
+    Raises:
+        InputError: says what a stage asks for, what there is, and which setting to change.
+    """
+    for kind, need in needs_of(config, cluster, known or Known()).items():
+        if problem := problem_of(kind, need, cluster):
+            raise InputError(problem)

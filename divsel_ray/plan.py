@@ -1,0 +1,160 @@
+"""`divsel plan`: what every stage of a job will hold and cost, as far as that is known before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from divsel_ray.config import Config
+from divsel_ray.needs import Known, Need, needs_of, problem_of
+from divsel_ray.pipeline import plan_job
+from divsel_ray.resources import Cluster
+from divsel_ray.select.allocation import round_sizes
+from divsel_ray.store import MANIFEST, Stage, read_json
+from divsel_ray.usage import Usage, usage_of
+
+
+@dataclass(frozen=True)
+class Line:
+    """One stage of the plan; None is what is not known.
+
+    Attributes:
+        stage: its name.
+        key: of its folder.
+        cached: whether the folder holds it.
+        rows: that it makes.
+        gib: memory that all its processes together are known to need.
+        cpus: CPUs that it holds.
+        gpus: GPUs that it holds.
+        hours: of work, as this or another stage of its kind took in this folder.
+        money: what those hours cost.
+        problem: why the cluster cannot hold it.
+    """
+
+    stage: str
+    key: str
+    cached: bool
+    rows: int | None = None
+    gib: float | None = None
+    cpus: float = 0.0
+    gpus: float = 0.0
+    hours: float | None = None
+    money: float | None = None
+    problem: str | None = None
+
+
+def plan_lines(config: Config, out: str | Path, cluster: Cluster) -> list[Line]:
+    """The stages of a job in order, without running any.
+
+    Raises:
+        InputError: the input is not there, or the settings contradict one another.
+    """
+    stages = plan_job(config, out)
+    known = known_of(stages)
+    needs = needs_of(config, cluster, known)
+    return [_line(stage, cached, config, cluster, needs.get(_kind(stage)), known, out) for stage, cached in stages]
+
+
+def known_of(stages: Iterable[tuple[Stage, bool]]) -> Known:
+    """What the committed stages tell of the pool."""
+    facts = {_kind(stage): stage.facts for stage, cached in stages if cached}
+    rows = next((facts[kind]["rows"] for kind in ("embed", "clean") if kind in facts), None)
+    if rows is None and "pool" in facts and "clean" not in {_kind(stage) for stage, _ in stages}:
+        rows = facts["pool"]["rows"]
+    return Known(rows, facts["embed"]["dimension"] if "embed" in facts else None)
+
+
+def _kind(stage: Stage) -> str:
+    return stage.name.rpartition("/")[2]
+
+
+def _line(stage: Stage, cached: bool, config: Config, cluster: Cluster, need: Need | None, known: Known, out: str | Path) -> Line:
+    rows = stage.facts.get("rows") if cached else _due_rows(stage, config, known)
+    usage = _usage(stage, cached, Path(out))
+    line = Line(stage.name, stage.key, cached, rows, **_cost(usage, config))
+    if need is None:
+        return line
+    held = {
+        "gib": None if need.gib is None else need.gib * need.count,
+        "cpus": need.workers.cpus * need.count,
+        "gpus": cluster.gpus_per_worker(need.workers) * need.count,
+    }
+    return Line(**{**line.__dict__, **held, "problem": None if cached else problem_of(_kind(stage), need, cluster)})
+
+
+def _due_rows(stage: Stage, config: Config, known: Known) -> int | None:
+    """Rows that a stage will make."""
+    number = stage.name.partition("/")[0].removeprefix("round-")
+    if number.isdecimal():
+        return _drawn(config, int(number)) if _kind(stage) in ("draw", "train") else None
+    return known.rows if stage.name in ("clean", "embed", "cluster", "quality", "semantic") else None
+
+
+def _drawn(config: Config, number: int) -> int | None:
+    """Rows selected by the end of a round."""
+    if config.budget_unit == "tokens" or config.allow_fewer:
+        return None
+    return config.budget if config.refine is None else sum(round_sizes(config.budget, config.refine.rounds)[:number])
+
+
+def _usage(stage: Stage, cached: bool, out: Path) -> Usage | None:
+    """What a committed stage used; of a due one what the last of its kind used in this folder, with other settings or data."""
+    if cached:
+        return _recorded(stage.folder / MANIFEST)
+    kind = _kind(stage)
+    here = sorted(out.glob(f"{stage.name}/*/{MANIFEST}"), key=_age)
+    alike = sorted(out.glob(f"*/{kind}/*/{MANIFEST}"), key=_age) if "/" in stage.name else []
+    return next((found for path in [*here, *alike] if (found := _recorded(path))), None)
+
+
+def _age(path: Path) -> float:
+    return -path.stat().st_mtime
+
+
+def _recorded(manifest: Path) -> Usage | None:
+    try:
+        record = read_json(manifest)
+        return usage_of(record["facts"]) or Usage(wall_s=record["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _cost(usage: Usage | None, config: Config) -> Mapping[str, Any]:
+    if usage is None:
+        return {}
+    return {"hours": usage.wall_s / 3600, "money": usage.money(config.prices) if usage.cpu_s else None}
+
+
+def due_totals(lines: Sequence[Line]) -> tuple[float, float, int]:
+    """Hours and money of the due stages of which they are known, and of how many due stages they are not."""
+    due = [line for line in lines if not line.cached]
+    hours, money = (sum(getattr(line, name) or 0.0 for line in due) for name in ("hours", "money"))
+    return hours, money, sum(line.hours is None for line in due)
+
+
+def print_plan(lines: Sequence[Line], cluster: Cluster, currency: str) -> None:
+    """The plan as a table on standard output, with the sums of what is due and what the cluster has."""
+    table = Table("stage", "state", box=None, pad_edge=False, header_style="dim")
+    for name in ("rows", "GiB", "CPUs", "GPUs", "hours", currency, "fits"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for line in lines:
+        numbers = [_known(line.rows, ",d"), _known(line.gib, ".1f"), f"{line.cpus:g}", f"{line.gpus:g}"]
+        costs = [_known(line.hours, ".2f"), _known(line.money, ".2f")]
+        table.add_row(line.stage, "cached" if line.cached else "due", *numbers, *costs, "no" if line.problem else "yes")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    hours, money, unknown = due_totals(lines)
+    left = f"due: {hours:.2f} hours, {money:.2f} {currency}, as stages of their kinds took here"
+    console.print(f"{left}; not known of {unknown} stage(s)" if unknown else left)
+    size = f"{cluster.cpus:g} usable CPUs, {cluster.gpus:g} GPUs, {cluster.memory_gib:.1f} GiB"
+    fits = "not every stage fits" if any(line.problem for line in lines) else "every stage fits"
+    console.print(f"{cluster.nodes} node(s), {size}: {fits}")
+
+
+def _known(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

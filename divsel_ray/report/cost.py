@@ -1,0 +1,109 @@
+"""What a run cost, stage by stage, and what refinement cost and gained beside a static selection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from divsel_ray.report.facts import Run, Timing
+from divsel_ray.usage import Usage
+
+CONTROL = "static/"
+"""Stages that were made only to compare with."""
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Refinement beside a static selection of the same budget; losses in nats per token, of the same held-out rows.
+
+    Attributes:
+        static: of all stages that a static selection needs.
+        rounds: of the stages that refinement added.
+        control: of one training on a static selection; None where there was none.
+        static_loss: its held-out loss.
+        refined_loss: that of the last round.
+        gain: how much lower the last round's is; None where one of them is not known.
+        extra_hours: of GPUs, or of CPUs where no GPU was held, beyond one training on the static selection.
+        unit: GPU-hour or CPU-hour.
+        gain_per_hour: gain divided by extra_hours.
+    """
+
+    static: Usage
+    rounds: Usage
+    control: Usage | None
+    static_loss: float | None
+    refined_loss: float | None
+    gain: float | None
+    extra_hours: float | None
+    unit: str
+    gain_per_hour: float | None
+
+
+@dataclass(frozen=True)
+class Bill:
+    """All stages together.
+
+    Attributes:
+        total: what the recorded stages held.
+        money: in the currency of `prices`; None where no price was given.
+        unrecorded: stages made by a version that recorded nothing.
+        interrupted: stages that were begun more than once.
+        refinement: None for a static selection.
+    """
+
+    total: Usage
+    money: float | None
+    unrecorded: Sequence[str]
+    interrupted: Sequence[str]
+    refinement: Refinement | None
+
+
+def bill(run: Run) -> Bill:
+    """What a run cost."""
+    total = _sum(run.timings)
+    return Bill(
+        total=total,
+        money=total.money(run.config.prices) if priced(run) else None,
+        unrecorded=[one.stage for one in run.timings if one.usage is None],
+        interrupted=[one.stage for one in run.timings if one.usage and one.usage.attempts > 1],
+        refinement=_refinement(run) if run.config.refine else None,
+    )
+
+
+def priced(run: Run) -> bool:
+    """Whether any price was given."""
+    prices = run.config.prices
+    return bool(prices.cpu_hour or prices.gpu_hour or prices.gib_hour)
+
+
+def _refinement(run: Run) -> Refinement:
+    added = [one for one in run.timings if _is_of_rounds(one.stage, run)]
+    compared = [one for one in run.timings if one.stage.startswith(CONTROL)]
+    others = [one for one in run.timings if one not in added and one not in compared]
+    rounds, control = _sum(added), _sum([one for one in compared if one.stage == "static/train"]) if run.control else None
+    trained = [one.training for one in run.rounds if one.training]
+    refined = trained[-1].held_out_loss if trained else None
+    static = run.control.held_out_loss if run.control else None
+    gain = static - refined if static is not None and refined is not None else None
+    held = "gpu_s" if rounds.gpu_s > 0 else "cpu_s"
+    extra = (getattr(rounds, held) - getattr(control, held)) / 3600 if control else None
+    return Refinement(
+        static=_sum(others),
+        rounds=rounds,
+        control=control,
+        static_loss=static,
+        refined_loss=refined,
+        gain=gain,
+        extra_hours=extra,
+        unit="GPU-hour" if held == "gpu_s" else "CPU-hour",
+        gain_per_hour=gain / extra if gain is not None and extra is not None and extra > 0 else None,
+    )
+
+
+def _is_of_rounds(stage: str, run: Run) -> bool:
+    """A static selection needs the reward model only where quality comes from it."""
+    return stage.startswith("round-") or (stage == "reward" and run.config.quality.source != "reward")
+
+
+def _sum(timings: Sequence[Timing]) -> Usage:
+    return sum((one.usage for one in timings if one.usage), Usage())

@@ -1,0 +1,177 @@
+"""What each round of a run drew, trained, generated and concluded. Everything read here is the size of the budget or of k."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from divsel_ray.config import Config
+from divsel_ray.report.records import Mean, StageRecord, mean_of, number, round_numbers
+from divsel_ray.store import read_json
+
+_BOUND = 1e-6
+
+
+@dataclass(frozen=True)
+class Training:
+    """One fine-tuning; losses in nats per completion token, None where nothing was held out."""
+
+    steps: int
+    losses: Sequence[float]
+    held_out_loss_base: float | None
+    held_out_loss: float | None
+
+
+@dataclass(frozen=True)
+class Update:
+    """How one round moved the cluster weights.
+
+    Attributes:
+        after: (k,) weights.
+        moved: share of the weight that changed cluster.
+        told_apart: False where gaps differed between clusters no more than chance makes them.
+        guards: clusters held by each guard, by its name: step, floor, ceiling, disagreement, unscored, exhausted.
+        scored: rows that were scored, over all clusters.
+        clusters_scored: clusters with a scored row.
+        spread: standard deviation of the clusters' mean gaps, in pooled standard deviations of the gap; None below two clusters.
+        error: root mean square of their standard errors, likewise.
+        shuffled: whether clusters got one another's gaps.
+        agreement: share of the scored clusters on whose direction the second signal agreed; None without one.
+        length_slope: gap that goes with one token more in the data's answer than in the model's (least squares); None where
+            it was not measured.
+        length_share: share of the gaps' variance that it explains.
+    """
+
+    after: Sequence[float]
+    moved: float
+    told_apart: bool
+    guards: Mapping[str, int] = field(default_factory=dict)
+    scored: int = 0
+    clusters_scored: int = 0
+    spread: float | None = None
+    error: float | None = None
+    shuffled: bool = False
+    agreement: float | None = None
+    length_slope: float | None = None
+    length_share: float | None = None
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: rows in all and new, the (k,) weights it drew by, and what came of them. Round 0 is the untuned model.
+
+    `new_by_cluster` (k,) are its new rows; `held_out_reward` is what the reward model gave its answers to held-out prompts.
+    """
+
+    number: int
+    rows: int
+    new: int
+    weights: Sequence[float]
+    seconds: float
+    training: Training | None = None
+    gap: Mean | None = None
+    held_out_gap: Mean | None = None
+    update: Update | None = None
+    new_by_cluster: Sequence[int] = ()
+    held_out_reward: Mean | None = None
+
+
+def read_gap(score: StageRecord, *, held_out: bool, column: str = "gap") -> Mean | None:
+    """Mean reward gap, or another column, of the held-out or of the other rows; None where no such row was scored."""
+    rows = pq.read_table(score.file("gaps.parquet"), columns=[column, "held_out"]).to_pylist()
+    return mean_of(row[column] for row in rows if row["held_out"] == held_out)
+
+
+def read_rounds(stages: Mapping[str, StageRecord], config: Config) -> list[Round]:
+    """Every round, in order.
+
+    Raises:
+        InputError: files of the run are gone.
+    """
+    rounds: list[Round] = []
+    drawn = np.zeros(1, int)
+    for one in round_numbers(stages):
+        mine = {name.split("/")[1]: stage for name, stage in stages.items() if name.startswith(f"round-{one}/")}
+        before, drawn = drawn, np.array(mine["draw"].facts.get("drawn", [0]))
+        rounds.append(_round(one, mine, config, (drawn - before).tolist()))
+    return rounds
+
+
+def read_training(stage: StageRecord) -> Training:
+    """A fine-tuning's losses.
+
+    Raises:
+        InputError: its file of losses is gone.
+    """
+    lines = stage.file("training/losses.jsonl").read_text(encoding="utf-8").splitlines()
+    return Training(
+        steps=stage.facts["steps"],
+        losses=[float(json.loads(line)["loss"]) for line in lines],
+        held_out_loss_base=number(stage.facts["held_out_loss_base"]),
+        held_out_loss=number(stage.facts["held_out_loss"]),
+    )
+
+
+def _round(at: int, mine: Mapping[str, StageRecord], config: Config, new_by_cluster: list[int]) -> Round:
+    draw, score = mine["draw"].facts, mine.get("score")
+    return Round(
+        number=at,
+        rows=draw["rows"],
+        new=draw["new"],
+        weights=draw["weights"],
+        seconds=sum(stage.seconds for stage in mine.values()),
+        training=read_training(mine["train"]) if "train" in mine else None,
+        gap=read_gap(score, held_out=False) if score else None,
+        held_out_gap=read_gap(score, held_out=True) if score else None,
+        update=_update(mine["weights"], config) if "weights" in mine else None,
+        new_by_cluster=new_by_cluster,
+        held_out_reward=read_gap(score, held_out=True, column="generated") if score else None,
+    )
+
+
+def _update(stage: StageRecord, config: Config) -> Update:
+    assert config.refine is not None
+    rule, clusters, facts = config.refine.weights, read_json(stage.file("weights.json")), stage.facts
+    scored = [entry for entry in clusters if entry["scored"]]
+    means = [entry["mean_gap"] for entry in scored if entry.get("mean_gap") is not None]
+    errors = [entry["standard_error"] for entry in scored if entry.get("standard_error") is not None]
+    return Update(
+        after=facts["weights"],
+        moved=facts["moved"],
+        told_apart=not rule.shrinkage or facts["between"] > 0,
+        guards=_guards(clusters, config),
+        scored=sum(entry["scored"] for entry in scored),
+        clusters_scored=len(scored),
+        spread=float(np.std(means, ddof=1)) if len(means) > 1 else None,
+        error=math.sqrt(math.fsum(error**2 for error in errors) / len(errors)) if errors else None,
+        shuffled=rule.shuffled,
+        agreement=facts.get("agreement"),
+        length_slope=facts.get("length_slope"),
+        length_share=facts.get("length_share"),
+    )
+
+
+def _guards(clusters: Sequence[Mapping[str, Any]], config: Config) -> Counter[str]:
+    """Clusters by the guard that held them; worked out from the weights in runs that did not record it."""
+    assert config.refine is not None
+    if any("guard" in entry for entry in clusters):
+        return Counter(entry["guard"] for entry in clusters if entry["guard"])
+    rule = config.refine.weights
+    held = [entry for entry in clusters if entry["scored"] and entry["before"] > 0]
+    floor = rule.floor / len(clusters)
+    counts = {
+        "step": sum(_at_limit(entry["after"] / entry["before"], rule.max_step) for entry in held),
+        "floor": sum(floor > 0 and entry["after"] <= floor * (1 + _BOUND) for entry in held),
+    }
+    return Counter({name: count for name, count in counts.items() if count})
+
+
+def _at_limit(factor: float, limit: float | None) -> bool:
+    return limit is not None and (factor >= limit * (1 - _BOUND) or factor <= (1 + _BOUND) / limit)

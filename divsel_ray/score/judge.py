@@ -1,0 +1,342 @@
+"""A language model behind a server as judge: it rates completions, within a limit of money.
+
+Every rating is written down as it comes, so that a killed job pays for none of them twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from threading import Condition, Event, Lock
+from typing import TextIO
+
+import numpy as np
+
+from divsel_ray.config import JudgeConfig
+from divsel_ray.errors import InputError, JobError
+from divsel_ray.score.chat_client import Answer, ChatClient, RefusedError, UnavailableError
+from divsel_ray.score.encoding import prompt_text
+from divsel_ray.score.scorer import Exchange
+from divsel_ray.store import digest
+
+BYTES_PER_TOKEN = 4
+"""A rule of thumb for what has no tokenizer here; used for estimates and for cutting long texts."""
+_ENVELOPE_TOKENS = 64
+"""Tokens that a server's own chat template may add."""
+_FAILURES = 20
+"""Rows in a row without an answer after which the server is taken to be gone."""
+_SPENT = ("requests", "prompt_tokens", "output_tokens")
+_PLACE = re.compile(r"\{(prompt|completion|lowest|highest)\}")
+_RATING = re.compile(r"(?:Rating: *)?([-+]?\d+(?:\.\d+)?)\.?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Rating:
+    """A row's rating and what it took.
+
+    Attributes:
+        row_id: of the row.
+        rating: None where the answers held none.
+        requests, prompt_tokens, output_tokens: of all its requests.
+        problem: why the server gave no answer; empty where it gave one.
+    """
+
+    row_id: str
+    rating: float | None
+    requests: int
+    prompt_tokens: int
+    output_tokens: int
+    problem: str = ""
+
+
+def read_template(config: JudgeConfig) -> str:
+    """The question that the judge is asked, with its places still open.
+
+    Raises:
+        InputError: the file is missing, or lacks {prompt} or {completion}.
+    """
+    if config.template is None:
+        return (files("divsel_ray.score") / "judge_template.txt").read_text(encoding="utf-8")
+    path = Path(config.template).expanduser()
+    if not path.is_file():
+        raise InputError(f"judge.template: {config.template}: no such file")
+    text = path.read_text(encoding="utf-8")
+    missing = [place for place in ("{prompt}", "{completion}") if place not in text]
+    if missing:
+        raise InputError(f"judge.template: {config.template}: {missing[0]} does not stand in it")
+    return text
+
+
+def write_question(template: str, exchange: Exchange, config: JudgeConfig, max_tokens: int) -> str:
+    """The template with the row in it; a long row loses the start of its prompt and the end of its completion."""
+    room = max_tokens * BYTES_PER_TOKEN
+    prompt = prompt_text(exchange.messages)
+    completion = exchange.completion[: max(room // 2, room - len(prompt))]
+    prompt = prompt[max(0, len(prompt) - (room - len(completion))) :]
+    values = {"prompt": prompt, "completion": completion, "lowest": f"{config.lowest:g}", "highest": f"{config.highest:g}"}
+    # In one pass: a text that itself holds a place must not be filled.
+    return _PLACE.sub(lambda place: values[place[1]], template)
+
+
+def parse_rating(text: str, config: JudgeConfig) -> float | None:
+    """The number on the last line of an answer, which must be `Rating: NUMBER` or NUMBER alone and in range; else None."""
+    lines = text.strip().splitlines()
+    found = _RATING.fullmatch(lines[-1].strip()) if lines else None
+    value = float(found[1]) if found else math.nan
+    return value if config.lowest <= value <= config.highest else None
+
+
+def cost_of(config: JudgeConfig, prompt_tokens: float, output_tokens: float) -> float:
+    """Money."""
+    return (prompt_tokens * config.prompt_price + output_tokens * config.output_price) / 1e6
+
+
+def estimated_tokens(question: str) -> int:
+    """Prompt tokens of a question, by its bytes."""
+    return math.ceil(len(question.encode()) / BYTES_PER_TOKEN)
+
+
+class Ledger:
+    """What was spent, and what the requests under way may cost at most; safe for many threads.
+
+    Args:
+        config: prices and the limit.
+        spent: money that the stage has spent before.
+    """
+
+    def __init__(self, config: JudgeConfig, spent: float = 0.0) -> None:
+        self._config, self.spent = config, spent
+        self._reserved, self._open = 0.0, 0
+        self._changed = Condition()
+
+    def reserve(self, question: str) -> float:
+        """Set aside what a request can cost at most: a token for each byte, and the longest answer.
+
+        Waits for requests under way to settle where they are what stands in the way.
+
+        Raises:
+            JobError: even with them settled, the request could exceed the limit.
+        """
+        worst = cost_of(self._config, len(question.encode()) + _ENVELOPE_TOKENS, self._config.max_output_tokens)
+        limit = math.inf if self._config.max_cost is None else self._config.max_cost
+        with self._changed:
+            while self.spent + self._reserved + worst > limit:
+                if not self._open:
+                    raise JobError(
+                        f"judge: the next request could exceed max_cost {limit:g}; {self.spent:.6g} is spent, and the ratings "
+                        "paid for are kept: raise max_cost and run the same command"
+                    )
+                self._changed.wait()
+            self._open += 1
+            self._reserved += worst
+        return worst
+
+    def settle(self, reserved: float, cost: float) -> None:
+        """Replace a reservation by what the request did cost."""
+        with self._changed:
+            self._open -= 1
+            self._reserved = self._reserved - reserved if self._open else 0.0
+            self.spent += cost
+            self._changed.notify_all()
+
+
+@dataclass
+class _Account:
+    """What one row took so far."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+
+class Judge:
+    """Rates exchanges by asking a server, several at a time; a `Scorer`.
+
+    Args:
+        config: of the judge.
+        template: from `read_template`.
+        max_tokens: prompt and completion together, at four bytes a token.
+        journal: folder of all ratings that were paid for, a file for each set of exchanges; none are kept where it is None.
+
+    Raises:
+        InputError: the key is missing.
+    """
+
+    def __init__(self, config: JudgeConfig, template: str, max_tokens: int, journal: Path | None = None) -> None:
+        self.problem = ""
+        self.signals: dict[str, np.ndarray] = {}
+        self._config, self._template, self._max_tokens, self._journal = config, template, max_tokens, journal
+        self._ledger, self._lock, self._stopped = Ledger(config, spent_before(config, journal)), Lock(), Event()
+        self._client, self._failures = ChatClient(config, self._stopped.wait), 0
+
+    def score(self, exchanges: Sequence[Exchange]) -> np.ndarray:
+        """Ratings (n,) float64; see `Scorer`. `signals` are requests, prompt_tokens, output_tokens and failed (0 or 1).
+
+        Raises:
+            InputError: the server refuses the key, the model or the address.
+            JobError: the spending limit is reached, or the server does not answer any more. What was rated is kept.
+        """
+        ratings = self._rate_all({row.row_id: self.question(row) for row in exchanges})
+        found = [ratings[row.row_id] for row in exchanges]
+        unrated = [one for one in found if one.rating is None]
+        if unrated:
+            self.problem = self.problem or f"row {unrated[0].row_id}: {unrated[0].problem or 'no rating in the answer'}"
+        self.signals = {name: np.array([getattr(one, name) for one in found], np.int64) for name in _SPENT}
+        self.signals["failed"] = np.array([bool(one.problem) for one in found], np.int64)
+        return np.array([np.nan if one.rating is None else one.rating for one in found], dtype=np.float64)
+
+    def question(self, exchange: Exchange) -> str:
+        """What the judge is asked about a row."""
+        return write_question(self._template, exchange, self._config, self._max_tokens)
+
+    def _rate_all(self, questions: Mapping[str, str]) -> dict[str, Rating]:
+        journal = Journal(None if self._journal is None else journal_file(self._journal, questions))
+        due = [row_id for row_id in questions if journal.is_due(row_id)]
+        with journal, ThreadPoolExecutor(self._config.concurrency) as pool:
+            futures = [pool.submit(self._rate, row_id, questions[row_id], journal) for row_id in due]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                self._stopped.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+        return journal.ratings
+
+    def _rate(self, row_id: str, question: str, journal: Journal) -> None:
+        """Ask, once more where the answer holds no rating, and write down what came of it."""
+        if self._stopped.is_set():
+            return
+        account, rating, problem = _Account(), None, "unfinished"
+        try:
+            for _ in range(2):
+                rating = parse_rating(self._ask(question, account).text, self._config)
+                self._failures = 0
+                if rating is not None:
+                    break
+            problem = ""
+        except (RefusedError, UnavailableError) as error:
+            problem = str(error) or "no answer"
+        finally:
+            journal.add(Rating(row_id, rating, **asdict(account), problem=problem))
+        if problem:
+            self._count_failure(problem)
+
+    def _ask(self, question: str, account: _Account) -> Answer:
+        """The answer; what it took is added to the account.
+
+        Raises:
+            RefusedError, UnavailableError: there is none.
+            JobError: the spending limit is reached.
+        """
+        for attempt in range(self._config.retries + 1):
+            try:
+                return self._post(question, account)
+            except UnavailableError as error:
+                if attempt == self._config.retries or self._stopped.is_set():
+                    raise
+                wait = error.wait
+            self._client.wait(attempt, wait)
+        raise UnavailableError("no try is left")
+
+    def _post(self, question: str, account: _Account) -> Answer:
+        """One request, paid for from the ledger; tokens that the server does not count are estimated."""
+        reserved = self._reserve(question)
+        prompt = output = 0
+        try:
+            account.requests += 1
+            answer = self._client.post(question)
+            prompt = estimated_tokens(question) if answer.prompt_tokens is None else answer.prompt_tokens
+            output = self._config.max_output_tokens if answer.output_tokens is None else answer.output_tokens
+            return answer
+        except UnavailableError as error:
+            if error.billed:
+                prompt, output = estimated_tokens(question), self._config.max_output_tokens
+            raise
+        finally:
+            self._ledger.settle(reserved, cost_of(self._config, prompt, output))
+            account.prompt_tokens += prompt
+            account.output_tokens += output
+
+    def _reserve(self, question: str) -> float:
+        try:
+            return self._ledger.reserve(question)
+        except JobError:
+            self._stopped.set()
+            raise
+
+    def _count_failure(self, problem: str) -> None:
+        with self._lock:
+            self._failures += 1
+            if self._failures < _FAILURES or self._stopped.is_set():
+                return
+            self._stopped.set()
+        raise JobError(
+            f"judge: {self._config.url} gave no answer for {self._failures} rows in a row ({problem}); the ratings paid for are "
+            "kept: run the same command when it answers again"
+        )
+
+
+class Journal:
+    """Ratings of a set of rows, in memory and, as they come, in a file; safe for many threads.
+
+    Args:
+        path: JSON Lines; what it holds is taken up. None keeps them in memory alone.
+
+    Attributes:
+        ratings: by row id, with all that a row took.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.ratings: dict[str, Rating] = {}
+        self._path, self._lock = path, Lock()
+        self._stream: TextIO | None = None
+        for line in path.read_text(encoding="utf-8").splitlines() if path is not None and path.is_file() else ():
+            # A kill may have left a line half written.
+            with contextlib.suppress(ValueError, TypeError):
+                self._take(Rating(**json.loads(line)))
+
+    def __enter__(self) -> Journal:
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = self._path.open("a", encoding="utf-8")
+            self._stream.write("\n")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def is_due(self, row_id: str) -> bool:
+        """Whether the row has no answer yet."""
+        return row_id not in self.ratings or bool(self.ratings[row_id].problem)
+
+    def add(self, rating: Rating) -> None:
+        """Write down what came of a row."""
+        with self._lock:
+            self._take(rating)
+            if self._stream is not None:
+                self._stream.write(json.dumps(asdict(rating)) + "\n")
+                self._stream.flush()
+
+    def _take(self, new: Rating) -> None:
+        old = self.ratings.get(new.row_id, Rating(new.row_id, None, 0, 0, 0))
+        self.ratings[new.row_id] = replace(new, **{name: getattr(old, name) + getattr(new, name) for name in _SPENT})
+
+
+def journal_file(folder: Path, questions: Mapping[str, str]) -> Path:
+    """Where the ratings of these questions lie: the name hashes them, so that no other question takes them for its own."""
+    return folder / f"{digest(dict(questions))}.jsonl"
+
+
+def spent_before(config: JudgeConfig, folder: Path | None) -> float:
+    """Money that the ratings of a folder have cost."""
+    journals = [Journal(path) for path in sorted(folder.glob("*.jsonl"))] if folder is not None else []
+    return sum(cost_of(config, one.prompt_tokens, one.output_tokens) for journal in journals for one in journal.ratings.values())

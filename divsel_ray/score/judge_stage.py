@@ -1,0 +1,113 @@
+"""A judge's ratings on Ray: one actor asks the server, so that the limits of requests and of money hold for all of them.
+
+Waiting for a server takes no CPU: its threads keep as many requests under way as the settings allow.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from divsel_ray.actors import answer_of, start_actor
+from divsel_ray.config import JudgeConfig, Workers
+from divsel_ray.progress import Progress
+from divsel_ray.resources import Cluster, await_ready
+from divsel_ray.score.chat_client import find_key
+from divsel_ray.score.judge import Judge, cost_of, estimated_tokens, write_question
+from divsel_ray.score.parts import COUNTED, Part, count_part, read_part, summarise, write_part
+from divsel_ray.score.spec import ScorerSpec
+
+
+def rate_parts(parts: Sequence[Part], spec: ScorerSpec, cluster: Cluster, workers: Workers, progress: Progress) -> dict[str, Any]:
+    """Let the judge rate every unit that is not rated yet, after saying what that may cost.
+
+    Ratings are written down as they come, in a folder `ratings` beside the units' files, until all units are done.
+
+    Returns:
+        Of all units: {"rows", "missing", "mean", "sd", "seconds", "requests", "prompt_tokens", "output_tokens", "failed" (rows
+        to which the server gave no answer), "cost"}.
+
+    Raises:
+        InputError: the key is missing or refused, or the server has no such model.
+        JobError: the spending limit is reached, the server is gone, or not one row could be rated.
+    """
+    started, judge = time.perf_counter(), _settings(spec)
+    # Here too, and not only on a worker: before anything is started.
+    find_key(judge)
+    journals = {str(Path(part.target).with_name("ratings")) for part in parts}
+    counts: list[dict[str, Any]] = []
+    actor = start_actor(_Rater, [spec, list(parts)], workers, 0)
+    try:
+        await_ready([actor.ready.remote()], "judge", workers, cluster.placement_timeout_s)
+        rows, tokens = answer_of(actor.estimate.remote(), "judge")
+        progress.note(_announced(judge, rows, tokens))
+        due = {part.target for part in parts if not Path(part.target).is_file()}
+        for part in parts:
+            counts.append(answer_of(actor.rate.remote(part), "judge"))
+            progress.advance(sum(count["rows"] for count in counts if count["target"] in due), rows, "rows")
+    finally:
+        ray.kill(actor)
+    facts = summarise(counts)
+    for folder in journals:
+        shutil.rmtree(folder, ignore_errors=True)
+    sums = {name: sum(count[name] for count in counts) for name in COUNTED}
+    cost = cost_of(judge, sums["prompt_tokens"], sums["output_tokens"])
+    return {**facts, "seconds": round(time.perf_counter() - started, 3), **sums, "cost": cost}
+
+
+def _settings(spec: ScorerSpec) -> JudgeConfig:
+    if spec.judge is None:
+        raise RuntimeError("this scorer is no judge")
+    return spec.judge
+
+
+def _announced(judge: JudgeConfig, rows: int, prompt_tokens: int) -> str:
+    output_tokens = rows * judge.max_output_tokens
+    cost = cost_of(judge, prompt_tokens, output_tokens)
+    priced = f"up to about {cost:,.4g} of money" if judge.prompt_price or judge.output_price else "no prices are set"
+    limit = "" if judge.max_cost is None else f", the limit is {judge.max_cost:g}"
+    return (
+        f"judge {judge.model}: {rows:,} rows to rate, about {prompt_tokens:,} prompt tokens and at most {output_tokens:,} output "
+        f"tokens, {priced}{limit}"
+    )
+
+
+class _Rater:
+    """The actor: the judge, made when it is first needed. A restarted one goes on with what was written down."""
+
+    def __init__(self, spec: ScorerSpec, parts: list[Part]) -> None:
+        self._spec, self._parts, self._config = spec, parts, _settings(spec)
+        self._judge: Judge | None = None
+
+    def ready(self) -> bool:
+        """Answer, once the actor has its place."""
+        return True
+
+    def estimate(self) -> tuple[int, int]:
+        """Rows of the unfinished units, and the prompt tokens of their questions at four bytes each."""
+        rows = tokens = 0
+        for part in self._parts:
+            for exchange in [] if Path(part.target).is_file() else read_part(part):
+                question = write_question(self._spec.template, exchange, self._config, self._spec.max_tokens)
+                rows, tokens = rows + 1, tokens + estimated_tokens(question)
+        return rows, tokens
+
+    def rate(self, part: Part) -> dict[str, Any]:
+        """Rate a unit unless that is done; returns its counts."""
+        if Path(part.target).is_file():
+            return count_part(part)
+        exchanges, judge = read_part(part), self._load(Path(part.target).with_name("ratings"))
+        row_ids = pa.chunked_array([[exchange.row_id for exchange in exchanges]], pa.string())
+        write_part(part, row_ids, judge.score(exchanges), judge.signals)
+        return count_part(part) | {"problem": judge.problem}
+
+    def _load(self, journal: Path) -> Judge:
+        if self._judge is None:
+            self._judge = Judge(self._config, self._spec.template, self._spec.max_tokens, journal)
+        return self._judge

@@ -1,0 +1,101 @@
+"""Units of scoring: what each reads and writes, and what is counted of it.
+
+A pool partition, or a shard of completions, is one unit, written whole into a file of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from divsel_ray.data.hashing import id_array
+from divsel_ray.errors import JobError
+from divsel_ray.score.gaps import shard_exchanges
+from divsel_ray.score.sample import read_exchanges
+from divsel_ray.score.scorer import Exchange
+from divsel_ray.store import atomic_path
+
+COUNTED = ("requests", "prompt_tokens", "output_tokens", "failed")
+"""Columns of a judge's units, which are added up."""
+NO_COUNTS: dict[str, Any] = {
+    **{"rows": 0, "missing": 0, "mean": 0.0, "squares": 0.0, "problem": "", "failure": "", "target": ""},
+    **dict.fromkeys(COUNTED, 0),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A unit of work.
+
+    Attributes:
+        source: pool partition, or shard of completions (see `shard_exchanges`).
+        target: file to write.
+        column: name of the scores in it.
+        wanted: NumPy file of the ascending row ids that are scored; all where it is empty.
+    """
+
+    source: str
+    target: str
+    column: str
+    wanted: str = ""
+
+
+def count_rows(parts: Sequence[Part]) -> int:
+    """Rows that the units have to score in all."""
+    if parts and parts[0].wanted:
+        return len(np.load(parts[0].wanted, mmap_mode="r"))
+    return sum(pq.read_metadata(part.source).num_rows for part in parts)
+
+
+def read_part(part: Part) -> list[Exchange]:
+    """The exchanges of a unit that are to be scored."""
+    if "prompt_messages" in pq.read_schema(part.source).names:
+        return shard_exchanges(pq.read_table(part.source))
+    if not part.wanted:
+        return read_exchanges(part.source)
+    held = id_array(pq.read_table(part.source, columns=["row_id"])["row_id"])
+    ours = np.intersect1d(held, np.load(part.wanted, mmap_mode="r"))
+    return read_exchanges(part.source, {row_id.decode() for row_id in ours.tolist()}) if len(ours) else []
+
+
+def write_part(part: Part, row_ids: pa.ChunkedArray, scores: np.ndarray, signals: Mapping[str, np.ndarray]) -> None:
+    """Write row_id, the scores (null where not finite) and the raw signals behind them; each (n,)."""
+    columns = {part.column: scores, **signals}
+    arrays = {name: pa.array(values, mask=~np.isfinite(values)) for name, values in columns.items()}
+    with atomic_path(part.target) as path:
+        pq.write_table(pa.table({"row_id": row_ids, **arrays}), path)
+
+
+def count_part(part: Part) -> dict[str, Any]:
+    """Of a finished unit: rows, missing scores, mean and summed squared deviation of the others, and the `COUNTED` sums."""
+    names = pq.read_schema(part.target).names
+    table = pq.read_table(part.target, columns=[part.column, *(name for name in COUNTED if name in names)])
+    column = table[part.column]
+    scores = column.drop_null().to_numpy()
+    mean = float(scores.mean()) if len(scores) else 0.0
+    counts = {"rows": len(column), "missing": column.null_count, "mean": mean, "squares": float(((scores - mean) ** 2).sum())}
+    sums = {name: int(table[name].to_numpy().sum()) for name in COUNTED if name in names}
+    return NO_COUNTS | counts | sums | {"target": part.target}
+
+
+def summarise(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of all units together, added in the order of their names, whatever order they ended in.
+
+    Raises:
+        JobError: there are rows, and not one has a score.
+    """
+    counts = sorted(counts, key=lambda count: str(count["target"]))
+    rows, missing = (sum(count[name] for count in counts) for name in ("rows", "missing"))
+    scored = [count["rows"] - count["missing"] for count in counts]
+    if rows and not sum(scored):
+        problem = next((count["problem"] for count in counts if count["problem"]), "no value is a finite number")
+        raise JobError(f"not one of {rows} rows could be scored: {problem}")
+    divisor = max(1, sum(scored))
+    mean = sum(n * count["mean"] for n, count in zip(scored, counts, strict=True)) / divisor
+    squares = sum(count["squares"] + n * (count["mean"] - mean) ** 2 for n, count in zip(scored, counts, strict=True))
+    return {"rows": rows, "missing": missing, "mean": mean, "sd": (squares / divisor) ** 0.5}

@@ -1,0 +1,90 @@
+"""Reward by vLLM: the logits of `RewardModel`, many conversations at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from divsel_ray.errors import InputError
+from divsel_ray.models.references import resolve_model
+from divsel_ray.score.encoding import encode_exchange, load_tokenizer
+from divsel_ray.score.reward_model import check_outputs
+from divsel_ray.score.scorer import Exchange, encode_each
+
+_CPU_CACHE = 1 << 30
+"""Bytes of vLLM's cache on a CPU; on a GPU its own rule holds."""
+
+
+class VllmRewardModel:
+    """A decoder with one output and a chat template, in vLLM's engine in this process.
+
+    Args:
+        model: reward model: local folder, Hugging Face id or package:NAME.
+        max_tokens: prompt and completion together; lowered to the positions that the model has.
+        batch_tokens: tokens that vLLM takes per step, at least `max_tokens`.
+        trust_remote_code: let the model's own Python code run.
+
+    Raises:
+        InputError: vLLM is not installed, or the model has several outputs, no chat template, or cannot be loaded.
+    """
+
+    def __init__(self, model: str, max_tokens: int, batch_tokens: int, trust_remote_code: bool = False) -> None:
+        # One process instead of three, and it starts in seconds; several engines on one host must not bind the same cores.
+        os.environ.update(
+            VLLM_ENABLE_V1_MULTIPROCESSING="0",
+            VLLM_CPU_OMP_THREADS_BIND="nobind",
+            VLLM_NO_USAGE_STATS="1",
+            VLLM_LOGGING_LEVEL="ERROR",
+        )
+        import torch
+
+        try:
+            from vllm import LLM
+        except ImportError:
+            raise InputError(
+                'reward.backend vllm: vLLM is not installed; install "divsel-ray[cpu]" or [gpu], or use transformers'
+            ) from None
+        self.problem = ""
+        self.signals: dict[str, np.ndarray] = {}
+        folder, on_gpu = resolve_model(model), torch.cuda.is_available()
+        config = check_outputs(folder, trust_remote_code=trust_remote_code)
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None) or max_tokens
+        self._tokenizer, self._max_tokens = _tokenizer(folder, trust_remote_code), min(max_tokens, positions)
+        try:
+            self._llm = LLM(
+                folder,
+                runner="pooling",
+                dtype="bfloat16" if on_gpu else "float32",
+                max_model_len=self._max_tokens,
+                max_num_batched_tokens=max(batch_tokens, self._max_tokens),
+                enforce_eager=not on_gpu,
+                trust_remote_code=trust_remote_code,
+                disable_log_stats=True,
+                seed=0,
+                **({} if on_gpu else {"kv_cache_memory_bytes": _CPU_CACHE}),
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(f"reward model {folder}: vLLM cannot load it: {' '.join(str(error).split())[:300]}") from None
+
+    def score(self, exchanges: Sequence[Exchange]) -> np.ndarray:
+        """Raw logits (n,) float64; see `Scorer`. Sent in the order of (tokens, row id), whatever order they come in."""
+        from vllm import PoolingParams
+
+        encoded, problem = encode_each(exchanges, lambda exchange: encode_exchange(self._tokenizer, exchange, self._max_tokens))
+        self.problem = self.problem or problem
+        places = sorted(encoded, key=lambda place: (len(encoded[place].ids), exchanges[place].row_id))
+        prompts = [{"prompt_token_ids": encoded[place].ids} for place in places]
+        # Without the activation: vLLM else puts a sigmoid on it.
+        outputs = self._llm.classify(prompts, pooling_params=PoolingParams(use_activation=False), use_tqdm=False)
+        scores = np.full(len(exchanges), np.nan)
+        scores[places] = [output.outputs.probs[0] for output in outputs]
+        return np.where(np.isfinite(scores), scores, np.nan)
+
+
+def _tokenizer(folder: str, trust_remote_code: bool) -> object:
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(f"reward model {folder}: it has no chat template, which backend vllm needs; use backend transformers")
+    return tokenizer

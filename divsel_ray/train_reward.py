@@ -1,0 +1,227 @@
+"""`divsel train-reward` below the command line: preferences in, a reward model out.
+
+A row is a prompt with a chosen and a rejected completion:
+
+    {"prompt": "...", "chosen": "...", "rejected": "..."}                    texts
+    {"chosen": [messages], "rejected": [messages], "prompt": ...}            whole conversations, or their last messages
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from divsel_ray.config import FitRewardConfig
+from divsel_ray.data.conversation import BadRow, Message, canonicalise, row_id
+from divsel_ray.data.inputs import find_inputs
+from divsel_ray.data.readers import Record, read_records
+from divsel_ray.data.turns import kind_of, read_turns, text_of
+from divsel_ray.errors import InputError
+from divsel_ray.models.references import resolve_model
+from divsel_ray.progress import Progress, Silent
+from divsel_ray.score.bradley_terry import fit_comparisons, is_decoder
+from divsel_ray.score.preferences import Comparison, draw
+from divsel_ray.score.scorer import Exchange
+from divsel_ray.store import atomic_path, write_json
+
+FACTS = "train-reward.json"
+"""Beside the model: what was measured."""
+FEWEST = 10
+_RATES = {"encoder": 5e-4, "decoder": 5e-5}
+"""Learning rates of the top layers, AdamW."""
+_KEPT = 2000
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings of `train_reward`.
+
+    Attributes:
+        base: encoder or causal language model: local folder, Hugging Face id or package:NAME.
+        held_out: share of the prompts that accuracy is measured on.
+        epochs: passes over the pairs.
+        learning_rate: AdamW; 5e-4 for an encoder, 5e-5 for a causal language model where it is None.
+        max_tokens: prompt and completion together.
+        trained_layers: top layers that are trained with the head.
+        max_bad_rows: bad rows tolerated; the larger of 100 and 1 % where it is None.
+        seed: of the split, the order of the pairs and the new output layer.
+    """
+
+    base: str = FitRewardConfig.model_fields["base"].default
+    held_out: float = 0.1
+    epochs: int = 1
+    learning_rate: float | None = None
+    max_tokens: int = 512
+    trained_layers: int = 3
+    max_bad_rows: int | None = None
+    seed: int = 0
+
+
+def train_reward(
+    data: Sequence[str], out: str | Path, training: Training | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Fit a Bradley-Terry reward model and save it as an ordinary transformers folder, which `reward.model` takes.
+
+    Bad rows are listed in `<out>.quarantine.jsonl`, and what was measured in `<out>/train-reward.json`.
+
+    Args:
+        data: files of preferences, as `pool.data` names them.
+        out: folder of the model.
+        training: settings.
+        progress: told of steps.
+
+    Returns:
+        {"pairs", "held_out_pairs", "bad_rows", "held_out_accuracy", "held_out_interval": its 95 % interval (Wilson),
+        "train_loss", "seconds", "base"}.
+
+    Raises:
+        InputError: the data or the base cannot be used, too many rows are bad, or fewer than 10 pairs are left.
+    """
+    settings, progress, out = training or Training(), progress or Silent(), Path(out)
+    if not 0 < settings.held_out < 1:
+        raise InputError(f"--held-out {settings.held_out:g}: expected a share between 0 and 1, e.g. 0.1")
+    progress.start("train-reward")
+    pairs, bad_rows = read_preferences(data, out.with_name(f"{out.name}.quarantine.jsonl"), settings.max_bad_rows)
+    train, held_out = split_by_prompt(pairs, settings.held_out, settings.seed)
+    fitted = fit_comparisons(
+        train, held_out, _fit_config(settings), settings.seed, out, lambda done, total: progress.advance(done, total, "steps")
+    )
+    accuracy = fitted.pop("held_out_accuracy")
+    fitted.pop("accuracy_by_kind")
+    interval = wilson_interval(round(accuracy * fitted["held_out_pairs"]), fitted["held_out_pairs"])
+    facts = {**fitted, "bad_rows": bad_rows, "held_out_accuracy": accuracy, "held_out_interval": interval, "base": settings.base}
+    write_json(out / FACTS, facts)
+    low, high = interval
+    progress.finish("train-reward", f"held-out accuracy {accuracy:.3f} ({low:.3f} to {high:.3f})", cached=False)
+    return facts
+
+
+def read_preferences(data: Sequence[str], quarantine: Path, max_bad_rows: int | None = None) -> tuple[list[Comparison], int]:
+    """All pairs of the files, each once, and the number of bad rows; those are listed in `quarantine`.
+
+    Raises:
+        InputError: there is no such file, too many rows are bad, or fewer than 10 pairs are left.
+    """
+    found: dict[str, Comparison] = {}
+    bad: list[str] = []
+    rows = 0
+    for source, record in _records(data):
+        rows += 1
+        try:
+            pair = parse_preference(record)
+            found.setdefault(_pair_id(pair), pair)
+        except BadRow as error:
+            bad.append(json.dumps({"place": f"{source} {record.position}", "reason": error.reason, "row": _shown(record)}))
+    if bad:
+        with atomic_path(quarantine) as path:
+            path.write_text("\n".join(bad) + "\n", encoding="utf-8")
+    limit = max(100, rows // 100) if max_bad_rows is None else max_bad_rows
+    if len(bad) > limit or len(found) < FEWEST:
+        first = f"; the first is {json.loads(bad[0])['place']}: {json.loads(bad[0])['reason']}, see {quarantine}" if bad else ""
+        raise InputError(
+            f"{', '.join(data)}: {len(found):,} different pairs (at least {FEWEST} are needed) and {len(bad):,} bad rows "
+            f"({limit:,} are allowed){first}"
+        )
+    return list(found.values()), len(bad)
+
+
+def _records(data: Sequence[str]) -> Iterator[tuple[str, Record]]:
+    for file in find_inputs(list(data)):
+        for record in read_records(file):
+            yield file.name, record
+
+
+def _shown(record: Record) -> str:
+    text = record.value if isinstance(record.value, str) else json.dumps(record.value, ensure_ascii=False, default=str)
+    return text.encode("utf-8", "backslashreplace").decode()[:_KEPT]
+
+
+def parse_preference(record: Record) -> Comparison:
+    """The pair of a row.
+
+    Raises:
+        BadRow: the row cannot be read, lacks a part, or its two completions are the same or answer different prompts.
+    """
+    if record.reason is not None:
+        raise BadRow(record.reason)
+    row = record.value
+    if not isinstance(row, Mapping):
+        raise BadRow(f"a row is {kind_of(row)}, expected an object")
+    chosen, rejected = (canonicalise(_conversation(row, key)) for key in ("chosen", "rejected"))
+    if chosen[:-1] != rejected[:-1]:
+        raise BadRow("chosen and rejected answer different prompts")
+    if chosen[-1]["content"].strip() == rejected[-1]["content"].strip():
+        raise BadRow("chosen and rejected are the same")
+    prompt = row_id(chosen[:-1])
+    kept, other = (Exchange(prompt, _plain(messages[:-1]), messages[-1]["content"]) for messages in (chosen, rejected))
+    return Comparison(kept, {"rejected": other})
+
+
+def _plain(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _conversation(row: Mapping[str, Any], key: str) -> list[Message]:
+    """Prompt and completion of one side; a side that is a whole conversation needs no prompt."""
+    if isinstance(row.get(key), list):
+        messages = read_turns(row[key], key)
+        if any(message["role"] == "user" for message in messages):
+            return messages
+    else:
+        messages = [{"role": "assistant", "content": text_of(row, key)}]
+    if isinstance(row.get("prompt"), list):
+        return [*read_turns(row["prompt"], "prompt"), *messages]
+    return [{"role": "user", "content": text_of(row, "prompt")}, *messages]
+
+
+def _pair_id(pair: Comparison) -> str:
+    return f"{pair.chosen.row_id}\0{pair.chosen.completion}\0{pair.rejected['rejected'].completion}"
+
+
+def split_by_prompt(pairs: Sequence[Comparison], share: float, seed: int) -> tuple[list[Comparison], list[Comparison]]:
+    """Training and held-out pairs, in an order that depends on their content alone; no prompt is in both.
+
+    Raises:
+        InputError: all pairs have one prompt.
+    """
+    prompts = sorted({pair.chosen.row_id for pair in pairs}, key=lambda prompt: (draw(seed, "held_out", prompt), prompt))
+    if len(prompts) < 2:
+        raise InputError("the preferences have one prompt in all; at least two are needed, one to be held out")
+    apart = set(prompts[: min(len(prompts) - 1, math.ceil(share * len(prompts)))])
+    ordered = sorted(pairs, key=_pair_id)
+    return [pair for pair in ordered if pair.chosen.row_id not in apart], [
+        pair for pair in ordered if pair.chosen.row_id in apart
+    ]
+
+
+def _fit_config(settings: Training) -> FitRewardConfig:
+    rate = settings.learning_rate
+    if rate is None:
+        try:
+            rate = _RATES["decoder" if is_decoder(resolve_model(settings.base)) else "encoder"]
+        except (OSError, ValueError):
+            raise InputError(f"--base {settings.base}: no model that transformers can load") from None
+    return FitRewardConfig(
+        base=settings.base,
+        epochs=settings.epochs,
+        learning_rate=rate,
+        max_tokens=settings.max_tokens,
+        trained_layers=settings.trained_layers,
+    )
+
+
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927), which stays inside 0 and 1.
+
+    Example:
+        >>> wilson_interval(9, 10)
+        (0.5958, 0.9821)
+    """
+    z = 1.959964
+    centre = (right + z * z / 2) / (count + z * z)
+    spread = z / (count + z * z) * math.sqrt(right * (count - right) / count + z * z / 4)
+    return round(max(0.0, centre - spread), 4), round(min(1.0, centre + spread), 4)

@@ -1,0 +1,108 @@
+"""The plan: rows, memory, hours and money where they are known, and what does not fit."""
+
+import pytest
+
+from divsel_ray.config.files import build_config
+from divsel_ray.errors import InputError
+from divsel_ray.needs import Known, check_cluster, needs_of
+from divsel_ray.pipeline import plan_job
+from divsel_ray.plan import due_totals, plan_lines
+from divsel_ray.resources import Cluster
+from divsel_ray.store import Store
+from tests.e2e.jobs import write_rows
+from tests.models.tiny import save_encoder
+
+HERE = Cluster(cpus=4, gpus=0, node_cpus=4, node_gpus=0, memory_gib=8, nodes=1, local=False)
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return str(save_encoder(tmp_path_factory.mktemp("encoder")))
+
+
+def job(folder, encoder, **more):
+    data = str(write_rows(folder / "rows.jsonl", 20))
+    return build_config({"budget": 5, "pool": {"data": data}, "embed": {"model": encoder}, "cluster": {"k": 2}, **more}, "test")
+
+
+def commit(config, out, **facts):
+    """Commit stages of a job with these facts, without making them."""
+    for stage, _ in plan_job(config, out):
+        if stage.name in facts:
+            stage.start()
+            stage.commit(facts[stage.name])
+
+
+def test_of_an_empty_folder_only_settings_are_known(tmp_path, encoder):
+    lines = plan_lines(job(tmp_path, encoder), tmp_path / "run", HERE)
+    assert [line.stage for line in lines] == ["pool", "embed", "cluster", "round-1/draw", "diversity"]
+    assert [line.rows for line in lines] == [None, None, None, 5, None]
+    assert not any(line.cached or line.hours or line.gib or line.problem for line in lines)
+    assert due_totals(lines) == (0, 0, 5)
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_and_dimension_of_committed_stages_give_rows_and_memory_of_the_others(tmp_path, encoder):
+    config = job(tmp_path, encoder)
+    commit(config, tmp_path / "run", pool={"rows": 1 << 20}, embed={"rows": 1 << 20, "dimension": 96})
+    lines = {line.stage: line for line in plan_lines(config, tmp_path / "run", HERE)}
+    assert lines["pool"].cached
+    assert lines["embed"].cached
+    assert lines["cluster"].rows == 1 << 20
+    # 2 bytes per number of a vector, and 64 of bookkeeping.
+    assert lines["cluster"].gib == pytest.approx((1 << 20) * (2 * 96 + 64) / GIB)
+
+
+def test_hours_and_money_of_a_due_stage_are_those_of_its_kind_in_the_folder(tmp_path, encoder):
+    prices = {"cpu_hour": 2.0, "gpu_hour": 10.0}
+    config = job(tmp_path, encoder, prices=prices)
+    usage = {"wall_s": 1800.0, "cpu_s": 3600.0, "gpu_s": 720.0, "attempts": 1}
+    commit(config, tmp_path / "run", pool={"rows": 20}, embed={"rows": 20, "dimension": 4}, cluster={"usage": usage})
+    lines = {line.stage: line for line in plan_lines(job(tmp_path, encoder, prices=prices, seed=1), tmp_path / "run", HERE)}
+    assert not lines["cluster"].cached
+    assert lines["cluster"].hours == 0.5
+    assert lines["cluster"].money == pytest.approx(2.0 * 1 + 10.0 * 0.2)
+
+
+def test_what_workers_hold_together_is_in_the_plan(tmp_path, encoder):
+    config = job(tmp_path, encoder, cluster={"k": 2, "workers": {"count": 3, "cpus": 2, "gpus": 0.5}})
+    here = Cluster(cpus=8, gpus=2, node_cpus=8, node_gpus=2, memory_gib=8, nodes=1, local=False)
+    line = next(line for line in plan_lines(config, tmp_path / "run", here) if line.stage == "cluster")
+    assert (line.cpus, line.gpus, line.problem) == (6, 1.5, None)
+
+
+def test_a_stage_that_no_node_can_hold_is_marked_and_the_others_are_not(tmp_path, encoder):
+    config = job(tmp_path, encoder, cluster={"k": 2, "workers": {"gpus": 1}})
+    problems = {line.stage: line.problem for line in plan_lines(config, tmp_path / "run", HERE)}
+    assert "cluster.workers: one worker asks for 1 CPUs and 1 GPUs" in problems.pop("cluster")
+    assert not any(problems.values())
+
+
+def test_a_draw_that_needs_more_memory_than_its_share_of_a_node_is_refused_before_the_clustering(tmp_path, encoder):
+    config = job(tmp_path, encoder, select={"sampler": "kcenter"})
+    need = needs_of(config, HERE, Known(1_000_000, 384))["draw"]
+    rows = int(1_000_000 * 5 / need.gib)
+    check_cluster(config, HERE, Known(rows // 2, 384))
+    with pytest.raises(InputError, match=r"select.sampler: the draw needs .* GiB, 4.0 of a node are for it"):
+        check_cluster(config, HERE, Known(rows, 384))
+
+
+def test_an_engine_whose_cache_no_node_can_hold_is_refused(tmp_path, encoder):
+    refine = {"train": {"model": encoder}, "generate": {"engine": "vllm", "kv_cache_gib": 9}}
+    config = job(tmp_path, encoder, refine=refine, reward={"model": encoder})
+    with pytest.raises(InputError, match=r"refine.generate: one worker needs at least 9.0 GiB"):
+        check_cluster(config, HERE)
+    check_cluster(config.model_copy(update={"refine": config.refine.model_copy(update={"generate": cached(config, 7)})}), HERE)
+
+
+def cached(config, gib):
+    return config.refine.generate.model_copy(update={"kv_cache_gib": gib})
+
+
+def test_a_manifest_that_cannot_be_read_costs_the_plan_its_hours_only(tmp_path, encoder):
+    config = job(tmp_path, encoder)
+    stage = Store(tmp_path / "run").stage("pool", 1, {}, [])
+    stage.start()
+    (stage.folder / "_manifest.json").write_text("{")
+    assert plan_lines(config, tmp_path / "run", HERE)[0].hours is None

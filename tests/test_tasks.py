@@ -1,0 +1,100 @@
+"""Calls on Ray: tried again after a lost process only, and failures of the machines told in one line."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from divsel_ray.errors import InputError, JobError
+from divsel_ray.progress import Silent
+from divsel_ray.tasks import MAX_RETRIES, explained, run_tasks
+
+
+def mark(folder):
+    tries = len(list(Path(folder).iterdir()))
+    (Path(folder) / str(tries)).touch()
+    return tries
+
+
+def die(folder, times):
+    if mark(folder) < times:
+        os._exit(1)
+    return "done"
+
+
+def refuse(folder):
+    mark(folder)
+    raise InputError("row 3: not a row")
+
+
+def fill(folder):
+    mark(folder)
+    raise OSError(errno.ENOSPC, "No space left on device", f"{folder}/part.parquet")
+
+
+def break_down(folder):
+    mark(folder)
+    raise ValueError("a fault of the program")
+
+
+def test_a_call_that_lost_its_process_is_made_again(cluster, tmp_path):
+    assert run_tasks(die, [(str(tmp_path), MAX_RETRIES)], Silent(), "calls") == ["done"]
+
+
+def test_a_call_that_loses_its_process_every_time_ends_and_says_what_to_look_at(cluster, tmp_path):
+    with pytest.raises(JobError, match=r"pool: its process crashed again and again.*same command"), explained("pool", tmp_path):
+        run_tasks(die, [(str(tmp_path), 1000)], Silent(), "calls")
+    assert len(list(tmp_path.iterdir())) == 1 + MAX_RETRIES
+
+
+@pytest.mark.parametrize(("function", "kind"), [(refuse, InputError), (fill, JobError), (break_down, ValueError)])
+def test_an_error_that_a_call_raised_is_not_tried_again(cluster, tmp_path, function, kind):
+    with pytest.raises(kind), explained("pool", tmp_path):
+        run_tasks(function, [(str(tmp_path),)], Silent(), "calls")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_of_a_worker_is_named_with_its_folder(cluster, tmp_path):
+    with pytest.raises(JobError) as raised, explained("embed", tmp_path / "embed"):
+        run_tasks(fill, [(str(tmp_path),)], Silent(), "calls")
+    assert str(raised.value).startswith(f"embed: no room left on the disk of {tmp_path} (")
+
+
+def test_a_full_disk_is_known_of_what_ray_data_leaves_of_the_error(tmp_path):
+    from ray.exceptions import RayTaskError, UserCodeException
+
+    text = '  File "stage.py", line 3\nOSError: [Errno 28] No space left on device\n\nUserCodeException: UDF failed'
+    with pytest.raises(JobError) as raised, explained("embed", tmp_path):
+        raise RayTaskError("submit", text, UserCodeException("UDF failed")).as_instanceof_cause()
+    assert str(raised.value).startswith(
+        f"embed: no room left on the disk of {tmp_path} (OSError: [Errno 28] No space left on device); "
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError(errno.EFBIG, "File too large"),
+        OSError("4096 requested and 0 written"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_every_library_s_way_to_say_that_the_disk_is_full_is_known(error, tmp_path):
+    with pytest.raises(JobError, match=f"score: no room left on the disk of {tmp_path} "), explained("score", tmp_path):
+        raise error
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")])
+def test_memory_that_ran_out_is_told_as_such(error):
+    with pytest.raises(JobError, match="train: memory ran out"), explained("train"):
+        raise error
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("x"), InputError("x"), JobError("x"), KeyError("x")])
+def test_other_errors_pass_as_they_are(error):
+    with pytest.raises(type(error)) as raised, explained("draw"):
+        raise error
+    assert raised.value is error

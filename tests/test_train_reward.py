@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from divsel_ray.data.conversation import BadRow
+from divsel_ray.data.readers import Record
+from divsel_ray.errors import InputError
+from divsel_ray.score.reward_model import RewardModel
+from divsel_ray.score.scorer import Exchange
+from divsel_ray.train_reward import Training, parse_preference, read_preferences, split_by_prompt, train_reward, wilson_interval
+from tests.e2e.jobs import divsel
+from tests.models.tiny import WORDS, save_encoder, save_language_model
+
+
+def user(text: str) -> dict:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+def write(path, rows) -> str:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    return str(path)
+
+
+def preferences(count: int) -> list[dict]:
+    """Whoever answers `good` is preferred to who answers `bad`."""
+    draw = np.random.default_rng(0)
+    texts = [" ".join(draw.choice(WORDS[:40], 5)) for _ in range(2 * count)]
+    pairs = zip(texts[:count], texts[count:], strict=True)
+    return [{"prompt": prompt, "chosen": f"good {text}", "rejected": f"bad {text}"} for prompt, text in pairs]
+
+
+def parse(row):
+    return parse_preference(Record("line 1", row))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "p", "chosen": "c", "rejected": "r"},
+        {"prompt": [user("p")], "chosen": [assistant("c")], "rejected": [assistant("r")]},
+        {"prompt": "p", "chosen": [assistant("c")], "rejected": [assistant("r")]},
+        {"chosen": [user("p"), assistant("c")], "rejected": [user("p"), assistant("r")]},
+        {"prompt": "p", "chosen": [user("p"), assistant("c")], "rejected": [user("p"), assistant("r")], "score": 1},
+    ],
+)
+def test_all_forms_of_a_preference_give_the_same_pair(row):
+    pair = parse(row)
+    assert list(pair.chosen.messages) == list(pair.rejected["rejected"].messages) == [user("p")]
+    assert (pair.chosen.completion, pair.rejected["rejected"].completion) == ("c", "r")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "p", "chosen": "c"}, "no key rejected"),
+        ({"chosen": "c", "rejected": "r"}, "no key prompt"),
+        ({"prompt": "p", "chosen": "c", "rejected": " c "}, "chosen and rejected are the same"),
+        ({"prompt": "p", "chosen": "c", "rejected": "  "}, "blank"),
+        ({"prompt": "p", "chosen": 3, "rejected": "r"}, "a number, expected a string"),
+        ({"chosen": [user("p"), assistant("c")], "rejected": [user("q"), assistant("r")]}, "different prompts"),
+        (["p", "c", "r"], "expected an object"),
+    ],
+)
+def test_a_row_that_is_no_preference_is_bad_and_says_why(row, reason):
+    with pytest.raises(BadRow, match=reason):
+        parse(row)
+
+
+def test_bad_rows_are_listed_and_counted_and_a_pair_counts_once(tmp_path):
+    rows = preferences(12)
+    file = write(tmp_path / "prefs.jsonl", [*rows, rows[0], "{broken", {"prompt": "p", "chosen": "c"}])
+    pairs, bad = read_preferences([file], tmp_path / "bad.jsonl")
+    assert (len(pairs), bad) == (12, 2)
+    listed = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert [row["place"] for row in listed] == ["prefs.jsonl line 14", "prefs.jsonl line 15"]
+    assert listed[0]["row"] == "{broken"
+    with pytest.raises(InputError, match=r"2 bad rows \(1 are allowed\); the first is prefs\.jsonl line 14"):
+        read_preferences([file], tmp_path / "bad.jsonl", max_bad_rows=1)
+
+
+def test_too_few_pairs_are_one_clear_line(tmp_path):
+    with pytest.raises(InputError, match="9 different pairs \\(at least 10 are needed\\)"):
+        read_preferences([write(tmp_path / "few.jsonl", preferences(9))], tmp_path / "bad.jsonl")
+
+
+def test_no_prompt_is_both_trained_on_and_held_out_and_the_order_of_rows_does_not_matter():
+    rows = [{"prompt": f"p{at % 20}", "chosen": f"c{at}", "rejected": f"r{at}"} for at in range(60)]
+    pairs = [parse(row) for row in rows]
+    train, held_out = split_by_prompt(pairs, 0.2, 0)
+    prompts = [{pair.chosen.row_id for pair in part} for part in (train, held_out)]
+    assert (len(prompts[0]), len(prompts[1])) == (16, 4)
+    assert not prompts[0] & prompts[1]
+    assert len(train) + len(held_out) == 60
+    assert split_by_prompt(pairs[::-1], 0.2, 0) == (train, held_out)
+    assert split_by_prompt(pairs, 0.2, 1)[1] != held_out
+
+
+def test_the_interval_is_that_of_wilson():
+    assert wilson_interval(9, 10) == (0.5958, 0.9821)
+    assert wilson_interval(10, 10)[1] == 1
+    assert wilson_interval(0, 10)[0] == 0
+
+
+@pytest.mark.parametrize("save", [save_encoder, save_language_model])
+def test_a_reward_model_learns_what_is_preferred(tmp_path, save):
+    file, out = write(tmp_path / "prefs.jsonl", preferences(150)), tmp_path / "reward"
+    training = Training(str(save(tmp_path / "base")), epochs=4, learning_rate=3e-3, max_tokens=48)
+    facts = train_reward([file], out, training)
+    assert facts["held_out_accuracy"] > 0.8
+    assert facts["held_out_interval"][0] < facts["held_out_accuracy"] <= facts["held_out_interval"][1]
+    assert (facts["pairs"], facts["held_out_pairs"], facts["bad_rows"]) == (135, 15, 0)
+    assert json.loads((out / "train-reward.json").read_text())["pairs"] == 135
+    rows = [Exchange(word, [user("how are you")], f"{word} one two three") for word in ("good", "bad")]
+    scores = RewardModel(str(out), 48, 256).score(rows)
+    assert scores[0] > scores[1]
+
+
+def test_a_base_that_is_no_model_is_one_clear_line(tmp_path):
+    file = write(tmp_path / "prefs.jsonl", preferences(12))
+    with pytest.raises(InputError, match="no model that transformers can load"):
+        train_reward([file], tmp_path / "reward", Training(str(tmp_path)))
+
+
+@pytest.mark.slow
+def test_the_command_prints_what_it_measured(tmp_path):
+    file = write(tmp_path / "prefs.jsonl", preferences(40))
+    base = save_encoder(tmp_path / "base")
+    found = divsel("train-reward", file, "--out", tmp_path / "reward", "--base", base, "--held-out", "0.25", "--json")
+    assert found.returncode == 0, found.stderr
+    facts = json.loads(found.stdout)
+    assert facts["held_out_pairs"] == 10
+    assert 0 <= facts["held_out_interval"][0] <= facts["held_out_accuracy"] <= facts["held_out_interval"][1] <= 1
+    refused = divsel("train-reward", tmp_path / "none.jsonl", "--out", tmp_path / "reward")
+    assert refused.returncode == 2

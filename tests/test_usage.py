@@ -1,0 +1,78 @@
+"""What a stage held: sums, attempts that were cut short, and a real actor on a real Ray."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import ray
+
+from divsel_ray.config import PricesConfig
+from divsel_ray.resources import Cluster
+from divsel_ray.store import read_json, write_json
+from divsel_ray.usage import ATTEMPTS, Recorder, Usage, usage_of
+
+
+def test_usages_add_up_and_the_peak_is_the_highest() -> None:
+    one, other = Usage(1, 2, 3, 4, 5, 1, 1), Usage(10, 20, 30, 40, 2, 1, 3)
+    assert one + other == Usage(11, 22, 33, 44, 5, 2, 3)
+
+
+def test_money_is_hours_times_prices() -> None:
+    used = Usage(wall_s=3600, cpu_s=7200, gpu_s=3600, gib_s=1800)
+    assert used.money(PricesConfig(cpu_hour=0.1, gpu_hour=2, gib_hour=0.01)) == pytest.approx(0.2 + 2 + 0.005)
+
+
+def test_facts_without_a_record_have_no_usage() -> None:
+    assert usage_of({"rows": 3}) is None
+    assert usage_of({"usage": asdict(Usage(1, 2))}) == Usage(1, 2)
+
+
+def test_a_block_is_timed_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with Recorder(None).measure(tmp_path) as meter:
+        time.sleep(0.3)
+    assert 0.3 <= meter.usage.wall_s < 3
+    assert meter.usage.attempts == 1
+    assert meter.usage.peak_gib > 0.01
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_attempts_that_failed_or_were_killed_are_added(tmp_path: Path) -> None:
+    write_json(tmp_path / ATTEMPTS, asdict(Usage(100, 200, 0, 50, 7, 2)))
+    with pytest.raises(ValueError, match="spoiled"), Recorder(None).measure(tmp_path):
+        raise ValueError("spoiled")
+    assert read_json(tmp_path / ATTEMPTS)["attempts"] == 3
+    with Recorder(None).measure(tmp_path) as meter:
+        pass
+    assert meter.usage.attempts == 4
+    assert meter.usage.wall_s >= 100
+    assert meter.usage.peak_gib == 7
+
+
+def test_an_unreadable_record_of_earlier_attempts_counts_as_none(tmp_path: Path) -> None:
+    (tmp_path / ATTEMPTS).write_text('{"wall_')
+    with Recorder(None).measure(tmp_path) as meter:
+        pass
+    assert meter.usage.attempts == 1
+
+
+def test_an_actor_counts_with_its_cpus_and_its_memory(cluster: Cluster, tmp_path: Path) -> None:
+    class Holder:
+        def __init__(self) -> None:
+            self.block = bytearray(200 << 20)
+
+        def ready(self) -> int:
+            return len(self.block)
+
+    with Recorder(cluster).measure(tmp_path) as before:
+        time.sleep(0.5)
+    actor = ray.remote(Holder).options(num_cpus=2).remote()
+    ray.get(actor.ready.remote())
+    with Recorder(cluster).measure(tmp_path) as during:
+        time.sleep(2)
+    ray.kill(actor)
+    # the driver counts as one CPU, and together they cannot hold more than the machine has
+    assert during.usage.cpu_s / during.usage.wall_s > min(cluster.cpus, 3) * 0.7
+    assert during.usage.peak_gib > before.usage.peak_gib + 0.15

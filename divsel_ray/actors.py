@@ -96,18 +96,19 @@ def map_on_actors(
     """
     if not items:
         return
-    with warnings.catch_warnings():
-        # Ray Data starts a lost actor again without end, and names no other way to limit it than the one it deprecates.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        work = ray.data.from_items([dict(item) for item in items], override_num_blocks=len(items)).map_batches(
-            kind,
-            batch_size=1,
-            fn_constructor_kwargs=dict(arguments),
-            compute=ray.data.ActorPoolStrategy(size=count),
-            num_cpus=workers.cpus,
-            num_gpus=gpus,
-            max_restarts=MAX_RETRIES,
-            max_task_retries=MAX_RETRIES,
-        )
+    # A plan keeps the settings that stand when it is made: the limit must stand by then.
     with actor_pool(count, what, workers, cluster.placement_timeout_s):
+        with warnings.catch_warnings():
+            # Ray Data starts a lost actor again without end, and names no other way to limit it than the one it deprecates.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            work = ray.data.from_items([dict(item) for item in items], override_num_blocks=len(items)).map_batches(
+                kind,
+                batch_size=1,
+                fn_constructor_kwargs=dict(arguments),
+                compute=ray.data.ActorPoolStrategy(size=count),
+                num_cpus=workers.cpus,
+                num_gpus=gpus,
+                max_restarts=MAX_RETRIES,
+                max_task_retries=MAX_RETRIES,
+            )
         yield from work.iter_batches(batch_size=1)

@@ -170,7 +170,7 @@ def await_ready(references: Sequence[Any], what: str, workers: Workers, limit: f
 
 @contextlib.contextmanager
 def actor_pool(count: int, what: str, workers: Workers, limit: float) -> Iterator[None]:
-    """As `await_ready`, for the actors of a Ray Data plan that is executed in the block; arguments as there.
+    """As `await_ready`, for the actors of a Ray Data plan that is made and executed in the block; arguments as there.
 
     Raises:
         JobError: not all of them were ready in time.

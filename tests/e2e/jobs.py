@@ -58,14 +58,6 @@ def divsel(*arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, env=environment(**extra), timeout=800, check=False)
 
 
-def start_divsel(*arguments: str | Path) -> subprocess.Popen[str]:
-    """Start the command in a process group of its own."""
-    command = [sys.executable, "-m", "divsel_ray.cli", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), start_new_session=True
-    )
-
-
 def selection(folder: Path) -> list[dict]:
     """The selected rows of a run."""
     return [json.loads(line) for line in (folder / "selection.jsonl").read_text(encoding="utf-8").splitlines()]

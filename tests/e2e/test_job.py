@@ -1,13 +1,8 @@
-"""The whole job on tiny models: on one machine, on two nodes, and after kill -9."""
-
-import json
-import os
-import signal
-import time
+"""The whole job on tiny models, on one machine and on two nodes; `tests/faults` kills it."""
 
 import pytest
 
-from tests.e2e.jobs import divsel, selection, stage_facts, start_divsel, write_job
+from tests.e2e.jobs import divsel, selection, stage_facts, write_job
 
 pytestmark = pytest.mark.slow
 
@@ -88,27 +83,3 @@ def test_two_nodes_select_what_one_machine_selects(job, finished):
         assert (folder / "selection.jsonl").read_bytes() == (finished / "selection.jsonl").read_bytes()
     finally:
         nodes.shutdown()
-
-
-@pytest.mark.parametrize("stage", ["embed", "round-1/train", "round-2/generate"])
-def test_after_kill_9_the_same_command_ends_with_the_same_selection(stage, job, finished, tmp_path):
-    folder = tmp_path / "killed"
-    process = start_divsel("run", job, "--out", folder)
-    wait_for(lambda: list((folder / stage).glob("*/*")), process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    committed = [json.loads(path.read_text())["stage"] for path in folder.rglob("_manifest.json")]
-    assert stage not in committed
-    again = divsel("run", job, "--out", folder)
-    assert again.returncode == 0, again.stderr
-    cached = {line.split()[1] for line in again.stderr.splitlines() if line.startswith("=")}
-    assert cached == set(committed)
-    assert (folder / "selection.jsonl").read_bytes() == (finished / "selection.jsonl").read_bytes()
-
-
-def wait_for(condition, process, seconds=300):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.02)

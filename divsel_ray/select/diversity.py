@@ -103,7 +103,8 @@ class Interval:
     Attributes:
         mean: over the draws.
         low: 1.96 standard deviations of a draw below it, but not below 0, where no measure lies.
-        high: as many above: between them lie 95 % of random subsets, where the measure is normally distributed.
+        high: as many above, but no share above 1: between them lie 95 % of random subsets, where the measure is normally
+            distributed.
     """
 
     mean: float
@@ -121,6 +122,7 @@ COMPARED = (
     "source_distance",
 )
 """The measures that random subsets are measured by."""
+_SHARES = ("clusters_covered", "cluster_entropy", "copies", "source_distance")
 
 
 def pool_mix(cluster: NDArray[np.integer], source: NDArray, k: int) -> Mix:
@@ -240,7 +242,7 @@ def intervals(draws: Sequence[Diversity]) -> dict[str, Interval]:
     for name in COMPARED:
         values = np.array([getattr(draw, name) for draw in draws], dtype=np.float64)
         mean, spread = float(values.mean()), 1.96 * float(values.std(ddof=1))
-        found[name] = Interval(mean, max(mean - spread, 0.0), mean + spread)
+        found[name] = Interval(mean, max(mean - spread, 0.0), min(mean + spread, 1.0) if name in _SHARES else mean + spread)
     return found
 
 

@@ -32,7 +32,9 @@ def select(
         int | None, typer.Option("--k", help="Clusters. Default: 256, or a twentieth of the pool where that is less.")
     ] = None,
     sampler: Annotated[str, typer.Option(help="kmq (weighs rows by quality) or another one of `divsel samplers`.")] = "kmq",
-    quality: Annotated[str, typer.Option(help="column:NAME, given:FILE, reward:MODEL, ifd:MODEL or none.")] = "none",
+    quality: Annotated[
+        str, typer.Option(help="column:NAME, given:FILE, reward:MODEL, ifd:MODEL, perplexity:MODEL, deita or none.")
+    ] = "none",
     embeddings: Annotated[
         Path | None,
         typer.Option(help="Your own vectors: Parquet with row_id and embedding, or .npy in the order of the one input."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from divsel_ray.config.files import build_config
 from divsel_ray.pipeline import run_job
+from divsel_ray.report.compare import compare_runs
 from divsel_ray.report.page import write_report
 from divsel_ray.report.signs import Sign, recorded_signs
 from tests.models.tiny import save_encoder, save_language_model, save_tokenizer
@@ -191,3 +193,16 @@ def test_a_reward_that_loves_one_word_is_hacked(signs: Callable[..., dict[str, S
         refine__train__epochs=8,
     )
     assert "reward hacking" in found
+
+
+def test_runs_that_end_far_apart_are_named_and_those_of_two_seeds_are_not(
+    signs: Callable[..., dict[str, Sign]], base: dict, tmp_path: Path
+) -> None:
+    def kept(name: str, **changes: Any) -> Path:
+        signs(**changes)
+        return Path(shutil.copytree(Path(base["pool"]["data"]).parent / "run", tmp_path / name))
+
+    one, other = kept("one"), kept("other", seed=1)
+    assert compare_runs([one, other]).signs == []
+    spoiled = kept("spoiled", refine__train__learning_rate=50.0)
+    assert [sign.name for sign in compare_runs([one, spoiled]).signs] == ["results vary from run to run"]

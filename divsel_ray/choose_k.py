@@ -92,7 +92,7 @@ class _Source:
 def _of_folder(folder: str | Path, grid: Sequence[int] | None) -> _Source:
     files = rows.check_files(rows.list_files(folder))
     check_grid(grid or default_grid(files.rows), files.rows)
-    return _Source(files, str(folder), fingerprint_inputs([Path(path) for path in files.paths]))
+    return _Source(files, str(folder), fingerprint_inputs([Path(path) for path in files.paths], "--embeddings"))
 
 
 def _of_job(config: Config, store: Store, grid: Sequence[int] | None, progress: Progress) -> _Source:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
 from divsel_ray.store import Stage, Store
 from divsel_ray.tasks import explained
-from divsel_ray.usage import FACT, Recorder
+from divsel_ray.usage import FACT, Recorder, paid_to_judges
 from divsel_ray.watch import Metered, Watchers
 
 VERSIONS = {
@@ -57,7 +57,7 @@ class StageMaker:
     watchers: Watchers = field(default_factory=Watchers)
 
     def __post_init__(self) -> None:
-        self.inputs = find_inputs(self.config.pool.data)
+        self.inputs = find_inputs(self.config.pool.data, "pool.data")
         if not self.dry:
             self.progress = Metered(self.progress)
             self._recorder = Recorder(self.cluster)
@@ -100,7 +100,7 @@ class StageMaker:
                 folder = stage.start()
                 with self._recorder.measure(folder) as meter:
                     facts = build(folder)
-                stage.commit({**facts, FACT: asdict(meter.usage)})
+                stage.commit({**facts, FACT: asdict(replace(meter.usage, paid=paid_to_judges(facts)))})
         self.progress.finish(name, summary(stage.facts), cached=cached)
         self.watchers.stage(name, stage.facts)
         return stage

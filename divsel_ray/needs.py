@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from divsel_ray.cluster.distributed import STATE_BYTES
-from divsel_ray.config import Config, Workers
+from divsel_ray.config import Config, RewardConfig, Workers
 from divsel_ray.errors import InputError
 from divsel_ray.resources import Cluster
 from divsel_ray.score.bradley_terry import THREADS
@@ -55,30 +55,52 @@ def needs_of(config: Config, cluster: Cluster, known: Known) -> dict[str, Need]:
         "clean": parallel,
         "semantic": parallel,
         "embed": parallel if config.embed.given else _pool("embed", config.embed.workers, cluster),
-        "cluster": _pool("cluster", config.cluster.workers, cluster, vectors_gib(known)),
-        "quality": _pool("quality", config.quality.workers, cluster),
+        "cluster": _clustering(config, cluster, known),
+        "quality": _quality(config, cluster),
         "draw": Need("select", _TASK, 1, draw_gib(config, known)),
         "diversity": Need("select", _TASK, 1),
     }
     if config.reward is not None:
         fitting = Workers(count=1, cpus=min(THREADS, cluster.node_cpus), gpus=0)
-        needs |= {"reward": Need("reward", fitting, 1), "score": _pool("reward", config.reward.workers, cluster)}
+        needs |= {"reward": Need("reward", fitting, 1), "score": _scorer("reward", config.reward, cluster)}
     if config.refine is not None:
         train, generate = config.refine.train.workers, config.refine.generate
-        vllm = generate.engine == "vllm" and not cluster.gpus_per_worker(generate.workers)
+        cache_in_memory = generate.engine == "vllm" and not cluster.gpus_per_worker(generate.workers)
+        cache_gib = generate.kv_cache_gib if cache_in_memory else None
         needs |= {
             "train": Need("refine.train", train, train.count or 1),
-            "generate": _pool("refine.generate", generate.workers, cluster, generate.kv_cache_gib if vllm else None),
+            "generate": _pool("refine.generate", generate.workers, cluster, cache_gib),
         }
         if config.refine.second is not None:
-            needs["second"] = _pool("refine.second", config.refine.second.workers, cluster)
+            needs["second"] = _scorer("refine.second", config.refine.second, cluster)
     return needs
 
 
 def _pool(section: str, workers: Workers, cluster: Cluster, gib: float | None = None) -> Need:
-    count = cluster.count(workers, _MANY)
-    # Rows in memory are spread over the workers; a KV cache is each engine's own.
-    return Need(section, workers, count, gib / count if gib is not None and section == "cluster" else gib)
+    return Need(section, workers, cluster.count(workers, _MANY), gib)
+
+
+def _clustering(config: Config, cluster: Cluster, known: Known) -> Need:
+    """Rows in memory are spread over the workers."""
+    need, vectors = _pool("cluster", config.cluster.workers, cluster), vectors_gib(known)
+    return need if vectors is None else replace(need, gib=vectors / need.count)
+
+
+def _quality(config: Config, cluster: Cluster) -> Need:
+    quality, kind = config.quality, config.quality.source.partition(":")[0]
+    if quality.judge or (quality.source == "reward" and config.reward and config.reward.judge):
+        return _judge("quality", quality.workers)
+    computed = kind not in ("column", "given")
+    return _pool("quality", quality.workers if computed else quality.workers.model_copy(update={"gpus": 0.0}), cluster)
+
+
+def _scorer(section: str, config: RewardConfig, cluster: Cluster) -> Need:
+    return _judge(section, config.workers) if config.judge else _pool(section, config.workers, cluster)
+
+
+def _judge(section: str, workers: Workers) -> Need:
+    """One process asks the server, whatever the count."""
+    return Need(section, workers.model_copy(update={"count": 1, "gpus": 0.0}), 1)
 
 
 def vectors_gib(known: Known) -> float | None:

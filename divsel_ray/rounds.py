@@ -84,6 +84,7 @@ class RefiningJob(Job):
         config, scored = self.refinement.generate, self.refinement.scored
         names = ["held_out", scored] if trained else ["held_out"]
         template = read_chat_template(config)
+        model_key = trained.key if trained else fingerprint(self.refinement.train.model)
 
         def build(folder: Path) -> dict[str, Any]:
             self._fetch_model()
@@ -97,7 +98,7 @@ class RefiningJob(Job):
         return self.make(
             round_name(number, "generate"),
             {**settings_of(config, "chat_template"), "seed": self.config.seed, "threads": config.workers.cpus, "rows": names},
-            [draw.key, *([trained.key] if trained else []), *_digest_of(template)],
+            [draw.key, model_key, *_digest_of(template)],
             build,
             lambda facts: (
                 f"{facts['completions']:,} completions of {facts['rows']:,} prompts, {facts['tokens']:,} tokens, "
@@ -108,14 +109,14 @@ class RefiningJob(Job):
     def _streaming(self, reward: Stage | None) -> Stream:
         """What generates and scores, the same for all rounds."""
         if self._stream is None:
-            refine = self.refinement
-            rank = refine.train.lora_rank if refine.train.method == "lora" else 0
+            refine, train = self.refinement, self.refinement.train
+            rank = train.lora_rank if train.method == "lora" else 0
             template = read_chat_template(refine.generate)
-            engine = EngineSettings(refine.train.model, refine.generate, rank, self.config.seed, template)
+            engine = EngineSettings(train.model, refine.generate, rank, self.config.seed, template, train.trust_remote_code)
             crews = [
                 Crew(name, section, spec, config.workers, self.hardware) for name, section, config, spec in self._scorers(reward)
             ]
-            self._stream = Stream(Fleet(engine, self.hardware), crews, refine.train.workers, self.hardware)
+            self._stream = Stream(Fleet(engine, self.hardware), crews, train.workers, self.hardware)
         return self._stream
 
     def _scorers(self, reward: Stage | None) -> list[tuple[str, str, RewardConfig, ScorerSpec]]:
@@ -169,11 +170,11 @@ class RefiningJob(Job):
     def _score_stage(self, number: int, generated: str, reward: Stage | None) -> Stage:
         """The stage that the completions with this key are scored in; known before there are any."""
         spec, inputs = self.reward_spec(reward)
-        identity: dict[str, Any] = {"scorer": "reward", "max_tokens": spec.max_tokens, "batch_tokens": spec.batch_tokens}
+        identity: dict[str, Any] = {"scorer": "reward", **spec.limits}
         second = self.refinement.second
         if second is not None:
             other = second_spec(second)
-            identity["second"] = [other.identity(), other.max_tokens, other.batch_tokens]
+            identity["second"] = [other.identity(), *other.limits.values()]
         return self.store.stage(round_name(number, "score"), VERSIONS["score"], identity, [generated, *inputs])
 
     def weights(self, number: int, draw: Stage, clusters: Stage, scored: Stage) -> Stage:

@@ -50,7 +50,7 @@ class Job(StageMaker):
         return self.make(
             "pool",
             {**settings_of(config, "data", "max_bad_rows"), "seed": self.config.seed, "files": names},
-            [fingerprint_inputs(self.inputs), fingerprint(tokenizer)],
+            [fingerprint_inputs(self.inputs, "pool.data"), fingerprint(tokenizer)],
             lambda folder: build_pool(self.inputs, config, self.config.seed, tokenizer, folder, self.progress),
             lambda facts: (
                 f"{facts['rows']:,} rows of {facts['rows_read']:,}, {facts['bad_rows']:,} bad, {facts['duplicates']:,} duplicates"
@@ -108,14 +108,14 @@ class Job(StageMaker):
         )
 
     def reward(self, pool: Stage) -> Stage | None:
-        """The fitted stand-in reward model, if the configuration asks for one."""
+        """The fitted stand-in reward model, if the configuration asks for one and something is scored by it."""
         config, refine = self.config.reward, self.config.refine
         if config is not None and config.perplexity is not None and refine is not None and refine.weights.direction == "lagging":
             self.progress.note(
                 "reward.perplexity with direction lagging (Yu et al. 2024, Eq. 7) raises clusters whose own completions "
                 f"{config.perplexity} finds strange, and spoiled rows are; look at what is selected, or use a reward model"
             )
-        if config is None or config.fit is None:
+        if config is None or config.fit is None or not self.config.scores_by_reward:
             return None
         return self.make(
             "reward",
@@ -131,16 +131,16 @@ class Job(StageMaker):
         if config.source == "none":
             return None
         spec, inputs = self._quality_spec(reward)
-        # The number of clusters is in their key; with two of them, whatever else the rows depend on shows.
-        sampled = {} if config.oversample is None else {"oversample": [*map(self._wanted_rows, (0, 1))], "seed": seed}
+        sampled = {} if config.oversample is None else {**self._wanted_rows(config.oversample), "seed": seed}
 
         def build(folder: Path) -> dict[str, Any]:
-            wanted = draw_wanted(clusters.files(), self._wanted_rows(clusters.facts["k"]), seed, folder) if sampled else ""
+            rows = sampled["rows"] + sampled["rows_per_cluster"] * clusters.facts["k"] if sampled else 0
+            wanted = draw_wanted(clusters.files(), rows, seed, folder) if sampled else ""
             return score_pool(pool.files(), spec, folder, self.hardware, config.workers, self.progress, wanted)
 
         return self.make(
             "quality",
-            {"source": config.source, "max_tokens": spec.max_tokens, "batch_tokens": spec.batch_tokens, **sampled},
+            {"source": config.source, **spec.limits, **sampled},
             [pool.key, *inputs, *([clusters.key] if sampled else [])],
             build,
             lambda facts: f"{facts['rows']:,} rows, mean {facts['mean']:.3g}, {facts['missing']:,} missing",
@@ -155,17 +155,10 @@ class Job(StageMaker):
         spec = ScorerSpec.of_quality(config)
         return spec, [_digest_of(spec.model, "quality.source")] if spec.kind == "given" else spec.identity()
 
-    def _wanted_rows(self, k: int) -> int:
-        """Rows to draw for scoring: `oversample` times the budget, and what refinement keeps out of every round beside.
-
-        Raises:
-            InputError: the budget is no number of rows of the pool as a whole.
-        """
-        config, refine = self.config, self.config.refine
-        if config.budget_unit == "tokens" or config.select.quotas:
-            raise InputError("quality.oversample: needs a budget of rows without select.quotas; leave it out")
-        probe = refine.probe * k if refine and refine.scored == "probe" else 0
-        return ceil((config.quality.oversample or 1) * config.budget) + (refine.held_out if refine else 0) + probe
+    def _wanted_rows(self, oversample: float) -> dict[str, int]:
+        """Rows to draw for scoring, in all and besides for each cluster: so many times the budget, and those never selected."""
+        plan = plan_draw(self.config, self.config.budget, before=None)
+        return {"rows": ceil(oversample * self.config.budget) + plan.held_out, "rows_per_cluster": plan.probe}
 
     def semantic(self, embeddings: Stage, clusters: Stage, quality: Stage | None) -> Stage | None:
         """The rows that say what another row of their cluster says, or None where they may be drawn."""
@@ -200,7 +193,7 @@ class Job(StageMaker):
         def build(folder: Path) -> dict[str, Any]:
             # The lists are part of what the draw can be made again from.
             copies = {name: shutil.copy(path, folder / f"{name}{path.suffix}") for name, path in lists.items()}
-            memory = MEMORY_SHARE * self.hardware.memory_gib / self.hardware.nodes * 2**30
+            memory = MEMORY_SHARE * self.hardware.node_gib * 2**30
             facts = draw_round(sources.files, sources.clusters.facts["k"], with_lists(plan, copies), folder, memory)
             if plan.probe and not facts["probe"]:
                 raise InputError(
@@ -240,7 +233,7 @@ class Job(StageMaker):
         Raises:
             InputError: the pool holds fewer, and that is not allowed.
         """
-        if self.dry:
+        if self.dry and not pool.committed:
             return self.config.budget
         held = pool.facts["rows" if self.config.budget_unit == "rows" else "tokens"]
         if held < self.config.budget and not self.config.allow_fewer:

@@ -30,6 +30,9 @@ from typing import Any
 from divsel_ray.errors import InputError, JobError
 
 MANIFEST = "_manifest.json"
+"""Of a stage."""
+RUN_MANIFEST = "manifest.json"
+"""Of a finished run: what was asked, its stages and what came out."""
 _UNFINISHED = ".tmp-"
 
 

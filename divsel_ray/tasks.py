@@ -155,7 +155,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _said_full(error: BaseException) -> str | None:
     """The line in which an error says that a disk is full; None of another error."""
-    last = _last_line(error)
+    last = last_line(error)
     if getattr(error, "errno", None) in _FULL:
         return last
     # Ray Data sends only the text of what a worker raised.
@@ -168,7 +168,8 @@ def _place(error: BaseException) -> str | None:
     return str(Path(name).parent) if isinstance(name, str) else None
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """The last line of what an error says: of what Ray wraps, the error itself."""
     lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__
 

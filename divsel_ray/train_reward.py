@@ -8,16 +8,18 @@ A row is a prompt with a chosen and a rejected completion:
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from divsel_ray.config import FitRewardConfig
 from divsel_ray.data.conversation import BadRow, Message, canonicalise, row_id
 from divsel_ray.data.inputs import find_inputs
+from divsel_ray.data.pool import bad_rows_allowed, quarantine_line
 from divsel_ray.data.readers import Record, read_records
 from divsel_ray.data.turns import kind_of, read_turns, text_of
 from divsel_ray.errors import InputError
@@ -33,7 +35,6 @@ FACTS = "train-reward.json"
 FEWEST = 10
 _RATES = {"encoder": 5e-4, "decoder": 5e-5}
 """Learning rates of the top layers, AdamW."""
-_KEPT = 2000
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Training:
         epochs: passes over the pairs.
         learning_rate: AdamW; 5e-4 for an encoder, 5e-5 for a causal language model where it is None.
         max_tokens: prompt and completion together.
-        trained_layers: top layers that are trained with the head.
+        trained_layers: top layers that are trained with the head (all, where a model's layers are not known).
         max_bad_rows: bad rows tolerated; the larger of 100 and 1 % where it is None.
         seed: of the split, the order of the pairs and the new output layer.
     """
@@ -84,11 +85,12 @@ def train_reward(
     settings, progress, out = training or Training(), progress or Silent(), Path(out)
     if not 0 < settings.held_out < 1:
         raise InputError(f"--held-out {settings.held_out:g}: expected a share between 0 and 1, e.g. 0.1")
+    config = _fit_config(settings)
     progress.start("train-reward")
     pairs, bad_rows = read_preferences(data, out.with_name(f"{out.name}.quarantine.jsonl"), settings.max_bad_rows)
     train, held_out = split_by_prompt(pairs, settings.held_out, settings.seed)
     fitted = fit_comparisons(
-        train, held_out, _fit_config(settings), settings.seed, out, lambda done, total: progress.advance(done, total, "steps")
+        train, held_out, config, settings.seed, out, lambda done, total: progress.advance(done, total, "steps")
     )
     accuracy = fitted.pop("held_out_accuracy")
     fitted.pop("accuracy_by_kind")
@@ -108,20 +110,20 @@ def read_preferences(data: Sequence[str], quarantine: Path, max_bad_rows: int | 
     """
     found: dict[str, Comparison] = {}
     bad: list[str] = []
-    rows = 0
+    rows, first = 0, ""
     for source, record in _records(data):
         rows += 1
         try:
             pair = parse_preference(record)
             found.setdefault(_pair_id(pair), pair)
         except BadRow as error:
-            bad.append(json.dumps({"place": f"{source} {record.position}", "reason": error.reason, "row": _shown(record)}))
+            bad.append(quarantine_line(source, record, error.reason))
+            first = first or f"; the first is {source} {record.position}: {error.reason}, see {quarantine}"
     if bad:
-        with atomic_path(quarantine) as path:
-            path.write_text("\n".join(bad) + "\n", encoding="utf-8")
-    limit = max(100, rows // 100) if max_bad_rows is None else max_bad_rows
+        with atomic_path(quarantine) as path, path.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.writelines(bad)
+    limit = bad_rows_allowed(rows, max_bad_rows)
     if len(bad) > limit or len(found) < FEWEST:
-        first = f"; the first is {json.loads(bad[0])['place']}: {json.loads(bad[0])['reason']}, see {quarantine}" if bad else ""
         raise InputError(
             f"{', '.join(data)}: {len(found):,} different pairs (at least {FEWEST} are needed) and {len(bad):,} bad rows "
             f"({limit:,} are allowed){first}"
@@ -130,14 +132,9 @@ def read_preferences(data: Sequence[str], quarantine: Path, max_bad_rows: int | 
 
 
 def _records(data: Sequence[str]) -> Iterator[tuple[str, Record]]:
-    for file in find_inputs(list(data)):
+    for file in find_inputs(list(data), "PREFS"):
         for record in read_records(file):
             yield file.name, record
-
-
-def _shown(record: Record) -> str:
-    text = record.value if isinstance(record.value, str) else json.dumps(record.value, ensure_ascii=False, default=str)
-    return text.encode("utf-8", "backslashreplace").decode()[:_KEPT]
 
 
 def parse_preference(record: Record) -> Comparison:
@@ -199,19 +196,27 @@ def split_by_prompt(pairs: Sequence[Comparison], share: float, seed: int) -> tup
 
 
 def _fit_config(settings: Training) -> FitRewardConfig:
-    rate = settings.learning_rate
-    if rate is None:
-        try:
-            rate = _RATES["decoder" if is_decoder(resolve_model(settings.base)) else "encoder"]
-        except (OSError, ValueError):
-            raise InputError(f"--base {settings.base}: no model that transformers can load") from None
-    return FitRewardConfig(
-        base=settings.base,
-        epochs=settings.epochs,
-        learning_rate=rate,
-        max_tokens=settings.max_tokens,
-        trained_layers=settings.trained_layers,
-    )
+    """The settings of the fit; a wrong one, and a base that is no model, are told before any data is read."""
+    usual = _usual_rate(settings.base)
+    try:
+        return FitRewardConfig(
+            base=settings.base,
+            epochs=settings.epochs,
+            learning_rate=usual if settings.learning_rate is None else settings.learning_rate,
+            max_tokens=settings.max_tokens,
+            trained_layers=settings.trained_layers,
+        )
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        option = str(wrong["loc"][0]).replace("_", "-")
+        raise InputError(f"--{option} {wrong['input']}: {wrong['msg'].lower()}") from None
+
+
+def _usual_rate(base: str) -> float:
+    try:
+        return _RATES["decoder" if is_decoder(resolve_model(base)) else "encoder"]
+    except (OSError, ValueError):
+        raise InputError(f"--base {base}: no model that transformers can load") from None
 
 
 def wilson_interval(right: int, count: int) -> tuple[float, float]:

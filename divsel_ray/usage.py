@@ -7,6 +7,7 @@ is what the processes of this machine have in it.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,7 @@ class Usage:
         peak_gib: most GiB at one time.
         attempts: how often the work was begun; 1 unless it was interrupted.
         nodes: machines of the cluster; memory is known of one of them.
+        paid: money that a judge was paid, in all attempts.
     """
 
     wall_s: float = 0.0
@@ -51,19 +53,26 @@ class Usage:
     peak_gib: float = 0.0
     attempts: int = 0
     nodes: int = 1
+    paid: float = 0.0
 
     def __add__(self, other: Usage) -> Usage:
         summed = {one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(Usage)}
         return replace(Usage(**summed), peak_gib=max(self.peak_gib, other.peak_gib), nodes=max(self.nodes, other.nodes))
 
     def money(self, prices: PricesConfig) -> float:
-        """What it cost."""
-        return (self.cpu_s * prices.cpu_hour + self.gpu_s * prices.gpu_hour + self.gib_s * prices.gib_hour) / 3600
+        """What it cost: what was held, by these prices, and what a judge was paid."""
+        return self.paid + (self.cpu_s * prices.cpu_hour + self.gpu_s * prices.gpu_hour + self.gib_s * prices.gib_hour) / 3600
 
 
 def usage_of(facts: Mapping[str, Any]) -> Usage | None:
     """The usage in a stage's facts; None where the stage was made by a version that recorded none."""
     return Usage(**facts[FACT]) if facts.get(FACT) else None
+
+
+def paid_to_judges(facts: Mapping[str, Any]) -> float:
+    """Money that a stage's facts say its judges cost: that of quality, or those of completions."""
+    scorers = (facts, *(facts.get(name) or {} for name in ("rewards", "second")))
+    return math.fsum(scorer.get("cost", 0.0) for scorer in scorers)
 
 
 @dataclass

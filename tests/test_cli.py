@@ -135,6 +135,16 @@ def test_a_wrong_option_is_one_line_and_exit_2(cluster, encoder, tmp_path, argum
     assert message in line
 
 
+def test_a_judge_without_its_key_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    data, out = write_rows(tmp_path / "rows.jsonl", 20), tmp_path / "out.jsonl"
+    done = divsel("select", data, "--budget", 5, "--out", out, "--quality", "judge", "--set", "quality.judge.model=m", "--quiet")
+    assert done.exit_code == 2, done.output
+    [line] = done.stderr.splitlines()
+    assert "the environment variable OPENAI_API_KEY is not set" in line
+    assert not list(tmp_path.glob("*/pool"))
+
+
 def test_missing_data_is_named(tmp_path):
     done = divsel("select", tmp_path / "nowhere.jsonl", "--budget", 5, "--out", tmp_path / "out.jsonl")
     assert done.exit_code == 2

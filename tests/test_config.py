@@ -20,6 +20,17 @@ MINIMAL = "budget: 10\npool: {data: rows.jsonl}\n"
         (MINIMAL + "cluster: {k: 0}\n", "cluster.k"),
         (MINIMAL + "quality: {source: magic}\n", "expected none, reward, reward:MODEL, ifd:MODEL, perplexity:MODEL"),
         (MINIMAL + "quality: {source: reward}\n", "need a `reward` section"),
+        (MINIMAL + "quality: {source: 'deita:a,'}\n", "expected two models"),
+        (MINIMAL + "quality: {source: 'column:stars'}\n", "needs pool.score_column: stars, the one column"),
+        (
+            "budget: 10\npool: {data: rows.jsonl, score_column: likes}\nquality: {source: 'column:stars'}\n",
+            "needs pool.score_column: stars, the one column of the input that the pool keeps; it is likes",
+        ),
+        (
+            MINIMAL + "quality: {source: 'ifd:m', oversample: 2}\nbudget_unit: tokens\n",
+            "quality.oversample: needs a budget of rows",
+        ),
+        (MINIMAL + "quality: {source: 'ifd:m', oversample: 2}\nselect: {quotas: {a: 1}}\n", "quality.oversample: needs"),
         (MINIMAL + "reward: {}\n", "exactly one of `model`"),
         ("pool: {data: rows.jsonl}\n", "budget"),
         ("- 1\n", "expected a mapping"),

@@ -52,6 +52,17 @@ def draw_stage(store):
     return stage
 
 
+def test_completions_of_another_base_model_are_others(config, tmp_path):
+    """Before any training too: round 0 is the base model's alone."""
+    keys = set()
+    for model in (config.refine.train.model, str(save_language_model(tmp_path / "other", seed=1))):
+        train = config.refine.train.model_copy(update={"model": model})
+        changed = config.model_copy(update={"refine": config.refine.model_copy(update={"train": train})})
+        job = RefiningJob(changed, Store(tmp_path / "run"), Silent(), None, dry=True)
+        keys.add(job.generate(0, job.store.stage("round-1/draw", 1, {}, []), None, None).key)
+    assert len(keys) == 2
+
+
 def test_shards_are_scored_while_others_are_generated_and_a_kill_between_loses_and_repeats_nothing(config, cluster, tmp_path):
     store = Store(tmp_path)
     draw, job = draw_stage(store), RefiningJob(config, store, Silent(), cluster)

@@ -106,3 +106,75 @@ def test_a_manifest_that_cannot_be_read_costs_the_plan_its_hours_only(tmp_path, 
     stage.start()
     (stage.folder / "_manifest.json").write_text("{")
     assert plan_lines(config, tmp_path / "run", HERE)[0].hours is None
+
+
+def test_a_job_that_allows_fewer_rows_finds_its_draw_committed(tmp_path, encoder):
+    out = tmp_path / "run"
+    config = job(tmp_path, encoder, budget=50, allow_fewer=True)
+    assert draw_size(config, out) == 50
+    commit(config, out, pool={"rows": 20})
+    assert draw_size(config, out) == 20
+    commit(config, out, **{"round-1/draw": {"rows": 20}})
+    assert {line.stage: line.cached for line in plan_lines(config, out, HERE)}["round-1/draw"]
+
+
+def draw_size(config, out):
+    [draw] = [stage for stage, _ in plan_job(config, out) if stage.name == "round-1/draw"]
+    return draw.identity["config"]["size"]
+
+
+def test_a_plan_refuses_a_budget_that_its_committed_pool_does_not_hold(tmp_path, encoder):
+    config = job(tmp_path, encoder, budget=50)
+    commit(config, tmp_path / "run", pool={"rows": 20})
+    with pytest.raises(InputError, match="budget 50 exceeds the pool's 20 rows"):
+        plan_job(config, tmp_path / "run")
+
+
+JUDGE = {"model": "some-judge", "url": "http://localhost:1/v1"}
+GPUS = Cluster(cpus=8, gpus=4, node_cpus=8, node_gpus=4, memory_gib=8, nodes=1, local=False)
+
+
+def held(config, kind):
+    """Processes of a stage, and GPUs of each."""
+    need = needs_of(config, GPUS, Known())[kind]
+    return need.count, GPUS.gpus_per_worker(need.workers)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"quality": {"source": "ifd:some/model"}}, (4, 1)),
+        ({"quality": {"source": "reward"}, "reward": {"model": "some/model"}}, (4, 1)),
+        ({"quality": {"source": "column:score"}, "pool": {"data": "rows.jsonl", "score_column": "score"}}, (8, 0)),
+        ({"quality": {"source": "given:scores.npy"}}, (8, 0)),
+        ({"quality": {"source": "judge", "judge": JUDGE, "workers": {"count": 3, "gpus": 1}}}, (1, 0)),
+        ({"quality": {"source": "reward"}, "reward": {"judge": JUDGE}}, (1, 0)),
+    ],
+)
+def test_what_computes_no_scores_holds_no_gpu_and_a_judge_one_process(tmp_path, encoder, more, expected):
+    config = build_config({"budget": 5, "pool": {"data": "rows.jsonl"}, **more}, "test")
+    assert held(config, "quality") == expected
+
+
+def test_completions_that_judges_rate_hold_no_gpu(tmp_path, encoder):
+    refine = {"train": {"model": encoder}, "second": {"judge": JUDGE}}
+    config = job(tmp_path, encoder, refine=refine, reward={"judge": JUDGE})
+    assert held(config, "score") == held(config, "second") == (1, 0)
+    check_cluster(job(tmp_path, encoder, refine=refine, reward={"judge": JUDGE, "workers": {"gpus": 2}}), HERE)
+
+
+def test_a_due_quality_stage_of_some_rows_is_planned_with_those(tmp_path, encoder):
+    refine = {"train": {"model": encoder}, "held_out": 7, "scored": "probe", "probe": 4}
+    more = {"quality": {"source": "reward", "oversample": 2.5}, "reward": {"model": encoder}, "refine": refine}
+    config = job(tmp_path, encoder, **more)
+    commit(config, tmp_path / "run", pool={"rows": 1000}, embed={"rows": 1000, "dimension": 4})
+    # 2.5 x 5 rounded up, 7 held out, 4 of each of 2 clusters
+    assert planned(config, tmp_path / "run", "quality") == 13 + 7 + 8
+    commit(config, tmp_path / "small", pool={"rows": 20}, embed={"rows": 20, "dimension": 4})
+    assert planned(config, tmp_path / "small", "quality") == 20
+    assert planned(config, tmp_path / "none", "quality") is None
+
+
+def planned(config, out, name):
+    [line] = [line for line in plan_lines(config, out, HERE) if line.stage == name]
+    return line.rows

@@ -1,5 +1,6 @@
 """The cluster: nothing waits for ever for a place, and a stage that is over holds none."""
 
+import os
 import time
 
 import pytest
@@ -10,7 +11,7 @@ from divsel_ray.config.files import build_config
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.pipeline import run_job
 from divsel_ray.progress import Silent
-from divsel_ray.resources import Cluster, await_ready
+from divsel_ray.resources import Cluster, await_ready, describe, without_spare
 from tests.e2e.jobs import write_rows
 from tests.models.tiny import save_encoder, save_reward_model
 
@@ -39,7 +40,10 @@ def start(cluster):
 
 
 def test_actors_that_have_a_place_are_waited_for(start):
-    await_ready(start(2, 1), "embed", Workers(), 60)
+    asked = start(2, 1)
+    await_ready(asked, "embed", Workers(), 60)
+    answered, _ = ray.wait(asked, num_returns=2, timeout=0)
+    assert len(answered) == 2
 
 
 def test_what_is_asked_for_what_is_free_and_what_is_missing_is_said_within_the_limit(start):
@@ -65,6 +69,81 @@ def test_a_worker_that_needs_more_memory_than_a_node_has_is_refused():
     cluster.check("refine.generate", Workers(), gib=8)
     with pytest.raises(InputError, match=r"refine.generate: one worker needs at least 8.5 GiB of memory, a node has 8.0"):
         cluster.check("refine.generate", Workers(), gib=8.5)
+
+
+def nodes(*each, local=False):
+    cpus, gpus = (sum(column) for column in zip(*each, strict=True))
+    most = [max(column) for column in zip(*each, strict=True)]
+    return Cluster(cpus, gpus, *most, memory_gib=8, nodes=len(each), local=local, each=each)
+
+
+THREE = ((5, 0), (6, 0), (6, 0))
+
+
+@pytest.mark.parametrize(
+    ("each", "workers", "places"),
+    [
+        # The 17 CPUs would make four of these.
+        (THREE, {"cpus": 4}, 3),
+        (THREE, {"cpus": 6}, 2),
+        (THREE, {"cpus": 2.5}, 6),
+        # Four GPUs each, and CPUs for two beside them.
+        (((9, 4), (9, 4)), {"cpus": 4, "gpus": 1}, 4),
+        (((9, 4), (9, 4)), {"cpus": 1, "gpus": 3}, 2),
+        (((9, 4), (9, 0)), {"cpus": 3, "gpus": 0.5}, 3),
+        (((9, 1), (9, 0)), {"cpus": 1}, 1),
+        (((9, 1), (9, 0)), {"cpus": 1, "gpus": 0}, 18),
+        (((0.6, 0),), {"cpus": 0.2}, 3),
+    ],
+)
+def test_actors_are_counted_by_the_places_on_each_node(each, workers, places):
+    assert nodes(*each).count(Workers(**workers), 1000) == places
+
+
+def test_there_is_an_actor_at_least_and_none_without_a_task():
+    assert nodes(*THREE).count(Workers(cpus=4), 2) == 2
+    assert nodes(*THREE).count(Workers(cpus=100), 5) == 1
+    assert nodes(*THREE).count(Workers(count=9, cpus=4), 20) == 9
+
+
+def test_on_a_local_machine_cpus_are_no_limit_beside_gpus():
+    assert nodes((4, 2), local=True).count(Workers(cpus=4), 9) == 2
+    assert nodes((4, 2), local=True).count(Workers(cpus=2, gpus=0), 9) == 2
+    assert nodes((4, 2), local=True).holds_together((Workers(cpus=4), 2), (Workers(cpus=4, gpus=0), 5))
+    assert not nodes((4, 2), local=True).holds_together((Workers(), 3))
+
+
+@pytest.mark.parametrize(
+    ("each", "groups", "fit"),
+    [
+        (THREE, [({"cpus": 4}, 3)], True),
+        (THREE, [({"cpus": 4}, 4)], False),
+        # Beside three of four CPUs, 1, 2 and 2 are left.
+        (THREE, [({"cpus": 2}, 2), ({"cpus": 4}, 3)], True),
+        (THREE, [({"cpus": 2}, 3), ({"cpus": 4}, 3)], False),
+        (THREE, [({"cpus": 1}, 5), ({"cpus": 4}, 3)], True),
+        # The CPU work would take the GPU's node if it came first.
+        (((4, 1), (4, 0)), [({"cpus": 4, "gpus": 0}, 1), ({"cpus": 1, "gpus": 1}, 1)], True),
+        (((4, 1), (4, 0)), [({"cpus": 4, "gpus": 0}, 2), ({"cpus": 1, "gpus": 1}, 1)], False),
+        (((4, 1), (4, 1)), [({"gpus": 2}, 1)], False),
+        (((4, 1),), [({"cpus": 0.4, "gpus": 0.2}, 5), ({"cpus": 0.2, "gpus": 0}, 10)], True),
+    ],
+)
+def test_groups_fit_together_where_every_actor_finds_a_node(each, groups, fit):
+    assert nodes(*each).holds_together(*((Workers(**workers), count) for workers, count in groups)) is fit
+
+
+def test_the_spare_cpu_is_of_the_largest_node_without_gpus():
+    assert without_spare([(8, 2), (4, 0), (6, 0)]) == [(8, 2), (4, 0), (5, 0)]
+    assert without_spare([(0, 0), (8, 2)]) == [(0, 0), (7, 2)]
+    assert without_spare([(1, 0)]) == [(1, 0)]
+
+
+def test_every_node_of_a_cluster_is_described(cluster):
+    declared = ray.cluster_resources()["CPU"]
+    there = describe()
+    assert (there.cpus, there.each) == (declared - 1, ((declared - 1, 0),))
+    assert describe(local=True).count(Workers(), 1000) == os.cpu_count()
 
 
 class Looking(Silent):

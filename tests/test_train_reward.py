@@ -79,7 +79,7 @@ def test_bad_rows_are_listed_and_counted_and_a_pair_counts_once(tmp_path):
     pairs, bad = read_preferences([file], tmp_path / "bad.jsonl")
     assert (len(pairs), bad) == (12, 2)
     listed = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
-    assert [row["place"] for row in listed] == ["prefs.jsonl line 14", "prefs.jsonl line 15"]
+    assert [(row["file"], row["position"]) for row in listed] == [("prefs.jsonl", "line 14"), ("prefs.jsonl", "line 15")]
     assert listed[0]["row"] == "{broken"
     with pytest.raises(InputError, match=r"2 bad rows \(1 are allowed\); the first is prefs\.jsonl line 14"):
         read_preferences([file], tmp_path / "bad.jsonl", max_bad_rows=1)
@@ -126,6 +126,20 @@ def test_a_base_that_is_no_model_is_one_clear_line(tmp_path):
     file = write(tmp_path / "prefs.jsonl", preferences(12))
     with pytest.raises(InputError, match="no model that transformers can load"):
         train_reward([file], tmp_path / "reward", Training(str(tmp_path)))
+
+
+def test_a_bad_row_that_is_no_utf_8_is_listed_too(tmp_path):
+    file = write(tmp_path / "prefs.jsonl", [*preferences(12), '{"prompt": "\\ud800", "chosen": 3}'])
+    assert read_preferences([file], tmp_path / "bad.jsonl")[1] == 1
+    assert json.loads((tmp_path / "bad.jsonl").read_text(encoding="utf-8"))["position"] == "line 13"
+
+
+def test_wrong_settings_and_bases_are_told_before_any_data_is_read(tmp_path):
+    missing, base = [str(tmp_path / "none.jsonl")], str(save_encoder(tmp_path / "base"))
+    with pytest.raises(InputError, match=r"^--learning-rate 0\.0: input should be greater than 0$"):
+        train_reward(missing, tmp_path / "reward", Training(base, learning_rate=0.0))
+    with pytest.raises(InputError, match="no model that transformers can load"):
+        train_reward(missing, tmp_path / "reward", Training(str(tmp_path), learning_rate=1e-3))
 
 
 @pytest.mark.slow

@@ -10,19 +10,41 @@ import pytest
 import ray
 
 from divsel_ray.config import PricesConfig
+from divsel_ray.config.files import build_config
+from divsel_ray.job import StageMaker
+from divsel_ray.progress import Silent
 from divsel_ray.resources import Cluster
-from divsel_ray.store import read_json, write_json
-from divsel_ray.usage import ATTEMPTS, Recorder, Usage, usage_of
+from divsel_ray.store import Store, read_json, write_json
+from divsel_ray.usage import ATTEMPTS, Recorder, Usage, paid_to_judges, usage_of
 
 
 def test_usages_add_up_and_the_peak_is_the_highest() -> None:
     one, other = Usage(1, 2, 3, 4, 5, 1, 1), Usage(10, 20, 30, 40, 2, 1, 3)
     assert one + other == Usage(11, 22, 33, 44, 5, 2, 3)
+    assert Usage(paid=1.5) + Usage(paid=2) == Usage(paid=3.5)
 
 
 def test_money_is_hours_times_prices() -> None:
     used = Usage(wall_s=3600, cpu_s=7200, gpu_s=3600, gib_s=1800)
     assert used.money(PricesConfig(cpu_hour=0.1, gpu_hour=2, gib_hour=0.01)) == pytest.approx(0.2 + 2 + 0.005)
+    assert Usage(cpu_s=3600, paid=3).money(PricesConfig(cpu_hour=0.5)) == 3.5
+
+
+def test_judges_are_paid_by_the_pool_or_by_completions_and_a_second_opinion() -> None:
+    assert paid_to_judges({"rows": 3, "cost": 0.5}) == 0.5
+    assert paid_to_judges({"mean_gap": 1.0, "rewards": {"rows": 3, "cost": 0.5}, "second": {"cost": 0.25}}) == 0.75
+    assert paid_to_judges({"rewards": {"rows": 3}, "second": {}}) == 0
+    assert paid_to_judges({}) == 0
+
+
+def test_a_stage_records_what_its_judge_was_paid(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    config = build_config({"budget": 1, "pool": {"data": str(tmp_path / "rows.jsonl")}}, "test")
+    job = StageMaker(config, Store(tmp_path / "run"), Silent(), None)
+    stage = job.make("quality", {}, [], lambda folder: {"rows": 3, "cost": 0.5}, str)
+    found = usage_of(stage.facts)
+    assert found is not None
+    assert (found.paid, found.attempts) == (0.5, 1)
 
 
 def test_facts_without_a_record_have_no_usage() -> None:

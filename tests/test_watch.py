@@ -62,7 +62,17 @@ def test_a_rounds_figures_come_as_soon_as_its_weights_are_known() -> None:
 def test_of_a_stage_only_numbers_are_passed_on() -> None:
     listener = Listener()
     Watchers([listener]).stage("pool", {**STAGES["pool"], "loss": math.nan})
-    assert listener.stages["pool"].keys() == {"rows", "wall_s", "cpu_s", "gpu_s", "gib_s", "peak_gib", "attempts", "nodes"}
+    assert listener.stages["pool"].keys() == {
+        "rows",
+        "wall_s",
+        "cpu_s",
+        "gpu_s",
+        "gib_s",
+        "peak_gib",
+        "attempts",
+        "nodes",
+        "paid",
+    }
 
 
 def test_a_round_of_which_nothing_is_known_has_its_cost() -> None:
@@ -78,7 +88,7 @@ def test_entropy_is_a_share_of_the_largest() -> None:
 def test_tensorboard_holds_what_the_tracker_was_told(tmp_path: Path) -> None:
     from tensorboardX.proto.event_pb2 import Event
 
-    with watched(job(watch=["tensorboard"]), tmp_path) as watchers:
+    with watched(job(watch=["tensorboard"]), tmp_path, Silent()) as watchers:
         for name, facts in STAGES.items():
             watchers.stage(name, facts)
     [file] = (tmp_path / "tensorboard").iterdir()
@@ -110,12 +120,75 @@ def test_mlflow_and_wandb_are_told_through_their_own_calls(tmp_path: Path, monke
     monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(**{name: note(name) for name in names}))
     run = SimpleNamespace(summary=SimpleNamespace(update=note("summary")), log=note("log"), finish=note("finish"))
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **named: (calls.append(("init", named)), run)[1]))
-    with watched(job(watch=["mlflow", "wandb"]), tmp_path) as watchers:
+    with watched(job(watch=["mlflow", "wandb"]), tmp_path, Silent()) as watchers:
         watchers.stage("round-2/weights", {"weights": [0.5, 0.5], "moved": 0.1})
     told = [name for name, _ in calls]
     assert told == ["start_run", "log_dict", "init", "log_metrics", "summary", "log_metrics", "log", "finish", "end_run"]
     metrics = dict(calls[::-1])["log_metrics"]
     assert metrics == ({"stage/round-2/weights/moved": 0.1}, {"step": 0})
+
+
+class Notes(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+class Deaf(Listener):
+    """Its server is gone after the first stage."""
+
+    def stage(self, name: str, figures: Mapping[str, float]) -> None:
+        if self.stages:
+            raise ConnectionError("no route\nto host")
+        super().stage(name, figures)
+
+
+def test_a_tracker_that_fails_is_told_no_more_and_the_others_go_on() -> None:
+    deaf, listener, notes = Deaf(), Listener(), Notes()
+    watchers = Watchers([deaf, listener], progress=notes)
+    for name, facts in STAGES.items():
+        watchers.stage(name, facts)
+    assert list(deaf.stages) == ["pool"]
+    assert deaf.rounds == {}
+    assert list(listener.stages) == list(STAGES)
+    assert list(listener.rounds) == [1]
+    assert notes.said == ["watch: Deaf failed and is told no more of this job (ConnectionError: no route to host)"]
+
+
+def test_a_tracker_that_fails_at_a_round_is_told_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener, notes = Listener(), Notes()
+    monkeypatch.delattr(Listener, "round")
+    watchers = Watchers([listener], progress=notes)
+    watchers.stage("round-1/weights", {"moved": 0.5})
+    watchers.stage("round-2/weights", {"moved": 0.5})
+    assert list(listener.stages) == ["round-1/weights"]
+    assert len(notes.said) == 1
+
+
+def test_trackers_that_cannot_be_opened_or_closed_do_not_end_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes, closed = Notes(), []
+
+    def fail(*_: object, **__: object) -> None:
+        closed.append("tried")
+        raise OSError("server is gone")
+
+    run = SimpleNamespace(summary=SimpleNamespace(update=lambda values: None), finish=fail)
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(start_run=fail))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: run))
+    with watched(job(watch=["mlflow", "wandb"]), tmp_path, notes) as watchers:
+        watchers.stage("pool", {"rows": 1})
+        assert notes.said == ["watch: mlflow failed and is told no more of this job (OSError: server is gone)"]
+    assert closed == ["tried", "tried"]
+    assert len(notes.said) == 1
+
+
+def test_what_fails_in_the_job_itself_is_not_taken_for_a_tracker(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="spoiled"), watched(job(), tmp_path, Silent()):
+        raise ValueError("spoiled")
 
 
 @pytest.mark.parametrize(("tracker", "package"), [("mlflow", "mlflow"), ("wandb", "wandb"), ("tensorboard", "tensorboardX")])

@@ -48,16 +48,8 @@ def quickstart(
             typer.echo(dump_config(config) if fast or overrides else quickstart_text(), nl=False)
             return
         folder = out or Path("runs") / ("quickstart-fast" if fast else "quickstart")
-        say(quiet, _describe(config, folder))
         say(quiet, _QUICKSTART_FAST if fast else _QUICKSTART)
-        _run(
-            config,
-            folder,
-            progress,
-            shlex.join(["divsel", "quickstart", *(["--fast"] * fast), "--out", str(folder), *(overrides or [])]),
-            quiet,
-            as_json,
-        )
+        _run(config, folder, ["quickstart", *(["--fast"] * fast)], overrides, progress, quiet, as_json)
 
 
 @app.command()
@@ -74,16 +66,7 @@ def run(
     """
     with reported(quiet) as progress:
         settings = load_config(config, overrides or [])
-        folder = out or Path("runs") / config.stem
-        say(quiet, _describe(settings, folder))
-        _run(
-            settings,
-            folder,
-            progress,
-            shlex.join(["divsel", "run", str(config), "--out", str(folder), *(overrides or [])]),
-            quiet,
-            as_json,
-        )
+        _run(settings, out or Path("runs") / config.stem, ["run", str(config)], overrides, progress, quiet, as_json)
 
 
 @app.command()
@@ -146,17 +129,28 @@ def _describe(config: Config, folder: Path) -> str:
     return f"Selecting {config.budget:,} rows from {pool}{', '.join(config.pool.data)} in {rounds}; everything goes to {folder}"
 
 
-def _run(config: Config, folder: Path, progress: Progress, resume: str, quiet: bool, as_json: bool) -> None:
+def _run(
+    config: Config,
+    folder: Path,
+    command: list[str],
+    overrides: list[str] | None,
+    progress: Progress,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Run the job of a command, which the same command with `--out` and the overrides goes on with."""
     from divsel_ray.pipeline import run_job
     from divsel_ray.report.page import write_report
     from divsel_ray.report.signs import recorded_signs
+    from divsel_ray.store import RUN_MANIFEST
 
     began = time.monotonic()
-    with resumable(resume):
+    say(quiet, _describe(config, folder))
+    with resumable(shlex.join(["divsel", *command, "--out", str(folder), *(overrides or [])])):
         run_job(config, folder, progress)
     page = write_report(folder)
     for sign in recorded_signs(folder):
         say(quiet, f"Look at: {sign.name}: {sign.evidence}. Try: {sign.setting}.")
-    paths = {"selection": folder / "selection.jsonl", "report": page, "manifest": folder / "manifest.json"}
+    paths = {"selection": folder / "selection.jsonl", "report": page, "manifest": folder / RUN_MANIFEST}
     say(quiet, f"Done in {time.monotonic() - began:,.0f} s.")
     print_result({name: str(path) for name, path in paths.items()}, as_json)

@@ -33,7 +33,11 @@ def select(
     ] = None,
     sampler: Annotated[str, typer.Option(help="kmq (weighs rows by quality) or another one of `divsel samplers`.")] = "kmq",
     quality: Annotated[
-        str, typer.Option(help="column:NAME, given:FILE, reward:MODEL, ifd:MODEL, perplexity:MODEL, deita or none.")
+        str,
+        typer.Option(
+            help="column:NAME, given:FILE, reward:MODEL, ifd:MODEL, perplexity:MODEL, deita, none, or judge "
+            "(with --set quality.judge.model=NAME and the like)."
+        ),
     ] = "none",
     embeddings: Annotated[
         Path | None,

@@ -79,7 +79,9 @@ def train_reward(
         float | None, typer.Option(help="AdamW. Default: 5e-4 for an encoder, 5e-5 for a causal language model.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=16, help="Prompt and completion together.")] = 512,
-    trained_layers: Annotated[int, typer.Option(min=0, help="Top layers that are trained with the head.")] = 3,
+    trained_layers: Annotated[
+        int, typer.Option(min=0, help="Top layers that are trained with the head (all, where they are not known).")
+    ] = 3,
     max_bad_rows: Annotated[int | None, typer.Option(help="Bad rows tolerated. Default: the larger of 100 and 1 %.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same model.")] = 0,
     quiet: Quiet = False,

@@ -25,7 +25,7 @@ from divsel_ray.cluster.shards import Geometry, LocalShards, Shards
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster, await_ready
-from divsel_ray.tasks import MAX_RETRIES, explained
+from divsel_ray.tasks import MAX_RETRIES, explained, last_line
 
 Mode = Literal["auto", "memory", "streaming"]
 
@@ -68,7 +68,7 @@ def start_shards(
             await_ready([actor.ready.remote() for actor in actors], "cluster", asked, cluster.placement_timeout_s)
             yield RayShards(actors, *coordinators)
     except ray.exceptions.RayError as error:
-        raise JobError(f"k-means: {_last_line(error)}") from error
+        raise JobError(f"k-means: {last_line(error)}") from error
     finally:
         for actor in dict.fromkeys((*actors, *coordinators)):
             ray.kill(actor)
@@ -90,10 +90,6 @@ def _start_apart(
     actors = [actor_class.remote(list(sources[low:high]), holding) for low, high in rows.bounds(len(sources), count)]
     coordinators = [ray.remote(num_cpus=0, max_concurrency=2, **_RESTARTED)(Coordinator).remote(actors)] if coordinated else []
     return actors, coordinators
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 
 def fit(held: RayShards, settings: Settings, geometry: Geometry, progress: Progress, journal: Journal | None = None) -> Fit:

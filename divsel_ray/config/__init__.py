@@ -2,7 +2,7 @@
 
 A stage receives its own section whole. The section is also what the run store hashes: change a field and the
 stages that depend on it are made again, and no others. How many workers run a stage is in `Workers`, which is left
-out of that hash, because the number of workers never changes a result.
+out of that hash where it never changes a result: everywhere but in training and, as to CPUs per worker, in generation.
 """
 
 from divsel_ray.config.base import Section, Workers

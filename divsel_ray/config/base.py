@@ -14,9 +14,14 @@ class Section(BaseModel):
 
 
 class Workers(Section):
-    """How many processes run a stage and what each is given. Never part of a stage's identity."""
+    """How many processes run a stage and what each is given.
 
-    count: int | None = Field(None, ge=1, description="Actors. Default: as many as the cluster's free CPUs (or GPUs) hold.")
+    Not part of a stage's identity, except of `refine.train` (count and CPUs) and `refine.generate` (CPUs), where it rounds sums.
+    """
+
+    count: int | None = Field(
+        None, ge=1, description="Actors. Default: as many as the cluster's CPUs (or GPUs) hold; of refine.train: 1."
+    )
     cpus: float = Field(1, gt=0, description="CPUs per actor; also its number of compute threads.")
     gpus: float | None = Field(None, ge=0, description="GPUs per actor. Default: 1 where the cluster has any, else 0.")
 

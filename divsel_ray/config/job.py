@@ -45,10 +45,23 @@ class Config(Section):
     )
     placement_timeout_s: float = Field(600, gt=0, description="Seconds to wait for a place on the cluster before giving up.")
 
+    @property
+    def scores_by_reward(self) -> bool:
+        """Whether anything is scored by what the `reward` section names."""
+        return self.quality.source == "reward" or self.refine is not None
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if self.reward is None and (self.quality.source == "reward" or self.refine is not None):
+        if self.reward is None and self.scores_by_reward:
             raise ValueError("quality `reward` and `refine` need a `reward` section (a reward model to name or to fit)")
+        kind, _, column = self.quality.source.partition(":")
+        if kind == "column" and self.pool.score_column != column:
+            raise ValueError(
+                f"quality.source column:{column} needs pool.score_column: {column}, the one column of the input that the pool "
+                f"keeps; it is {self.pool.score_column or 'not set'}"
+            )
+        if self.quality.oversample is not None and (self.budget_unit == "tokens" or self.select.quotas):
+            raise ValueError("quality.oversample: needs a budget of rows without select.quotas; leave it out")
         if self.refine is not None and self.budget < self.refine.rounds:
             raise ValueError(f"budget {self.budget} is smaller than the {self.refine.rounds} rounds it is spread over")
         if self.refine is not None and (self.nested or self.select.quotas or self.budget_unit == "tokens"):

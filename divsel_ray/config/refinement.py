@@ -21,13 +21,13 @@ class TrainConfig(Section):
     epochs: int = Field(1, ge=1, description="Passes over the rows.")
     learning_rate: float = Field(2e-4, gt=0, description="AdamW peak; cosine decay.")
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="Share of the steps that warm up (a ratio, never a count).")
-    batch_size: int = Field(4, ge=1, description="Rows per step and worker.")
+    batch_size: int = Field(4, ge=1, description="Rows (packed: sequences) per batch and worker.")
     gradient_accumulation: int = Field(1, ge=1, description="Batches per optimiser step.")
     max_tokens: int = Field(512, ge=16, description="Prompt and completion together.")
     packing: bool = Field(False, description="Put several rows into one sequence of max_tokens; none sees another.")
     gradient_checkpointing: bool = Field(False, description="Compute activations twice instead of keeping them.")
     fsdp: bool = Field(False, description="Spread the model over the workers, for one larger than a GPU.")
-    lora_rank: int = Field(8, ge=1, description="Rank of the adapters, on every linear layer.")
+    lora_rank: int = Field(8, ge=1, le=512, description="Rank of the adapters, on every linear layer.")
     lora_alpha: int = Field(16, ge=1, description="Adapters are scaled by alpha / rank.")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Activations, frozen weights and the saved model; what is trained is float32 meanwhile."
@@ -82,6 +82,12 @@ class GenerateConfig(Section):
             raise ValueError(f"samples {self.samples} with temperature 0 would all be the same; set a temperature above 0")
         return self
 
+    @model_validator(mode="after")
+    def _gpus_are_whole(self) -> GenerateConfig:
+        if self.engine == "vllm" and self.workers.gpus not in (None, 0, 1):
+            raise ValueError(f"workers.gpus {self.workers.gpus:g}: vLLM uses one whole GPU per actor; set 1, or 0 for CPUs")
+        return self
+
 
 class WeightsConfig(Section):
     """How gaps move the cluster weights (Yu et al. 2024, Eq. 4-6, and the rules that make them well defined)."""
@@ -92,8 +98,14 @@ class WeightsConfig(Section):
     direction: Literal["lagging", "learned"] = Field(
         "lagging", description="Raise clusters the model has not learned, or those it has."
     )
-    initial: Literal["size", "uniform"] = Field("size", description="First weights: the paper's text or its Algorithm 1.")
-    tau: float = Field(1.0, gt=0, description="Temperature of the update, in pooled standard deviations of the gap.")
+    initial: Literal["size", "uniform"] = Field(
+        "size",
+        description="First weights: those of select.allocation, by size unless that is changed (the paper's text), or uniform "
+        "(its Algorithm 1).",
+    )
+    tau: float = Field(
+        1.0, gt=0, description="Temperature of the update, in pooled standard deviations of the gap; update `paper` has none."
+    )
     shrinkage: bool = Field(True, description="Shrink cluster means towards the overall mean by their noise.")
     floor: float = Field(0.0, ge=0, lt=1, description="Smallest weight of a scored cluster, as a share of the uniform 1/k.")
     ceiling: float | None = Field(None, gt=1, description="Largest weight, as a multiple of the uniform weight 1/k.")

@@ -22,11 +22,16 @@ class FitRewardConfig(Section):
     epochs: int = Field(1, ge=1, description="Passes over the pairs.")
     learning_rate: float = Field(5e-4, gt=0, description="AdamW; falls linearly to a twentieth.")
     max_tokens: int = Field(96, ge=16, description="Prompt and completion together.")
-    trained_layers: int = Field(3, ge=0, description="Top encoder layers that are trained with the head.")
+    trained_layers: int = Field(
+        3, ge=0, description="Top layers that are trained with the head (all, where a model's layers are not known)."
+    )
 
 
 class JudgeConfig(Section):
-    """A language model behind an OpenAI-compatible server that rates a completion."""
+    """A language model behind an OpenAI-compatible server that rates a completion.
+
+    As a reward, it rates all completions of every round: the data's own, which stay the same, are paid for again in each.
+    """
 
     model: str = Field(description="The model's name on the server.")
     url: str = Field(
@@ -51,7 +56,9 @@ class JudgeConfig(Section):
     timeout_s: float = Field(60, gt=0, description="Seconds that a request may take.")
     prompt_price: float = Field(0, ge=0, description="Money per million prompt tokens.")
     output_price: float = Field(0, ge=0, description="Money per million output tokens.")
-    max_cost: float | None = Field(None, gt=0, description="Money that a stage may spend; it stops before it spends more.")
+    max_cost: float | None = Field(
+        None, gt=0, description="Money that a stage (of a reward: each round's) may spend; it stops before it spends more."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> JudgeConfig:
@@ -62,7 +69,15 @@ class JudgeConfig(Section):
         return self
 
 
-class RewardConfig(Section):
+class ScoringSection(Section):
+    """What every section has whose models score."""
+
+    batch_tokens: int = Field(4096, ge=16, description="Padded tokens per batch.")
+    trust_remote_code: bool = Field(False, description="Let the model's own Python code run.")
+    workers: Workers = Workers()
+
+
+class RewardConfig(ScoringSection):
     """What scores completions: a named reward model, a small one fitted here, a judge, or a language model's perplexity."""
 
     model: str | None = Field(
@@ -82,9 +97,6 @@ class RewardConfig(Section):
         "transformers", description="What runs a reward model; vllm is for those with a chat template."
     )
     max_tokens: int = Field(1024, ge=16, description="Prompt and completion together; prompts are cut from the left.")
-    batch_tokens: int = Field(4096, ge=16, description="Padded tokens per batch.")
-    trust_remote_code: bool = Field(False, description="Let the model's own Python code run.")
-    workers: Workers = Workers()
 
     @model_validator(mode="after")
     def _one_kind(self) -> RewardConfig:
@@ -106,8 +118,11 @@ _SOURCES = (
 )
 
 
-class QualityConfig(Section):
-    """What a row is worth before any training."""
+class QualityConfig(ScoringSection):
+    """What a row is worth before any training.
+
+    With source `reward`, max_tokens, batch_tokens and trust_remote_code are those of the `reward` section.
+    """
 
     source: str = Field("none", description=f"{_SOURCES}.")
     judge: JudgeConfig | None = Field(None, description="The judge of source `judge`.")
@@ -115,12 +130,15 @@ class QualityConfig(Section):
         None,
         ge=1,
         description="Score only this many times each cluster's share of the budget, drawn first; no other row can be selected. "
-        "Default: score every row.",
+        "Those that are left out later (select.exclude, semantic duplicates) count among them: give room. Default: score every "
+        "row.",
     )
-    max_tokens: int = Field(512, ge=16, description="Prompt and completion together.")
-    batch_tokens: int = Field(4096, ge=16, description="Padded tokens per batch.")
-    trust_remote_code: bool = Field(False, description="Let the model's own Python code run.")
-    workers: Workers = Workers()
+    max_tokens: int = Field(
+        512,
+        ge=16,
+        description="Prompt and completion together. For source `reward`, this, batch_tokens and trust_remote_code are set in "
+        "the `reward` section.",
+    )
 
     @model_validator(mode="after")
     def _known_source(self) -> QualityConfig:
@@ -129,7 +147,7 @@ class QualityConfig(Section):
         named = kind in ("reward", "ifd", "perplexity", "deita", "column", "given") and bool(name)
         if not (bare or named):
             raise ValueError(f"quality source {self.source!r}: expected {_SOURCES}")
-        if kind == "deita" and name.count(",") != (1 if name else 0):
+        if kind == "deita" and name and [bool(model.strip()) for model in name.split(",")] != [True, True]:
             raise ValueError(f"quality source {self.source!r}: expected two models, deita:COMPLEXITY_MODEL,QUALITY_MODEL")
         if (self.source == "judge") != (self.judge is not None):
             raise ValueError("quality source `judge` needs a `judge` section, and a `judge` section the source `judge`")

@@ -23,7 +23,7 @@ WORK_SUFFIX = ".divsel"
 """What the folder beside a selection ends with, in which its stages are kept."""
 
 
-def find_inputs(data: Sequence[str], setting: str = "pool.data") -> list[Input]:
+def find_inputs(data: Sequence[str], setting: str) -> list[Input]:
     """The files behind a list of references, sorted by path, each once.
 
     A reference is a file, a folder, a glob, any of them behind s3://, gs:// or file://, `hf:OWNER/NAME` (with
@@ -63,7 +63,7 @@ def source_names(files: Sequence[Input]) -> list[str]:
             depth[file] += 1
 
 
-def fingerprint_inputs(files: Sequence[Input], setting: str = "pool.data") -> str:
+def fingerprint_inputs(files: Sequence[Input], setting: str) -> str:
     """What identifies the input: 16 hex digits of every file's name and bytes; remote files are read for it too.
 
     It does not depend on the folder the files lie in or on their order; one changed byte changes it. A file's name

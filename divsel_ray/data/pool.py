@@ -41,6 +41,7 @@ _FACTS = "facts.json"
 _DETECT_ROWS = 100
 _QUARANTINED_CHARS = 2_000
 _COUNTED_REASONS = 50
+_BAD_ROWS = 100
 _KEY = np.dtype([("key", "<u8"), ("row_id", "S32")])
 
 POOL_SCHEMA = pa.schema(
@@ -179,7 +180,7 @@ def _parse_into(task: FileTask, folder: Path) -> dict[str, Any]:
                 reasons[_counted(reasons, bad.kind)] += 1
                 first_bad += [f"{record.position}: {bad.reason}"] * (len(first_bad) < 3)
                 unreadable = bad.reason if record.ends else None
-                quarantine.write(_quarantine_line(task.source, record, bad.reason))
+                quarantine.write(quarantine_line(task.source, record, bad.reason))
                 continue
             good, conversations = good + 1, conversations + len(rows)
             for row in rows:
@@ -227,7 +228,16 @@ def _counted(reasons: Counter[str], reason: str) -> str:
     return reason if reason in reasons or len(reasons) < _COUNTED_REASONS else "other reasons"
 
 
-def _quarantine_line(source: str, record: Record, reason: str) -> str:
+def bad_rows_allowed(rows: int, limit: int | None) -> int:
+    """Bad rows tolerated of so many: the limit, or the larger of 100 and 1 % where there is none."""
+    return max(_BAD_ROWS, rows // 100) if limit is None else limit
+
+
+def quarantine_line(source: str, record: Record, reason: str) -> str:
+    """A bad row as the quarantine lists it: file, position, reason and the start of the row, one line of JSON.
+
+    Strings may hold lone surrogates: write it with errors="backslashreplace".
+    """
     try:
         text = record.value if isinstance(record.value, str) else json.dumps(record.value, ensure_ascii=False, default=_shown)
     except RecursionError:

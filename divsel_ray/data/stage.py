@@ -22,6 +22,7 @@ from divsel_ray.data.pool import (
     Layout,
     PartPlan,
     Threshold,
+    bad_rows_allowed,
     find_threshold,
     join_quarantines,
     parse_file,
@@ -35,8 +36,6 @@ from divsel_ray.models.references import resolve_model
 from divsel_ray.progress import Progress, Silent
 from divsel_ray.tasks import remove_folder, run_tasks
 
-_BAD_ROWS = 100
-_BAD_SHARE = 0.01
 _FILE_FACTS = ("format", "rows", "good", "bad", "conversations")
 
 
@@ -155,7 +154,7 @@ def _check(files: dict[str, dict[str, Any]], config: PoolConfig, quarantine: Pat
             f"pool.data: {_some(files)}: {found}; expected conversations, messages, instruction/output or prompt/completion, "
             "or name the keys in pool.columns"
         )
-    limit = config.max_bad_rows if config.max_bad_rows is not None else max(_BAD_ROWS, int(read * _BAD_SHARE))
+    limit = bad_rows_allowed(read, config.max_bad_rows)
     if bad > limit:
         raise InputError(
             f"pool.data: {bad:,} of {read:,} rows are bad, {limit:,} are allowed: {first}; all are listed in {quarantine}; "

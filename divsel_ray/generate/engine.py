@@ -43,8 +43,12 @@ class Engine(Protocol):
         """
 
 
-def require_engine(name: str) -> None:
+def require_engine(name: str, setting: str) -> None:
     """Check that the configured engine is installed, and once; it is never replaced in silence.
+
+    Args:
+        name: vllm or transformers.
+        setting: that names it, for messages.
 
     Raises:
         InputError: vLLM is asked for and missing, or installed in both its builds.
@@ -56,12 +60,12 @@ def require_engine(name: str) -> None:
         )
     if name == "vllm" and find_spec("vllm") is None:
         raise InputError(
-            "refine.generate.engine is vllm, which is not installed here; install divsel-ray[cpu] or [gpu], "
-            "or set refine.generate.engine=transformers (the same job, slower)"
+            f"{setting} is vllm, which is not installed here; install divsel-ray[cpu] or [gpu], "
+            f"or set {setting}=transformers (the same job, slower)"
         )
 
 
-def load_engine(model: str, config: GenerateConfig, tokenizer: Any, lora_rank: int) -> Engine:
+def load_engine(model: str, config: GenerateConfig, tokenizer: Any, lora_rank: int, *, trusted: bool = False) -> Engine:
     """The engine the configuration names, loaded in this process.
 
     Args:
@@ -69,12 +73,13 @@ def load_engine(model: str, config: GenerateConfig, tokenizer: Any, lora_rank: i
         config: lengths, sampling, data type.
         tokenizer: of the model; a model without a chat template stops where the next user turn would begin.
         lora_rank: largest rank of the adapters to come; 0 where whole models come, or none.
+        trusted: whether the model's own Python code may run.
     """
     stop = [] if getattr(tokenizer, "chat_template", None) else [STOP]
     if config.engine == "transformers":
         from divsel_ray.generate.transformers_engine import TransformersEngine
 
-        return TransformersEngine(model, config, tokenizer, stop)
+        return TransformersEngine(model, config, tokenizer, stop, trusted=trusted)
     from divsel_ray.generate.vllm_engine import VllmEngine
 
-    return VllmEngine(model, config, stop, lora_rank)
+    return VllmEngine(model, config, stop, lora_rank, trusted=trusted)

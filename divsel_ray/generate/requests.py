@@ -131,6 +131,7 @@ def shard_table(
     """The shard's rows in row and sample order; `completions` is keyed by (position of the row, sample)."""
 
     def cut(text: str) -> tuple[str, int]:
+        """A text without blanks around it, cut to the limit, and its tokens then."""
         kept = cut_completion(tokenizer, text.strip(), config.max_new_tokens)
         return kept, min(len(tokenizer(kept, add_special_tokens=False).input_ids), config.max_new_tokens)
 

@@ -39,6 +39,7 @@ class EngineSettings:
         lora_rank: largest rank of the adapters to come; 0 where training leaves whole models.
         seed: the job's.
         chat_template: in place of the model's own; None for its own.
+        trust_remote_code: let the model's own Python code run.
     """
 
     model: str
@@ -46,6 +47,7 @@ class EngineSettings:
     lora_rank: int
     seed: int
     chat_template: str | None = None
+    trust_remote_code: bool = False
 
 
 def read_chat_template(config: GenerateConfig) -> str | None:
@@ -97,7 +99,7 @@ class Fleet:
         generated again.
 
         Args:
-            prompts_file: the prompts.
+            prompts_file: the prompts, in the order of their row ids.
             trained: folder of an adapter or of a whole model; None for the base model.
             folder: where the shards go.
             progress: told of prompts done.
@@ -188,18 +190,18 @@ class GenerateActor:
         from transformers import AutoTokenizer
 
         settings = self._settings
-        folder = resolve_model(settings.model)
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        folder, trusted = resolve_model(settings.model), settings.trust_remote_code
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
         if settings.chat_template is not None:
             self._tokenizer.chat_template = settings.chat_template
-        self._engine = load_engine(folder, settings.config, self._tokenizer, settings.lora_rank)
+        self._engine = load_engine(folder, settings.config, self._tokenizer, settings.lora_rank, trusted=trusted)
 
     def complete(self, prompts_file: str, start: int, trained: str | None, target: str) -> int:
         """Generate for one shard and write its file; returns its prompts."""
         if self._engine is None:
             self.load()
         config = self._settings.config
-        table = pq.read_table(prompts_file, columns=["row_id", "messages"]).sort_by("row_id")
+        table = pq.read_table(prompts_file, columns=["row_id", "messages"])
         rows = table.slice(start, config.shard_size).to_pylist()
         shard = complete_rows(rows, self._tokenizer, self._engine, config, self._settings.seed, trained)
         with atomic_path(target) as path:

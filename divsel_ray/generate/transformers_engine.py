@@ -17,10 +17,11 @@ _STOP_TOKENS = 8
 class TransformersEngine:
     """One model in this process, with adapters put on and taken off."""
 
-    def __init__(self, model: str, config: GenerateConfig, tokenizer: Any, stop: list[str]) -> None:
+    def __init__(self, model: str, config: GenerateConfig, tokenizer: Any, stop: list[str], *, trusted: bool = False) -> None:
         import torch
 
         self._torch, self._config, self._tokenizer, self._stop = torch, config, tokenizer, stop
+        self._trusted = trusted
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         self._base = self._loaded = model
@@ -41,10 +42,13 @@ class TransformersEngine:
                 self._model = model.unload()
 
     def _load(self, folder: str) -> Any:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, GenerationConfig
 
         device = "cuda" if self._torch.cuda.is_available() else "cpu"
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=self._config.dtype).to(device).eval()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=self._config.dtype, trust_remote_code=self._trusted)
+        # What else the model's own file asks for (a repetition penalty), vLLM would not do.
+        model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
+        return model.to(device).eval()
 
     def _use(self, weights: str) -> None:
         if weights == self._loaded:
@@ -64,7 +68,7 @@ class TransformersEngine:
                 max_new_tokens=self._config.max_new_tokens,
                 do_sample=False,
                 logits_processor=[self._sample(seeds)] if self._config.temperature > 0 else [],
-                stopping_criteria=[self._stop_after(start)],
+                stopping_criteria=[self._stop_after(start)] if self._stop else [],
                 pad_token_id=self._tokenizer.pad_token_id,
             )
         return [self._read(ids) for ids in output[:, start:].tolist()]

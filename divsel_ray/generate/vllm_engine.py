@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from divsel_ray.config import GenerateConfig
 from divsel_ray.generate.engine import Completion
 from divsel_ray.generate.trained import check_same_weights, split_trained
+from divsel_ray.models.vllm import prepare_vllm
 
 _MAX_SEQUENCES = 256
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The largest ranks of adapters that vLLM can be set to."""
 
 
 class VllmEngine:
     """One `vllm.LLM`; weights are exchanged in place, so that it starts once."""
 
-    def __init__(self, model: str, config: GenerateConfig, stop: list[str], lora_rank: int) -> None:
-        # One process instead of three, and it starts in seconds; several engines on one host must not bind the same cores.
-        os.environ.update(
-            VLLM_ENABLE_V1_MULTIPROCESSING="0",
-            VLLM_CPU_OMP_THREADS_BIND="nobind",
-            VLLM_NO_USAGE_STATS="1",
-            VLLM_LOGGING_LEVEL="ERROR",
-        )
+    def __init__(self, model: str, config: GenerateConfig, stop: list[str], lora_rank: int, *, trusted: bool = False) -> None:
+        prepare_vllm()
         import torch
         from vllm import LLM
 
         self._base = self._loaded = model
         self._config, self._stop, self._adapters = config, stop, 0
         device = {} if torch.cuda.is_available() else {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
-        adapters = {"enable_lora": True, "max_lora_rank": max(8, lora_rank), "max_loras": 1} if lora_rank else {}
+        adapters = {"enable_lora": True, "max_lora_rank": settable_rank(lora_rank), "max_loras": 1} if lora_rank else {}
         self._llm = LLM(
             model,
             dtype=config.dtype,
@@ -38,6 +34,7 @@ class VllmEngine:
             max_num_seqs=min(config.shard_size * config.samples, _MAX_SEQUENCES),
             enforce_eager=not torch.cuda.is_available(),
             seed=0,
+            trust_remote_code=trusted,
             disable_log_stats=True,
             **adapters,
             **device,
@@ -91,6 +88,11 @@ class VllmEngine:
         """Forget the requests of a failed call: the next one would answer them too."""
         engine = self._llm.llm_engine
         engine.abort_request(list(engine.output_processor.request_states), internal=True)
+
+
+def settable_rank(lora_rank: int) -> int:
+    """The smallest rank that vLLM can be set to and that holds adapters of this rank."""
+    return next(rank for rank in _RANKS if rank >= lora_rank)
 
 
 def _completion(output: Any) -> Completion:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,8 @@ def measure_silhouette(embeddings: Path, clusters: Path, sizes: list[int]) -> fl
         sizes: (k,) rows per cluster.
     """
     occupied, size = np.flatnonzero(sizes), np.array(sizes)
-    files = sorted(embeddings.glob("*.parquet"))[:FILES]
+    # A partition can be empty.
+    files = list(islice((file for file in sorted(embeddings.glob("*.parquet")) if pq.read_metadata(file).num_rows), FILES))
     if len(occupied) < 2 or not files:
         return None
     centroids = np.load(clusters / CENTROIDS)[occupied]
@@ -46,8 +48,5 @@ def measure_silhouette(embeddings: Path, clusters: Path, sizes: list[int]) -> fl
 
 def _first(file: Path, column: str, rows: int) -> np.ndarray:
     """The first rows of a column: (m,), or (m, d) of a list column."""
-    batch = next(pq.ParquetFile(file).iter_batches(batch_size=rows, columns=[column]), None)
-    if batch is None:
-        return np.empty((0, 1) if column == "embedding" else 0)
-    values = batch.column(0)
+    values = next(pq.ParquetFile(file).iter_batches(batch_size=rows, columns=[column])).column(0)
     return np.stack(values.to_numpy(zero_copy_only=False)) if column == "embedding" else values.to_numpy(zero_copy_only=False)

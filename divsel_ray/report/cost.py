@@ -45,7 +45,7 @@ class Bill:
 
     Attributes:
         total: what the recorded stages held.
-        money: in the currency of `prices`; None where no price was given.
+        money: in the currency of `prices`, of the judges too; None where no price was given and no judge paid.
         unrecorded: stages made by a version that recorded nothing.
         interrupted: stages that were begun more than once.
         refinement: None for a static selection.
@@ -63,14 +63,14 @@ def bill(run: Run) -> Bill:
     total = _sum(run.timings)
     return Bill(
         total=total,
-        money=total.money(run.config.prices) if priced(run) else None,
+        money=total.money(run.config.prices) if total.paid or _priced(run) else None,
         unrecorded=[one.stage for one in run.timings if one.usage is None],
         interrupted=[one.stage for one in run.timings if one.usage and one.usage.attempts > 1],
         refinement=_refinement(run) if run.config.refine else None,
     )
 
 
-def priced(run: Run) -> bool:
+def _priced(run: Run) -> bool:
     """Whether any price was given."""
     prices = run.config.prices
     return bool(prices.cpu_hour or prices.gpu_hour or prices.gib_hour)

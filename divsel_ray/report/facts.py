@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from divsel_ray.config import Config
 from divsel_ray.config.files import build_config
 from divsel_ray.report.apart import measure_silhouette
-from divsel_ray.report.records import MANIFEST, Mean, StageRecord, known, mean_of, read_stages
+from divsel_ray.report.records import Mean, StageRecord, known, mean_of, read_stages
 from divsel_ray.report.rounds import Round, Training, read_gap, read_rounds, read_training
-from divsel_ray.store import read_json
+from divsel_ray.store import RUN_MANIFEST, read_json
 from divsel_ray.usage import Usage, usage_of
 
 SAMPLE = 20_000
@@ -63,11 +63,15 @@ class Clustering:
 
 @dataclass(frozen=True)
 class Quality:
-    """Qualities of evenly spaced pool rows (at most `SAMPLE`) and of all selected rows; `missing` counts the pool's."""
+    """Qualities of evenly spaced scored rows (at most `SAMPLE`) and of all selected rows.
+
+    Of `scored` rows, the pool's or those that `quality.oversample` drew, `missing` have none.
+    """
 
     pool: Sequence[float]
     selected: Sequence[float]
     missing: int
+    scored: int
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ def read_run(folder: str | Path) -> Run:
     """
     manifest, stages = read_stages(folder)
     selection = read_selection(folder, ["row_id", "cluster", "quality"])
-    config = build_config(manifest["config"], str(Path(folder) / MANIFEST))
+    config = build_config(manifest["config"], str(Path(folder) / RUN_MANIFEST))
     base = stages.get("round-0/score")
     return Run(
         rows=manifest["rows"],
@@ -219,7 +223,7 @@ def _quality(stage: StageRecord, selection: pa.Table) -> Quality:
         values = pq.read_table(file, columns=["quality"])["quality"].to_numpy()
         sampled += known(values[-seen % stride :: stride].tolist())
         seen += len(values)
-    return Quality(sampled, known(selection["quality"].to_pylist()), stage.facts["missing"])
+    return Quality(sampled, known(selection["quality"].to_pylist()), stage.facts["missing"], total)
 
 
 def _diversity(stage: StageRecord) -> Diversity:

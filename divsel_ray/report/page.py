@@ -6,7 +6,7 @@ content security policy lets run only the scripts whose hashes it lists: plotly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -19,7 +19,7 @@ from divsel_ray.report.card import CARD, dataset_card
 from divsel_ray.report.cost import bill
 from divsel_ray.report.examples import read_held_out, read_selected
 from divsel_ray.report.facts import Run, read_run
-from divsel_ray.report.signs import find_signs, record_signs
+from divsel_ray.report.signs import Sign, find_signs, looked_at, record_signs
 from divsel_ray.select.registry import SAMPLERS
 
 PAGE = "report.html"
@@ -67,15 +67,16 @@ def write_report(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     run = read_run(folder)
-    page = render_page(run, folder)
+    signs = find_signs(run)
+    page = render_page(run, folder, signs)
     for name, text in ((PAGE, page), (CARD, dataset_card(run))):
         with store.atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
-    record_signs(folder, find_signs(run))
+    record_signs(folder, signs)
     return folder / PAGE
 
 
-def render_page(run: Run, folder: Path) -> str:
+def render_page(run: Run, folder: Path, signs: Sequence[Sign]) -> str:
     """The page as HTML."""
     order = [cluster.number for cluster in run.clustering.clusters]
     figures = _embedded(_figures(run, order))
@@ -96,9 +97,12 @@ def render_page(run: Run, folder: Path) -> str:
         settings=yaml.safe_dump(run.config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True),
         sampler=SAMPLERS[run.config.select.sampler].summary,
         measures=_MEASURES,
-        signs=find_signs(run),
+        signs=signs,
+        looked_at=looked_at(run),
         bill=bill(run),
-        guards=_GUARDS,
+        guards={
+            name: text for name, text in _GUARDS.items() if any(one.update and name in one.update.guards for one in run.rounds)
+        },
         steps=_STEPS,
         seconds=sum(timing.seconds for timing in run.timings),
         version=__version__,

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from divsel_ray.errors import InputError
-from divsel_ray.store import read_json
-
-MANIFEST = "manifest.json"
+from divsel_ray.store import RUN_MANIFEST, read_json
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def read_stages(folder: str | Path) -> tuple[dict[str, Any], dict[str, StageReco
     Raises:
         InputError: there is no manifest, or it is not one.
     """
-    path = Path(folder) / MANIFEST
+    path = Path(folder) / RUN_MANIFEST
     try:
         manifest = dict(read_json(path))
         stages = {

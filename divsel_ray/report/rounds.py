@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from divsel_ray.config import Config
-from divsel_ray.report.records import Mean, StageRecord, mean_of, number, round_numbers
+from divsel_ray.report.records import Mean, StageRecord, known, mean_of, number, round_numbers
 from divsel_ray.store import read_json
-
-_BOUND = 1e-6
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Update:
         scored: rows that were scored, over all clusters.
         clusters_scored: clusters with a scored row.
         spread: standard deviation of the clusters' mean gaps, in pooled standard deviations of the gap; None below two clusters.
-        error: root mean square of their standard errors, likewise.
+        error: root mean square of their standard errors, likewise; None where rows do not differ within any cluster.
         shuffled: whether clusters got one another's gaps.
         agreement: share of the scored clusters on whose direction the second signal agreed; None without one.
         length_slope: gap that goes with one token more in the data's answer than in the model's (least squares); None where
@@ -138,40 +134,21 @@ def _round(at: int, mine: Mapping[str, StageRecord], config: Config, new_by_clus
 
 def _update(stage: StageRecord, config: Config) -> Update:
     assert config.refine is not None
-    rule, clusters, facts = config.refine.weights, read_json(stage.file("weights.json")), stage.facts
-    scored = [entry for entry in clusters if entry["scored"]]
-    means = [entry["mean_gap"] for entry in scored if entry.get("mean_gap") is not None]
-    errors = [entry["standard_error"] for entry in scored if entry.get("standard_error") is not None]
+    rule, facts, clusters = config.refine.weights, stage.facts, read_json(stage.file("weights.json"))
+    means = known(entry.get("mean_gap") for entry in clusters)
+    # Rows that do not differ within any cluster, as where each has one, say nothing of the noise.
+    errors = [error for error in known(entry.get("standard_error") for entry in clusters) if error > 0]
     return Update(
         after=facts["weights"],
         moved=facts["moved"],
         told_apart=not rule.shrinkage or facts["between"] > 0,
-        guards=_guards(clusters, config),
-        scored=sum(entry["scored"] for entry in scored),
-        clusters_scored=len(scored),
+        guards=facts["guards"],
+        scored=facts["scored_rows"],
+        clusters_scored=facts["scored_clusters"],
         spread=float(np.std(means, ddof=1)) if len(means) > 1 else None,
         error=math.sqrt(math.fsum(error**2 for error in errors) / len(errors)) if errors else None,
         shuffled=rule.shuffled,
-        agreement=facts.get("agreement"),
-        length_slope=facts.get("length_slope"),
-        length_share=facts.get("length_share"),
+        agreement=facts["agreement"],
+        length_slope=facts["length_slope"],
+        length_share=facts["length_share"],
     )
-
-
-def _guards(clusters: Sequence[Mapping[str, Any]], config: Config) -> Counter[str]:
-    """Clusters by the guard that held them; worked out from the weights in runs that did not record it."""
-    assert config.refine is not None
-    if any("guard" in entry for entry in clusters):
-        return Counter(entry["guard"] for entry in clusters if entry["guard"])
-    rule = config.refine.weights
-    held = [entry for entry in clusters if entry["scored"] and entry["before"] > 0]
-    floor = rule.floor / len(clusters)
-    counts = {
-        "step": sum(_at_limit(entry["after"] / entry["before"], rule.max_step) for entry in held),
-        "floor": sum(floor > 0 and entry["after"] <= floor * (1 + _BOUND) for entry in held),
-    }
-    return Counter({name: count for name, count in counts.items() if count})
-
-
-def _at_limit(factor: float, limit: float | None) -> bool:
-    return limit is not None and (factor >= limit * (1 - _BOUND) or factor <= (1 + _BOUND) / limit)

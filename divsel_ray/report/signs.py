@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from divsel_ray.report.facts import Run
-from divsel_ray.report.records import MANIFEST, Mean, read_stages
+from divsel_ray.report.records import Mean, read_stages
 from divsel_ray.report.rounds import Update
-from divsel_ray.store import write_json
+from divsel_ray.store import RUN_MANIFEST, write_json
 
 STALLED = 0.01
 """Share of the weight that moves at least in some round of a healthy run."""
@@ -48,6 +48,7 @@ class _Rise:
 
     @property
     def since(self) -> str:
+        """The lowest point in words."""
         return "the untuned model" if self.point == 0 else f"round {self.point}"
 
 
@@ -57,10 +58,25 @@ def find_signs(run: Run) -> list[Sign]:
     return [sign for sign in found if sign]
 
 
+def looked_at(run: Run) -> list[str]:
+    """What a run without signs was watched for, each in words that say it is well; what was not measured is left out."""
+    updates, apart = _updates(run), run.clustering.silhouette
+    losses, rewards = len(_losses(run)) > 1, any(one.held_out_reward for one in run.rounds[-1:])
+    well = [
+        ("the held-out loss does not rise", losses),
+        ("rewards are not bought with it", losses and rewards),
+        ("weights move", bool(updates)),
+        ("no cluster swallows the others", bool(run.config.refine and run.rounds)),
+        ("scores tell clusters apart", any(_is_measured(one, run) for one in updates)),
+        (f"clusters lie apart (simplified silhouette {apart or 0:.3f})", apart is not None),
+    ]
+    return [words for words, measured in well if measured]
+
+
 def record_signs(folder: str | Path, signs: Sequence[Sign]) -> None:
     """Put them into the run's manifest, as `signs`."""
     manifest, _ = read_stages(folder)
-    write_json(Path(folder) / MANIFEST, {**manifest, "signs": [asdict(sign) for sign in signs]})
+    write_json(Path(folder) / RUN_MANIFEST, {**manifest, "signs": [asdict(sign) for sign in signs]})
 
 
 def recorded_signs(folder: str | Path) -> list[Sign]:
@@ -153,6 +169,12 @@ def _is_noisy(update: Update) -> bool:
     return not update.told_apart or update.error > update.spread
 
 
+def _is_measured(update: Update, run: Run) -> bool:
+    """Whether a round says what is noise: by shrinkage, or by the standard errors of the means."""
+    assert run.config.refine is not None
+    return run.config.refine.weights.shrinkage or (update.spread is not None and update.error is not None)
+
+
 def _swallowed(run: Run) -> Sign | None:
     """One cluster has most of the last round's rows, or of the weight it left behind."""
     if not run.config.refine or not run.rounds:
@@ -190,16 +212,21 @@ def _updates(run: Run) -> list[Update]:
     return [one.update for one in run.rounds if one.update]
 
 
-def _loss_rise(run: Run) -> _Rise | None:
-    """Where the last round's held-out loss lies above the lowest by more than its noise."""
+def _losses(run: Run) -> list[tuple[float, int]]:
+    """The known held-out losses and their points, 0 the untuned model; none where the last round's is not known."""
     trained = [one.training for one in run.rounds if one.training]
     if not trained or len(trained) != len(run.rounds):
-        return None
+        return []
     losses = [trained[-1].held_out_loss_base, *(one.held_out_loss for one in trained)]
-    points = [(loss, point) for point, loss in enumerate(losses) if loss is not None]
-    if losses[-1] is None or losses[-1] <= min(points)[0] * (1 + LOSS_NOISE):
+    return [] if losses[-1] is None else [(loss, point) for point, loss in enumerate(losses) if loss is not None]
+
+
+def _loss_rise(run: Run) -> _Rise | None:
+    """Where the last round's held-out loss lies above the lowest by more than its noise."""
+    losses = _losses(run)
+    if not losses or losses[-1][0] <= min(losses)[0] * (1 + LOSS_NOISE):
         return None
-    return _Rise(min(points)[1], min(points)[0], losses[-1])
+    return _Rise(min(losses)[1], min(losses)[0], losses[-1][0])
 
 
 def _noise(*means: Mean) -> float:

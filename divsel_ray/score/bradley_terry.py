@@ -156,12 +156,12 @@ def _load_base(config: FitRewardConfig, seed: int) -> tuple[Any, Any]:
         model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"reward.fit.base {config.base}: cannot be loaded as the base of a reward model: {' '.join(str(error).split())[:300]}"
+            f"base model {config.base}: cannot be loaded as the base of a reward model: {' '.join(str(error).split())[:300]}"
         ) from None
     if is_decoder(folder):
         _prepare_decoder(tokenizer, model)
     if tokenizer.pad_token_id is None:
-        raise InputError(f"reward.fit.base {config.base}: its tokenizer has no token to pad with")
+        raise InputError(f"base model {config.base}: its tokenizer has no token to pad with")
     _freeze(model, config.trained_layers)
     # Without dropout: one short pass over the pairs does not overfit.
     return tokenizer, model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

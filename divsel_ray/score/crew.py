@@ -7,11 +7,10 @@ not depend on the number of actors, and a finished file is not made again after 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import ray
 
 from divsel_ray.actors import answer_of, start_actor
@@ -19,8 +18,7 @@ from divsel_ray.config import Workers
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster, await_ready
 from divsel_ray.score.judge_stage import rate_parts
-from divsel_ray.score.parts import Part, count_part, read_part, summarise, write_part
-from divsel_ray.score.scorer import Scorer
+from divsel_ray.score.parts import Part, count_part, score_part, summarise
 from divsel_ray.score.spec import ScorerSpec
 from divsel_ray.store import file_digest
 
@@ -138,8 +136,7 @@ class ScoreActor:
     """A scorer, loaded when first needed; a restarted actor loads it again."""
 
     def __init__(self, spec: ScorerSpec, threads: int) -> None:
-        self._spec, self._threads = spec, threads
-        self._scorer: Scorer | None = None
+        self._load = cache(partial(spec.load, threads))
 
     def ready(self) -> bool:
         """Answers once the actor has its place."""
@@ -147,16 +144,4 @@ class ScoreActor:
 
     def score(self, part: Part) -> str:
         """Write the scores of a unit; says why the first exchange without one has none."""
-        exchanges = read_part(part)
-        scorer = self._load()
-        scores = np.asarray(scorer.score(exchanges), dtype=np.float64) if exchanges else np.empty(0)
-        write_part(part, pa.chunked_array([[exchange.row_id for exchange in exchanges]], pa.string()), scores, {})
-        return scorer.problem if exchanges else ""
-
-    def _load(self) -> Scorer:
-        if self._scorer is None:
-            import torch
-
-            torch.set_num_threads(self._threads)
-            self._scorer = self._spec.load()
-        return self._scorer
+        return str(score_part(part, self._load)["problem"])

@@ -26,8 +26,10 @@ from divsel_ray.score.encoding import prompt_text
 from divsel_ray.score.scorer import Exchange
 from divsel_ray.store import digest
 
-BYTES_PER_TOKEN = 4
-"""A rule of thumb for what has no tokenizer here; used for estimates and for cutting long texts."""
+_BYTES_PER_TOKEN = 4
+"""A rule of thumb for what has no tokenizer here, for estimates."""
+_CHARACTERS_PER_TOKEN = 4
+"""The like for cutting long texts."""
 _ENVELOPE_TOKENS = 64
 """Tokens that a server's own chat template may add."""
 _FAILURES = 20
@@ -76,7 +78,7 @@ def read_template(config: JudgeConfig) -> str:
 
 def write_question(template: str, exchange: Exchange, config: JudgeConfig, max_tokens: int) -> str:
     """The template with the row in it; a long row loses the start of its prompt and the end of its completion."""
-    room = max_tokens * BYTES_PER_TOKEN
+    room = max_tokens * _CHARACTERS_PER_TOKEN
     prompt = prompt_text(exchange.messages)
     completion = exchange.completion[: max(room // 2, room - len(prompt))]
     prompt = prompt[max(0, len(prompt) - (room - len(completion))) :]
@@ -100,7 +102,7 @@ def cost_of(config: JudgeConfig, prompt_tokens: float, output_tokens: float) -> 
 
 def estimated_tokens(question: str) -> int:
     """Prompt tokens of a question, by its bytes."""
-    return math.ceil(len(question.encode()) / BYTES_PER_TOKEN)
+    return math.ceil(len(question.encode()) / _BYTES_PER_TOKEN)
 
 
 class Ledger:
@@ -162,7 +164,7 @@ class Judge:
     Args:
         config: of the judge.
         template: from `read_template`.
-        max_tokens: prompt and completion together, at four bytes a token.
+        max_tokens: prompt and completion together, at four characters a token.
         journal: folder of all ratings that were paid for, a file for each set of exchanges; none are kept where it is None.
 
     Raises:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray
 
 from divsel_ray.actors import answer_of, start_actor
@@ -19,8 +19,8 @@ from divsel_ray.config import JudgeConfig, Workers
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster, await_ready
 from divsel_ray.score.chat_client import find_key
-from divsel_ray.score.judge import Judge, cost_of, estimated_tokens, write_question
-from divsel_ray.score.parts import COUNTED, Part, count_part, read_part, summarise, write_part
+from divsel_ray.score.judge import cost_of, estimated_tokens, write_question
+from divsel_ray.score.parts import COUNTED, Part, read_part, score_part, summarise
 from divsel_ray.score.spec import ScorerSpec
 
 
@@ -83,7 +83,7 @@ class _Rater:
 
     def __init__(self, spec: ScorerSpec, parts: list[Part]) -> None:
         self._spec, self._parts, self._config = spec, parts, _settings(spec)
-        self._judge: Judge | None = None
+        self._load = cache(lambda journal: spec.load(journal=journal))
 
     def ready(self) -> bool:
         """Answer, once the actor has its place."""
@@ -100,14 +100,4 @@ class _Rater:
 
     def rate(self, part: Part) -> dict[str, Any]:
         """Rate a unit unless that is done; returns its counts."""
-        if Path(part.target).is_file():
-            return count_part(part)
-        exchanges, judge = read_part(part), self._load(Path(part.target).with_name("ratings"))
-        row_ids = pa.chunked_array([[exchange.row_id for exchange in exchanges]], pa.string())
-        write_part(part, row_ids, judge.score(exchanges), judge.signals)
-        return count_part(part) | {"problem": judge.problem}
-
-    def _load(self, journal: Path) -> Judge:
-        if self._judge is None:
-            self._judge = Judge(self._config, self._spec.template, self._spec.max_tokens, journal)
-        return self._judge
+        return score_part(part, partial(self._load, Path(part.target).with_name("ratings")))

@@ -5,8 +5,9 @@ A pool partition, or a shard of completions, is one unit, written whole into a f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from divsel_ray.data.hashing import id_array
 from divsel_ray.errors import JobError
 from divsel_ray.score.gaps import shard_exchanges
 from divsel_ray.score.sample import read_exchanges
-from divsel_ray.score.scorer import Exchange
+from divsel_ray.score.scorer import Exchange, Scorer
 from divsel_ray.store import atomic_path
 
 COUNTED = ("requests", "prompt_tokens", "output_tokens", "failed")
@@ -61,6 +62,27 @@ def read_part(part: Part) -> list[Exchange]:
     held = id_array(pq.read_table(part.source, columns=["row_id"])["row_id"])
     ours = np.intersect1d(held, np.load(part.wanted, mmap_mode="r"))
     return read_exchanges(part.source, {row_id.decode() for row_id in ours.tolist()}) if len(ours) else []
+
+
+def score_part(part: Part, load: Callable[[], Scorer]) -> dict[str, Any]:
+    """Score a unit, unless its file is there; returns its counts, and why the first exchange without a score has none.
+
+    Args:
+        part: the unit.
+        load: gives the scorer, and is called only where there is something to score.
+
+    Raises:
+        InputError, JobError: of the scorer.
+    """
+    problem = ""
+    if not Path(part.target).is_file():
+        exchanges = read_part(part)
+        scores, signals = np.empty(0), dict[str, np.ndarray]()
+        if exchanges:
+            scorer = load()
+            scores, signals, problem = scorer.score(exchanges), scorer.signals, scorer.problem
+        write_part(part, pa.chunked_array([[exchange.row_id for exchange in exchanges]], pa.string()), scores, signals)
+    return count_part(part) | {"problem": problem}
 
 
 def write_part(part: Part, row_ids: pa.ChunkedArray, scores: np.ndarray, signals: Mapping[str, np.ndarray]) -> None:

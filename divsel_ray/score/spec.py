@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from divsel_ray.config import JudgeConfig, QualityConfig, RewardConfig
 from divsel_ray.errors import InputError
@@ -61,7 +62,7 @@ class ScorerSpec:
         if config.judge is not None:
             return cls("judge", config.judge.model, *limits, judge=config.judge, template=read_template(config.judge))
         if kind == "deita":
-            name = name or f"{COMPLEXITY_MODEL},{QUALITY_MODEL}"
+            name = ",".join(model.strip() for model in (name or f"{COMPLEXITY_MODEL},{QUALITY_MODEL}").split(","))
         if not name:
             raise InputError(f"quality.source {config.source!r}: names no model to score with; expected reward:MODEL or the like")
         return cls(kind, name, *limits)
@@ -93,6 +94,13 @@ class ScorerSpec:
         """Whether a model on a worker computes the scores."""
         return self.kind in _MODELS
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """The limits that the scores depend on: a judge knows no batches, and what the pool or a file holds no limit."""
+        if self.judge is not None:
+            return {"max_tokens": self.max_tokens}
+        return {"max_tokens": self.max_tokens, "batch_tokens": self.batch_tokens} if self.computed else {}
+
     def identity(self) -> list[str]:
         """What, beside the limits, identifies the scores: models by their content, a judge by what it is asked."""
         if self.judge is not None:
@@ -103,24 +111,32 @@ class ScorerSpec:
         names = [name for name in (self.kind, self.backend) if name not in ("reward", "ifd", "transformers")]
         return [*names, *(fingerprint(model) for model in models)]
 
-    def load(self) -> Scorer:
+    def load(self, threads: int | None = None, journal: Path | None = None) -> Scorer:
         """Load the model on this machine, or make the client of the judge (`column` and `given` have neither).
+
+        Args:
+            threads: compute threads of this process; as they are where it is None.
+            journal: of the judge's ratings, see `Judge`.
 
         Raises:
             InputError: the model cannot be loaded or is of the wrong kind, or the judge's key is missing.
         """
         if self.judge is not None:
-            return Judge(self.judge, self.template, self.max_tokens)
+            return Judge(self.judge, self.template, self.max_tokens, journal)
+        import torch
+
         from divsel_ray.score.deita import Deita
         from divsel_ray.score.ifd import InstructionFollowingDifficulty
         from divsel_ray.score.perplexity import Perplexity
         from divsel_ray.score.reward_model import RewardModel
         from divsel_ray.score.vllm_reward import VllmRewardModel
 
+        if threads is not None:
+            torch.set_num_threads(threads)
         limits = (self.max_tokens, self.batch_tokens, self.trust_remote_code)
         if self.kind == "deita":
             complexity, quality = self.model.split(",")
-            return Deita(complexity.strip(), quality.strip(), *limits)
+            return Deita(complexity, quality, *limits)
         if self.kind in ("perplexity", "log_perplexity"):
             return Perplexity(1.0 if self.kind == "log_perplexity" else -1.0, self.model, *limits)
         if self.kind == "ifd":

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
 from divsel_ray.score.bradley_terry import THREADS, fit_reward_model
 from divsel_ray.score.judge_stage import rate_parts
-from divsel_ray.score.parts import NO_COUNTS, Part, count_part, count_rows, read_part, summarise, write_part
+from divsel_ray.score.parts import NO_COUNTS, Part, count_part, count_rows, score_part, summarise, write_part
 from divsel_ray.score.sample import draw_exchanges, draw_per_cluster
 from divsel_ray.score.scorer import Scorer
 from divsel_ray.score.spec import ScorerSpec
@@ -116,7 +117,17 @@ def score_pool(
         JobError: not one row could be scored, or a judge's spending limit is reached.
     """
     parts = [Part(file, str(folder / Path(file).name), "quality", wanted=wanted) for file in pool_files]
-    return _score_parts(parts, spec, cluster, workers, progress)
+    if spec.kind == "judge":
+        return rate_parts(parts, spec, cluster, workers, progress)
+    started = time.perf_counter()
+    total = count_rows(parts)
+    counts: list[dict[str, Any]] = []
+    for count in _run_parts(parts, spec, cluster, workers):
+        counts.append(count)
+        if count["failure"]:
+            raise InputError(count["failure"])
+        progress.advance(sum(count["rows"] for count in counts), total, "rows")
+    return {**summarise(counts), "seconds": round(time.perf_counter() - started, 3)}
 
 
 UNSCORED = "oversample/unscored.parquet"
@@ -142,20 +153,6 @@ def _draw_wanted(cluster_files: list[str], rows: int, seed: int, wanted: Path, u
         np.save(stream, drawn, allow_pickle=False)
 
 
-def _score_parts(parts: list[Part], spec: ScorerSpec, cluster: Cluster, workers: Workers, progress: Progress) -> dict[str, Any]:
-    if spec.kind == "judge":
-        return rate_parts(parts, spec, cluster, workers, progress)
-    started = time.perf_counter()
-    total = count_rows(parts)
-    counts: list[dict[str, Any]] = []
-    for count in _run_parts(parts, spec, cluster, workers):
-        counts.append(count)
-        if count["failure"]:
-            raise InputError(count["failure"])
-        progress.advance(sum(count["rows"] for count in counts), total, "rows")
-    return {**summarise(counts), "seconds": round(time.perf_counter() - started, 3)}
-
-
 def _run_parts(parts: list[Part], spec: ScorerSpec, cluster: Cluster, workers: Workers) -> Iterator[dict[str, Any]]:
     """Score the units, each as it is done: many by a pool of actors, a single one by a task.
 
@@ -164,8 +161,8 @@ def _run_parts(parts: list[Part], spec: ScorerSpec, cluster: Cluster, workers: W
     gpus = 0 if not spec.computed else cluster.gpus_per_worker(workers)
     threads = max(1, int(workers.cpus))
     if len(parts) == 1:
-        task = ray.remote(num_cpus=workers.cpus, num_gpus=gpus, max_retries=MAX_RETRIES)(_score_alone)
-        yield ray.get(task.remote(parts[0], spec, threads))
+        task = ray.remote(num_cpus=workers.cpus, num_gpus=gpus, max_retries=MAX_RETRIES)(_fill_part)
+        yield ray.get(task.remote(parts[0], spec, partial(spec.load, threads)))
         return
     items, settings = [asdict(part) for part in parts], {"spec": spec, "threads": threads}
     actors = cluster.count(workers, max(1, len(parts)))
@@ -173,48 +170,32 @@ def _run_parts(parts: list[Part], spec: ScorerSpec, cluster: Cluster, workers: W
         yield _only(batch)
 
 
-def _score_alone(part: Part, spec: ScorerSpec, threads: int) -> dict[str, Any]:
-    return _only(ScorePart(spec, threads)(_one_row(asdict(part))))
-
-
 class ScorePart:
     """An actor that loads the scorer once, when it first needs it, and scores one unit of work per call."""
 
     def __init__(self, spec: ScorerSpec, threads: int) -> None:
-        self._spec = spec
-        self._threads = threads
-        self._scorer: Scorer | None = None
+        self._spec, self._load = spec, cache(partial(spec.load, threads))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Score the unit named in the batch of one, unless its output is there; return counts, never scores."""
-        part = Part(**_only(batch))
-        try:
-            if not Path(part.target).exists():
-                write_part(part, *self._score(part))
-        except InputError as error:
-            return _one_row(NO_COUNTS | {"failure": str(error)})
-        problem = self._scorer.problem if self._scorer else ""
-        return _one_row(count_part(part) | {"problem": problem})
+        return _one_row(_fill_part(Part(**_only(batch)), self._spec, self._load))
 
-    def _score(self, part: Part) -> tuple[pa.ChunkedArray, np.ndarray, dict[str, np.ndarray]]:
-        """Row ids, scores (n,), NaN where missing, and the signals behind them."""
-        if self._spec.kind == "column":
-            return *_read_column(part.source, self._spec.model), {}
-        if self._spec.kind == "given":
-            table = pq.read_table(part.source, columns=["row_id", "position"])
-            given = take_given(self._spec.model, "quality.source", "quality", table)
-            return table["row_id"], given.astype(np.float64), {}
-        exchanges, scorer = read_part(part), self._load()
-        row_ids = pa.chunked_array([[exchange.row_id for exchange in exchanges]], pa.string())
-        return row_ids, scorer.score(exchanges), scorer.signals
 
-    def _load(self) -> Scorer:
-        if self._scorer is None:
-            import torch
+def _fill_part(part: Part, spec: ScorerSpec, load: Callable[[], Scorer]) -> dict[str, Any]:
+    """Counts of a unit, whose file is written unless it is there; what the user has to mend is their `failure`."""
+    try:
+        if spec.computed:
+            return score_part(part, load)
+        if not Path(part.target).is_file():
+            write_part(part, *(_read_column if spec.kind == "column" else _read_given)(part.source, spec.model), {})
+        return count_part(part)
+    except InputError as error:
+        return NO_COUNTS | {"failure": str(error)}
 
-            torch.set_num_threads(self._threads)
-            self._scorer = self._spec.load()
-        return self._scorer
+
+def _read_given(file: str, given: str) -> tuple[pa.ChunkedArray, np.ndarray]:
+    table = pq.read_table(file, columns=["row_id", "position"])
+    return table["row_id"], take_given(given, "quality.source", "quality", table).astype(np.float64)
 
 
 def _only(batch: dict[str, np.ndarray]) -> dict[str, Any]:

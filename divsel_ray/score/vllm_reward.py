@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from divsel_ray.errors import InputError
 from divsel_ray.models.references import resolve_model
+from divsel_ray.models.vllm import prepare_vllm
 from divsel_ray.score.encoding import encode_exchange, load_tokenizer
 from divsel_ray.score.reward_model import check_outputs
 from divsel_ray.score.scorer import Exchange, encode_each
@@ -31,20 +31,14 @@ class VllmRewardModel:
     """
 
     def __init__(self, model: str, max_tokens: int, batch_tokens: int, trust_remote_code: bool = False) -> None:
-        # One process instead of three, and it starts in seconds; several engines on one host must not bind the same cores.
-        os.environ.update(
-            VLLM_ENABLE_V1_MULTIPROCESSING="0",
-            VLLM_CPU_OMP_THREADS_BIND="nobind",
-            VLLM_NO_USAGE_STATS="1",
-            VLLM_LOGGING_LEVEL="ERROR",
-        )
+        prepare_vllm()
         import torch
 
         try:
             from vllm import LLM
         except ImportError:
             raise InputError(
-                'reward.backend vllm: vLLM is not installed; install "divsel-ray[cpu]" or [gpu], or use transformers'
+                'backend vllm: vLLM is not installed on this node; install "divsel-ray[cpu]" or [gpu], or use transformers'
             ) from None
         self.problem = ""
         self.signals: dict[str, np.ndarray] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from divsel_ray.select.lists import find_ids, positions_of, read_ids
 from divsel_ray.select.plan import DrawFiles, DrawPlan
 from divsel_ray.select.registry import SAMPLERS, memory_of
 from divsel_ray.select.sampler import Candidates, Keys
+
+_Share = Callable[[np.ndarray, int, int], np.ndarray]
 
 
 class PoolRows:
@@ -51,8 +54,9 @@ class PoolRows:
         self.included = find_ids(self.row_ids, config.include, "include", required=True)
         self.excluded = find_ids(self.row_ids, config.exclude, "exclude", required=False)
         self.free = self._free()
-        self.held_out = self._held_out()
-        self.probe = self._probe()
+        all_alike = np.zeros(len(self.row_ids), self.cluster.dtype)
+        self.held_out = self._set_aside("held-out", plan.held_out, all_alike, 1, share_held_out)
+        self.probe = self._set_aside("probe", plan.probe, self.cluster, k, share_probe)
 
     def _quality(self) -> np.ndarray:
         if not self._files.quality:
@@ -77,31 +81,25 @@ class PoolRows:
         free[self.included] = True
         return free
 
-    def _held_out(self) -> np.ndarray:
-        """Positions of the rows kept out of every round; those rows are not free any more."""
-        count = min(self._plan.held_out, int(self.free.sum()) - self._plan.reserved)
-        if count <= 0:
-            return np.array([], np.int64)
-        able = self.free.copy()
-        able[self.included] = False
-        hashes = Keys(uniform_hash(self._plan.seed, "held-out", self.row_ids[able]))
-        one_group = Groups(hashes, np.zeros(len(hashes.values), np.int64), 1)
-        held_out = np.flatnonzero(able)[one_group.smallest(np.array([min(count, len(hashes.values))]))]
-        self.free[held_out] = False
-        return np.asarray(held_out)
+    def _set_aside(self, purpose: str, wanted: int, group: np.ndarray, k: int, share: _Share) -> np.ndarray:
+        """Positions, ascending, of rows kept out of every round; those rows are not free any more.
 
-    def _probe(self) -> np.ndarray:
-        """Positions of the probe rows; those rows are not free any more."""
+        Args:
+            purpose: what they are for; the random order differs by it.
+            wanted: of each group.
+            group: (n,) in 0..k-1.
+            k: number of groups.
+            share: how many of each group, (k,), of its rows (k,), those wanted and those that the rounds can spare in all.
+        """
         spare = int(self.free.sum()) - self._plan.reserved
-        if not self._plan.probe or spare <= 0:
+        if not wanted or spare <= 0:
             return np.array([], np.int64)
         able = self.free.copy()
         able[self.included] = False
-        cluster = self.cluster[able]
-        groups = Groups(Keys(uniform_hash(self._plan.seed, "probe", self.row_ids[able])), cluster, self.k)
-        probe = np.flatnonzero(able)[groups.smallest(share_probe(groups.sizes, self._plan.probe, spare))]
-        self.free[probe] = False
-        return np.asarray(probe)
+        keyed = Groups(Keys(uniform_hash(self._plan.seed, purpose, self.row_ids[able])), group[able], k)
+        taken = np.flatnonzero(able)[keyed.smallest(share(keyed.sizes, wanted, spare))]
+        self.free[taken] = False
+        return np.asarray(taken)
 
     def parts(self) -> list[DrawPart]:
         """The rows of each source that has a quota, and the others, with their budgets.
@@ -175,6 +173,11 @@ class DrawPart:
 
     mask: np.ndarray
     budgets: list[int]
+
+
+def share_held_out(sizes: np.ndarray, wanted: int, spare: int) -> np.ndarray:
+    """Held-out rows of each group, (k,): as many as wanted of its `sizes` rows, at most `spare`."""
+    return np.minimum(sizes, min(wanted, spare))
 
 
 def share_probe(sizes: np.ndarray, wanted: int, spare: int) -> np.ndarray:

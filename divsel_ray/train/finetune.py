@@ -85,14 +85,12 @@ def finetune(
     Raises:
         JobError: the loss diverged; on all workers at the same step.
     """
-    from transformers import AutoTokenizer, set_seed
+    from transformers import set_seed
 
-    from divsel_ray.train.trainer import CompletionTrainer, Watch, base_loss, losses, measure, training_arguments
+    from divsel_ray.train.trainer import CompletionTrainer, Watch, facts_of, measure, training_arguments
 
     set_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=config.trust_remote_code)
-    if origin.chat_template is not None:
-        tokenizer.chat_template = origin.chat_template
+    tokenizer = load_tokenizer(model_folder, config, origin.chat_template)
     padding = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
     train, valid = (encode(tokenizer, part, config.max_tokens) for part in (rows, held_out))
     model = load_trainable(model_folder, config, origin.start)
@@ -111,16 +109,18 @@ def finetune(
         trainer.train(str(resumption.checkpoint) if resumption.checkpoint else None)
     after = measure(trainer, valid, padding)
     save_trained(trainer, tokenizer, config, folder / trained_name(config))
-    steps = losses(trainer.state)
-    return {
-        "steps": trainer.state.global_step,
-        "tokens": sum(gather(sum(example.size for example in train))) * config.epochs,
-        "train_loss": sum(step["loss"] for step in steps) / len(steps),
-        "held_out_loss_base": base_loss(trainer.state),
-        "held_out_loss": after,
-        "world_size": trainer.args.world_size,
-        "resumed_from": watch.resumed_from,
-    }
+    tokens = sum(gather(sum(example.size for example in train))) * config.epochs
+    return {**facts_of(trainer, watch), "tokens": tokens, "held_out_loss": after}
+
+
+def load_tokenizer(model_folder: str, config: TrainConfig, chat_template: str | None) -> Any:
+    """The model's tokenizer, with another chat template where one is given."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=config.trust_remote_code)
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    return tokenizer
 
 
 def load_trainable(model_folder: str, config: TrainConfig, start: Path | None) -> Any:

@@ -130,9 +130,17 @@ def losses(state: Any) -> list[dict[str, Any]]:
     return [{"step": entry["step"], "steps": state.max_steps, "loss": float(entry["loss"])} for entry in steps]
 
 
-def base_loss(state: Any) -> float:
-    """The untuned model's loss on the held-out rows."""
-    return float(next(entry[_BASE_LOSS] for entry in state.log_history if _BASE_LOSS in entry))
+def facts_of(trainer: CompletionTrainer, watch: Watch) -> dict[str, Any]:
+    """What a finished training knows of itself: {"steps", "train_loss", "held_out_loss_base", "world_size", "resumed_from"}."""
+    state = trainer.state
+    steps = losses(state)
+    return {
+        "steps": state.global_step,
+        "train_loss": sum(step["loss"] for step in steps) / len(steps),
+        "held_out_loss_base": float(next(entry[_BASE_LOSS] for entry in state.log_history if _BASE_LOSS in entry)),
+        "world_size": trainer.args.world_size,
+        "resumed_from": watch.resumed_from,
+    }
 
 
 def _line(entry: dict[str, Any]) -> str:

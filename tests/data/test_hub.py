@@ -62,7 +62,7 @@ def test_a_reference_has_name_revision_and_path(reference, dataset):
 @pytest.mark.parametrize("reference", ["hf:", "hf:name", "hf:o/n@", "hf:o n/x", "hf://datasets/o/n"])
 def test_a_reference_of_another_shape_is_refused(reference):
     with pytest.raises(InputError, match=r"expected hf:OWNER/NAME, hf:OWNER/NAME@REVISION or hf:OWNER/NAME/PATH"):
-        find_inputs([reference])
+        find_inputs([reference], "pool.data")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_reference_of_another_shape_is_refused(reference):
     ],
 )
 def test_only_data_files_below_the_path_are_fetched_and_read(hub, path, names):
-    assert source_names(find_inputs([f"hf:o/n@main{path}"])) == names
+    assert source_names(find_inputs([f"hf:o/n@main{path}"], "pool.data")) == names
     assert hub == [("o/n", "dataset", "main")]
 
 
@@ -90,7 +90,7 @@ def test_only_data_files_below_the_path_are_fetched_and_read(hub, path, names):
 )
 def test_what_the_hub_does_not_have_is_named(hub, reference, message):
     with pytest.raises(InputError, match=message):
-        find_inputs([reference])
+        find_inputs([reference], "pool.data")
 
 
 @pytest.mark.parametrize(
@@ -108,4 +108,4 @@ def test_a_download_that_fails_is_one_line(monkeypatch, error, message):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(InputError, match=message):
-        find_inputs(["hf:o/n"])
+        find_inputs(["hf:o/n"], "pool.data")

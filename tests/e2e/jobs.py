@@ -58,6 +58,14 @@ def divsel(*arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, env=environment(**extra), timeout=800, check=False)
 
 
+def finished(job: Path, name: str = "undisturbed", **extra: str) -> Path:
+    """The folder of this name beside a job's file, once the job has run to its end in it."""
+    folder = job.parent / name
+    done = divsel("run", job, "--out", folder, **extra)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
 def selection(folder: Path) -> list[dict]:
     """The selected rows of a run."""
     return [json.loads(line) for line in (folder / "selection.jsonl").read_text(encoding="utf-8").splitlines()]

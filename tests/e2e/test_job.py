@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.e2e.jobs import divsel, selection, stage_facts, write_job
+from tests.e2e.jobs import divsel, finished, selection, stage_facts, write_job
 
 pytestmark = pytest.mark.slow
 
@@ -13,73 +13,68 @@ def job(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(job):
-    folder = job.parent / "run"
-    done = divsel("run", job, "--out", folder)
-    assert done.returncode == 0, done.stderr
-    return folder
+def run(job):
+    return finished(job)
 
 
-def test_exactly_the_budget_is_selected_with_its_columns(finished):
-    rows = selection(finished)
+def test_exactly_the_budget_is_selected_with_its_columns(run):
+    rows = selection(run)
     assert len(rows) == 12
     assert len({row["row_id"] for row in rows}) == 12
     assert all({"messages", "row_id", "cluster", "quality", "round", "source", "weight"} <= row.keys() for row in rows)
     assert sorted(row["round"] for row in rows) == [1] * 6 + [2] * 6
 
 
-def test_weights_are_a_distribution_in_every_round(finished):
-    facts = stage_facts(finished)
+def test_weights_are_a_distribution_in_every_round(run):
+    facts = stage_facts(run)
     for number in (1, 2):
         assert sum(facts[f"round-{number}/weights"]["weights"]) == pytest.approx(1)
 
 
-def test_held_out_rows_are_never_selected(finished):
+def test_held_out_rows_are_never_selected(run):
     import pyarrow.parquet as pq
 
-    held_out = {i for f in finished.glob("round-*/draw/*/held_out.parquet") for i in pq.read_table(f)["row_id"].to_pylist()}
+    held_out = {i for f in run.glob("round-*/draw/*/held_out.parquet") for i in pq.read_table(f)["row_id"].to_pylist()}
     assert len(held_out) == 4
-    assert not held_out & {row["row_id"] for row in selection(finished)}
+    assert not held_out & {row["row_id"] for row in selection(run)}
 
 
-def test_the_report_and_the_card_are_there(finished):
-    assert "<html" in (finished / "report.html").read_text(encoding="utf-8")[:400].lower()
-    assert (finished / "README.md").read_text(encoding="utf-8").startswith("---")
+def test_the_report_and_the_card_are_there(run):
+    assert "<html" in (run / "report.html").read_text(encoding="utf-8")[:400].lower()
+    assert (run / "README.md").read_text(encoding="utf-8").startswith("---")
 
 
-def test_a_second_run_of_the_folder_repeats_nothing(job, finished):
-    before = (finished / "selection.jsonl").read_bytes()
-    again = divsel("run", job, "--out", finished)
+def test_a_second_run_of_the_folder_repeats_nothing(job, run):
+    before = (run / "selection.jsonl").read_bytes()
+    again = divsel("run", job, "--out", run)
     assert again.returncode == 0
-    assert (finished / "selection.jsonl").read_bytes() == before
-    assert again.stderr.count("cached") == len(stage_facts(finished))
+    assert (run / "selection.jsonl").read_bytes() == before
+    assert again.stderr.count("cached") == len(stage_facts(run))
 
 
-def test_a_changed_byte_of_the_data_is_another_job(job, finished):
+def test_a_changed_byte_of_the_data_is_another_job(job, run):
     from divsel_ray.config.files import load_config
     from divsel_ray.pipeline import plan_job
 
     config = load_config(job)
-    assert all(cached for _, cached in plan_job(config, finished))
+    assert all(cached for _, cached in plan_job(config, run))
     data = job.parent / "rows.jsonl"
     text = data.read_text()
     try:
         data.write_text(text.replace('"prompt": "0 ', '"prompt": "9 ', 1))
-        assert not any(cached for _, cached in plan_job(config, finished))
+        assert not any(cached for _, cached in plan_job(config, run))
     finally:
         data.write_text(text)
 
 
-def test_two_nodes_select_what_one_machine_selects(job, finished):
+def test_two_nodes_select_what_one_machine_selects(job, run):
     from ray.cluster_utils import Cluster
 
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "object_store_memory": 100 << 20})
     try:
         nodes.add_node(num_cpus=3, object_store_memory=100 << 20)
         nodes.wait_for_nodes()
-        folder = job.parent / "two-nodes"
-        done = divsel("run", job, "--out", folder, RAY_ADDRESS=nodes.address)
-        assert done.returncode == 0, done.stderr
-        assert (folder / "selection.jsonl").read_bytes() == (finished / "selection.jsonl").read_bytes()
+        folder = finished(job, "two-nodes", RAY_ADDRESS=nodes.address)
+        assert (folder / "selection.jsonl").read_bytes() == (run / "selection.jsonl").read_bytes()
     finally:
         nodes.shutdown()

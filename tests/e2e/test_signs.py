@@ -149,7 +149,7 @@ def test_a_large_tau_stalls_the_weights(signs: Callable[..., dict[str, Sign]]) -
 
 def test_a_tiny_tau_without_guards_lets_one_cluster_swallow_the_rest(signs: Callable[..., dict[str, Sign]], base: dict) -> None:
     rows = Path(base["pool"]["data"])
-    # The smallest topic, a tenth of the rows, has by far the best answers.
+    # The smallest topic, a sixth of the rows, has by far the best answers.
     assert SIZES[2] / sum(SIZES) < 1 / 4
     rare = write_rows(rows.with_name("rare.jsonl"), lambda topic, draw: draw.randint(5, 8) if topic == 2 else 0)
     found = signs(pool={"data": str(rare)}, refine__weights={"tau": 0.02, "max_step": None, "floor": 0.0}, cluster={"k": 3})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.e2e.jobs import divsel
+from tests.e2e.jobs import finished
 from tests.faults.harness import write_faulty_job, write_static_job
 
 
@@ -24,10 +24,7 @@ def job(tmp_path_factory):
 @pytest.fixture(scope="session")
 def undisturbed(job):
     """The selection of a run that nothing happened to."""
-    folder = job.parent / "undisturbed"
-    done = divsel("run", job, "--out", folder)
-    assert done.returncode == 0, done.stderr
-    return (folder / "selection.jsonl").read_bytes()
+    return (finished(job) / "selection.jsonl").read_bytes()
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +35,4 @@ def static_job(tmp_path_factory):
 @pytest.fixture(scope="session")
 def static_run(static_job):
     """A finished run of the static job; to be copied, never changed."""
-    folder = static_job.parent / "undisturbed"
-    done = divsel("run", static_job, "--out", folder)
-    assert done.returncode == 0, done.stderr
-    return folder
+    return finished(static_job)

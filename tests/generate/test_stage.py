@@ -16,15 +16,9 @@ from divsel_ray.generate import stage
 from divsel_ray.generate.engine import Completion
 from divsel_ray.generate.stage import EngineSettings, Fleet, GenerateActor, read_chat_template
 from divsel_ray.progress import Silent
-from tests.models.tiny import save_language_model
+from tests.generate.prompts import PROMPTS
 
 CONFIG = GenerateConfig(engine="transformers", max_new_tokens=6, max_prompt_tokens=32, shard_size=4, dtype="float32")
-PROMPTS = ["how are you", "write a story about cats", "hello world", "one two three", "rain", "the sea"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(save_language_model(tmp_path_factory.mktemp("lm")))
 
 
 @pytest.fixture(scope="module")
@@ -170,12 +164,39 @@ def test_a_given_chat_template_decides_what_the_model_reads(model, prompts, tmp_
             seen.extend(prompts)
             return [Completion("red", 1, "stop") for _ in prompts]
 
-    monkeypatch.setattr(stage, "load_engine", lambda *_: Recorder())
+    monkeypatch.setattr(stage, "load_engine", lambda *_, **__: Recorder())
     template = "{% for m in messages %}king {{ m.content }}{% endfor %}"
     actor = GenerateActor(EngineSettings(model, CONFIG, 0, 0, template))
     actor.complete(str(prompts), 4, None, str(tmp_path / "shard"))
     texts = [actor._tokenizer.decode(ids, skip_special_tokens=True) for ids in seen]
     assert texts == ["king the sea", "king rain"]
+
+
+def test_the_models_own_code_runs_only_where_training_lets_it(model, prompts, tmp_path, monkeypatch):
+    """The tokenizer and both engines' models are loaded with what the settings say."""
+    import transformers
+
+    seen = []
+    for kind in (transformers.AutoTokenizer, transformers.AutoModelForCausalLM):
+        load = kind.from_pretrained
+
+        def noted(*given, load=load, trust_remote_code=False, **named):
+            seen.append(trust_remote_code)
+            return load(*given, **named)
+
+        monkeypatch.setattr(kind, "from_pretrained", noted)
+    for trusted in (False, True):
+        seen.clear()
+        GenerateActor(EngineSettings(model, CONFIG, 0, 0, trust_remote_code=trusted)).load()
+        assert seen == [trusted, trusted]
+
+
+@pytest.mark.parametrize("gpus", [0.5, 2])
+def test_a_part_of_a_gpu_or_several_are_refused_for_vllm(gpus):
+    with pytest.raises(ValueError, match=rf"workers\.gpus {gpus}: vLLM uses one whole GPU per actor; set 1, or 0 for CPUs"):
+        GenerateConfig(workers=Workers(gpus=gpus))
+    for engine, allowed in (("vllm", None), ("vllm", 0), ("vllm", 1), ("transformers", gpus)):
+        assert GenerateConfig(engine=engine, workers=Workers(gpus=allowed)).workers.gpus == allowed
 
 
 def test_samples_that_would_all_be_the_same_are_refused():

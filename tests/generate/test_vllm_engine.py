@@ -1,31 +1,16 @@
 """vLLM in this process: it writes what transformers writes, whatever was trained, and a failed call leaves nothing behind."""
 
-import shutil
-
 import pytest
 
 from divsel_ray.config import GenerateConfig
 from divsel_ray.errors import InputError
 from divsel_ray.generate.engine import load_engine
 from divsel_ray.generate.requests import Request, complete_each
-from divsel_ray.generate.vllm_engine import VllmEngine
+from divsel_ray.generate.vllm_engine import VllmEngine, settable_rank
 from divsel_ray.models.text import encode_prompt
-from tests.models.tiny import save_language_model
-
-pytestmark = pytest.mark.slow
+from tests.generate.prompts import PROMPTS, without_weight
 
 CONFIG = GenerateConfig(max_new_tokens=6, max_prompt_tokens=32, shard_size=4, dtype="float32", kv_cache_gib=0.1)
-PROMPTS = ["how are you", "write a story about cats", "hello world", "one two three", "rain", "the sea"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(save_language_model(tmp_path_factory.mktemp("lm")))
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory):
-    return str(save_language_model(tmp_path_factory.mktemp("other"), seed=1))
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +26,12 @@ def adapter(model, tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.parametrize(("rank", "settable"), [(1, 1), (2, 8), (8, 8), (12, 16), (257, 320), (512, 512)])
+def test_a_rank_is_rounded_up_to_one_that_vllm_takes(rank, settable):
+    assert settable_rank(rank) == settable
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "kind"), [(8, "adapter"), (0, "other")])
 def test_vllm_writes_what_transformers_writes_whatever_was_trained(rank, kind, model, request):
     """Greedy, float32: the base model, an adapter or a whole model, the base model again, in one engine."""
@@ -57,20 +48,16 @@ def test_vllm_writes_what_transformers_writes_whatever_was_trained(rank, kind, m
     assert found["vllm"][0] == found["vllm"][2] != found["vllm"][1]
 
 
+@pytest.mark.slow
 def test_vllm_goes_on_after_a_prompt_it_refuses_and_never_serves_weights_half_loaded(model, other, tmp_path):
     """A prompt beyond the model's length between two good ones, and a model without one of its weights."""
-    from safetensors.torch import load_file, save_file
-
     engine = VllmEngine(model, CONFIG, [], 0)
     requests = [Request(row, 0, prompt, row) for row, prompt in enumerate([[2, 8, 9], [2] * 400, [2, 10, 11]])]
     expected = engine.generate([request.prompt for request in requests[::2]], [0, 2], None)
     found = complete_each(engine, requests, None)
     assert [completion.finish_reason == "error" for completion in found] == [False, True, False]
     assert found[::2] == expected
-    shutil.copytree(other, tmp_path / "partial")
-    weights = load_file(tmp_path / "partial" / "model.safetensors")
-    del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, tmp_path / "partial" / "model.safetensors", {"format": "pt"})
+    partial = without_weight(other, tmp_path / "partial", "model.layers.1.mlp.up_proj.weight")
     with pytest.raises(InputError, match="up_proj"):
-        complete_each(engine, requests, str(tmp_path / "partial"))
+        complete_each(engine, requests, partial)
     assert complete_each(engine, requests[::2], None) == expected

@@ -143,7 +143,9 @@ class FakeRun:
         stage.start()
         clusters = [{"scored": 2, "before": b, "after": a} for b, a in zip(before, after, strict=True)]
         write_json(stage.folder / "weights.json", clusters)
-        self.commit(f"{name}/weights", {"weights": after, "moved": 0.2, "between": -0.1 if number == 2 else 0.3})
+        facts = {"weights": after, "moved": 0.2, "between": -0.1 if number == 2 else 0.3, "guards": {"step": 1}}
+        facts |= {"scored_rows": 2 * K, "scored_clusters": K, **dict.fromkeys(("agreement", "length_slope", "length_share"))}
+        self.commit(f"{name}/weights", facts)
 
     def result(self, config: Config) -> None:
         pq.write_table(selection(self.rounds), self.root / "selection.parquet")

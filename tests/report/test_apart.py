@@ -39,6 +39,18 @@ def test_rows_alone_count_as_nothing_and_empty_clusters_as_no_clusters(tmp_path:
     assert measure_silhouette(*write(tmp_path, vectors, np.array([0, 0, 2]), 3)) == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_partition_without_rows_is_passed_over(tmp_path: Path) -> None:
+    vectors = np.array([[0.0], [2.0], [10.0], [14.0], [18.0]])
+    embeddings, clusters, sizes = write(tmp_path, vectors, np.array([0, 0, 1, 1, 1]), 2)
+    expected = measure_silhouette(embeddings, clusters, sizes)
+    for folder in (embeddings, clusters):
+        pq.write_table(pq.read_table(folder / "part-0.parquet").slice(0, 0), folder / "part-.parquet")
+    assert measure_silhouette(embeddings, clusters, sizes) == expected
+    for file in (*embeddings.glob("part-?.parquet"), *clusters.glob("part-?.parquet")):
+        file.unlink()
+    assert measure_silhouette(embeddings, clusters, sizes) is None
+
+
 def test_one_cluster_has_none(tmp_path: Path) -> None:
     assert measure_silhouette(*write(tmp_path, np.array([[0.0], [1.0]]), np.array([0, 0]), 1)) is None
 

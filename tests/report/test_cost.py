@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from divsel_ray.config import PricesConfig
 from divsel_ray.report.cost import bill
 from divsel_ray.report.facts import Run, Timing, read_run
+from divsel_ray.report.page import write_report
 from divsel_ray.report.rounds import Training
+from divsel_ray.store import write_json
 from divsel_ray.usage import Usage
 
 MakeRun = Callable[..., Path]
@@ -76,3 +79,29 @@ def test_stages_without_a_record_and_those_begun_twice_are_named(run: Run) -> No
     assert found.unrecorded == ["embed"]
     assert found.interrupted == ["pool"]
     assert found.total.cpu_s == 11 * HOUR
+
+
+def test_what_a_judge_was_paid_is_in_the_money_of_its_stage_and_of_all(run: Run) -> None:
+    paid = [
+        replace(one, usage=replace(one.usage or Usage(), paid=2.5)) if one.stage == "round-2/train" else one
+        for one in run.timings
+    ]
+    judged = replace(run, timings=paid)
+    assert bill(judged).money == 2.5
+    config = run.config.model_copy(update={"prices": PricesConfig(cpu_hour=0.5)})
+    found = bill(replace(judged, config=config))
+    assert found.money == pytest.approx(11 * 0.5 + 2.5)
+    assert found.refinement is not None
+    assert (found.refinement.static.paid, found.refinement.rounds.paid) == (0, 2.5)
+
+
+def test_the_page_names_what_judges_were_paid(make_run: MakeRun) -> None:
+    folder = make_run(rounds=1)
+    assert "went to judges" not in write_report(folder).read_text(encoding="utf-8")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    [quality] = [stage for stage in manifest["stages"] if stage["stage"] == "quality"]
+    quality["facts"]["usage"] = asdict(Usage(wall_s=60, paid=1.25))
+    write_json(folder / "manifest.json", manifest)
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "1.250 USD of it went to judges" in page
+    assert page.count("<td>1.250</td>") == 3  # the stage, all stages, and those that a static selection needs too

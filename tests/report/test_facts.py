@@ -36,24 +36,25 @@ def test_clusters_are_ordered_by_size_and_count_what_was_selected(make_run: Make
     assert [(c.number, c.size, c.selected, c.quality) for c in clusters] == [(0, 17, 3, 2.0), (1, 8, 2, 4.5), (2, 5, 1, None)]
 
 
-def test_a_weight_at_its_limit_is_counted(make_run: MakeRun) -> None:
+def test_guards_and_counts_of_an_update_are_those_that_it_recorded(make_run: MakeRun) -> None:
     folder = make_run(rounds=1)
-    [stage] = (folder / "round-1" / "weights").iterdir()
-    entries = [(0.1, 0.4), (0.4, 0.1), (0.5, 0.5), (0.1, 0.39)]  # max_step is 4
-    write_json(stage / "weights.json", [{"scored": 1, "before": before, "after": after} for before, after in entries])
+    facts = {"guards": {"ceiling": 2, "disagreement": 1}, "scored_rows": 7, "scored_clusters": 2}
+    change(folder, "round-1/weights", **facts, agreement=0.5, length_slope=-0.25, length_share=0.125)
     update = read_run(folder).rounds[0].update
     assert update is not None
-    assert update.guards == {"step": 2}
+    assert (update.guards, update.scored, update.clusters_scored) == (facts["guards"], 7, 2)
+    assert (update.agreement, update.length_slope, update.length_share) == (0.5, -0.25, 0.125)
 
 
-def test_recorded_guards_are_counted_as_they_stand(make_run: MakeRun) -> None:
+def test_the_noise_of_means_is_that_of_clusters_whose_rows_differ(make_run: MakeRun) -> None:
     folder = make_run(rounds=1)
     [stage] = (folder / "round-1" / "weights").iterdir()
-    guards = ["ceiling", None, "disagreement", "ceiling"]
-    write_json(stage / "weights.json", [{"scored": 1, "before": 0.25, "after": 1.0, "guard": guard} for guard in guards])
+    gaps = [{"mean_gap": mean, "standard_error": error} for mean, error in ((1.0, 0.3), (2.0, 0.4), (3.0, 0.0), (None, None))]
+    write_json(stage / "weights.json", gaps)
     update = read_run(folder).rounds[0].update
     assert update is not None
-    assert update.guards == {"ceiling": 2, "disagreement": 1}
+    # the mean of 0.09 and 0.16 is 0.125
+    assert (update.spread, update.error) == (1.0, pytest.approx(0.125**0.5))
 
 
 def test_a_held_out_loss_that_is_not_a_number_is_missing(make_run: MakeRun) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from divsel_ray.errors import InputError
 from divsel_ray.report.html import measure
 from divsel_ray.report.page import write_report
+from divsel_ray.store import write_json
 
 MakeRun = Callable[..., Path]
 
@@ -85,6 +87,12 @@ def test_direction_update_rule_and_bound_guards_are_said(make_run: MakeRun) -> N
     assert "Update rule softmax" in text
     assert "In round 2 the gaps differed between clusters no more than chance" in text
     assert "In round 1 the gaps differed" not in text
+
+
+def test_guards_that_held_a_weight_are_listed_and_no_others(make_run: MakeRun) -> None:
+    text = read(write_report(make_run(rounds=2))).text
+    assert "A cluster … Round 1 Round 2 was held back by the limit on one round’s step 1 1" in text
+    assert "was held up by the floor" not in text
 
 
 def test_a_stand_in_reward_is_named_in_plain_words(make_run: MakeRun) -> None:
@@ -191,3 +199,18 @@ def test_diversity_stands_beside_random_subsets(make_run: MakeRun) -> None:
     assert "Beside 20 random subsets of as many rows" in page
     assert "Vendi score (effective number of different rows)</td><td>0.5" in page
     assert "Sources: a " in page
+
+
+def test_where_only_some_rows_were_scored_the_histogram_says_so(make_run: MakeRun) -> None:
+    folder = make_run(rounds=1)
+    text = read(write_report(folder)).text
+    assert "By reward . 1 row has none" in text
+    assert "drawn for scoring" not in text
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config"]["quality"]["oversample"] = 2.0
+    [pool] = [stage for stage in manifest["stages"] if stage["stage"] == "pool"]
+    pool["facts"]["rows"] = 1_000
+    write_json(folder / "manifest.json", manifest)
+    text = read(write_report(folder)).text
+    assert "“Pool” are the 30 rows that were drawn for scoring ( quality.oversample )" in text
+    assert "evenly spaced" not in text

@@ -13,7 +13,7 @@ from divsel_ray.report.facts import Run, read_run
 from divsel_ray.report.page import write_report
 from divsel_ray.report.records import Mean
 from divsel_ray.report.rounds import Round, Training, Update
-from divsel_ray.report.signs import find_signs, recorded_signs
+from divsel_ray.report.signs import find_signs, looked_at, recorded_signs
 from divsel_ray.store import write_json
 
 MakeRun = Callable[..., Path]
@@ -135,6 +135,34 @@ def test_scores_that_tell_no_clusters_apart_in_most_rounds_are_noisy(healthy: Ru
     assert names(with_updates(healthy, update(told_apart=False), noisy)) == ["noisy scores"]
 
 
+def test_noise_that_is_not_known_is_called_so(healthy: Run) -> None:
+    alone = update(told_apart=False, error=None)
+    [sign] = find_signs(with_updates(healthy, alone, alone))
+    assert sign.evidence.endswith("(last: spread 1, standard error unknown)")
+    assert names(with_updates(healthy, update(error=None), update(error=None))) == []
+
+
+def test_what_was_not_measured_is_not_said_to_be_well(healthy: Run) -> None:
+    well = ["weights move", "no cluster swallows the others", "scores tell clusters apart"]
+    held_out = ["the held-out loss does not rise", "rewards are not bought with it"]
+    assert looked_at(healthy) == held_out + well
+    assert looked_at(with_rounds(healthy, make_round(1, None), make_round(2, None))) == well
+    unrewarded = [replace(one, held_out_reward=None) for one in healthy.rounds]
+    assert looked_at(with_rounds(healthy, *unrewarded)) == held_out[:1] + well
+    far = replace(healthy, clustering=replace(healthy.clustering, silhouette=0.25))
+    assert looked_at(far)[-1] == "clusters lie apart (simplified silhouette 0.250)"
+
+
+def test_without_shrinkage_or_known_noise_nothing_is_said_of_the_scores(healthy: Run) -> None:
+    refine = healthy.config.refine
+    assert refine is not None
+    raw = refine.model_copy(update={"weights": refine.weights.model_copy(update={"shrinkage": False})})
+    run = replace(healthy, config=healthy.config.model_copy(update={"refine": raw}))
+    assert "scores tell clusters apart" in looked_at(run)
+    unknown = update(error=None)
+    assert "scores tell clusters apart" not in looked_at(with_updates(run, unknown, unknown))
+
+
 @pytest.mark.parametrize(("silhouette", "found"), [(0.019, ["clusters that hardly differ"]), (0.02, []), (None, [])])
 def test_a_low_silhouette_is_a_sign(healthy: Run, silhouette: float | None, found: list[str]) -> None:
     assert names(replace(healthy, clustering=replace(healthy.clustering, silhouette=silhouette))) == found
@@ -152,3 +180,21 @@ def test_signs_stand_in_the_page_and_in_the_manifest(make_run: MakeRun) -> None:
     assert sign["name"] == "getting worse"
     assert all(sign[part][1:] in page for part in ("name", "evidence", "cause"))
     assert write_report(folder).read_text(encoding="utf-8") == page
+
+
+def test_the_page_says_only_what_was_looked_at(make_run: MakeRun) -> None:
+    folder = make_run(rounds=2)
+    assert "Nothing stands out: the held-out loss does not rise, rewards" in write_report(folder).read_text(encoding="utf-8")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for one in manifest["stages"]:
+        if one["stage"].endswith("/train"):
+            one["facts"] |= {"held_out_loss": None, "held_out_loss_base": None}
+    write_json(folder / "manifest.json", manifest)
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "Nothing stands out: weights move, no cluster swallows the others, scores tell clusters apart." in page
+
+
+def test_of_a_static_selection_without_vectors_the_page_says_that_nothing_was_measured(make_run: MakeRun) -> None:
+    page = write_report(make_run(rounds=0)).read_text(encoding="utf-8")
+    assert "Nothing was measured that could stand out" in page
+    assert "Nothing stands out" not in page

@@ -96,7 +96,7 @@ def test_too_small_a_pool_is_refused(encoder, tmp_path):
 
 
 def test_a_base_that_is_no_encoder_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"reward\.fit\.base"):
+    with pytest.raises(InputError, match=r"^base model .*: cannot be loaded as the base of a reward model"):
         fit_reward_model(toy_pool(12), settings(tmp_path), 0, tmp_path / "m")
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from divsel_ray.config import QualityConfig, Workers
 from divsel_ray.config.files import build_config
 from divsel_ray.errors import InputError
-from divsel_ray.pipeline import run_job
+from divsel_ray.pipeline import plan_job, run_job
 from divsel_ray.progress import Silent
 from divsel_ray.score.sample import draw_per_cluster
 from divsel_ray.score.scorer import Exchange
@@ -93,7 +93,16 @@ def test_a_job_selects_exactly_its_budget_of_the_scored_rows_and_can_be_verified
     assert verify_run(folder)["verified"] == 20
 
 
-def test_a_budget_that_is_no_number_of_pool_rows_refuses_it(cluster, tmp_path):
+def test_the_quality_of_as_many_rows_is_the_same_stage(tmp_path):
+    def key(budget: int, oversample: float) -> str:
+        config = build_config(job(tmp_path, oversample=oversample) | {"budget": budget}, "test")
+        return next(stage.key for stage, _ in plan_job(config, tmp_path / "run") if stage.name == "quality")
+
+    assert key(20, 2) == key(40, 1)
+    assert key(20, 2) != key(20, 1)
+
+
+def test_a_budget_that_is_no_number_of_pool_rows_refuses_it(tmp_path):
     values = job(tmp_path, oversample=2) | {"budget_unit": "tokens"}
-    with pytest.raises(InputError, match=r"^quality\.oversample: needs a budget of rows"):
-        run_job(build_config(values, "test"), tmp_path / "run")
+    with pytest.raises(InputError, match=r"quality\.oversample: needs a budget of rows"):
+        build_config(values, "test")

@@ -23,6 +23,7 @@ JUDGE = JudgeConfig(model="m", url="http://127.0.0.1:1/v1")
         ("perplexity:a/b", "perplexity", "a/b"),
         ("deita", "deita", "hkust-nlp/deita-complexity-scorer,hkust-nlp/deita-quality-scorer"),
         ("deita:a/b,c/d", "deita", "a/b,c/d"),
+        ("deita: a/b , c/d", "deita", "a/b,c/d"),
     ],
 )
 def test_a_quality_source_names_kind_and_model(source, kind, model):
@@ -72,6 +73,13 @@ def test_what_changes_a_score_is_part_of_its_identity(tmp_path):
     assert named == [["a/b"], ["perplexity", "a/b"], ["log_perplexity", "a/b"]]
     assert ScorerSpec("reward", "a/b", backend="vllm").identity() == ["vllm", "a/b"]
     assert ScorerSpec("deita", "a/b,c/d").identity() == ["deita", "a/b", "c/d"]
+
+
+def test_only_what_a_scorer_heeds_is_among_its_limits():
+    judge = ScorerSpec.of_quality(QualityConfig(source="judge", judge=JUDGE, max_tokens=99))
+    assert judge.limits == {"max_tokens": 99}
+    assert ScorerSpec("reward", "a/b", 64, 256).limits == {"max_tokens": 64, "batch_tokens": 256}
+    assert ScorerSpec("column", "stars").limits == {}
 
 
 def test_an_unknown_kind_is_refused():

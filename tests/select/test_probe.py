@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from divsel_ray.config import SelectConfig
 from divsel_ray.select.plan import DrawFiles, DrawPlan
-from divsel_ray.select.pool_rows import share_probe
+from divsel_ray.select.pool_rows import share_held_out, share_probe
 from divsel_ray.select.stage import draw_files
 from tests.select.drawing import row_ids
 
@@ -33,6 +33,11 @@ def drawn(files, folder, size, **settings):
     facts = draw_files(files, len(SIZES), plan, str(folder), float("inf"))
     names = ("selected", "held_out", *(["probe"] if plan.probe else []))
     return facts, *(set(pq.read_table(folder / f"{name}.parquet")["row_id"].to_pylist()) for name in names)
+
+
+@pytest.mark.parametrize(("wanted", "spare", "count"), [(5, 100, 5), (5, 3, 3), (80, 100, ROWS)])
+def test_held_out_rows_are_as_many_as_wanted_can_be_spared_and_are_there(wanted, spare, count):
+    assert share_held_out(np.array([ROWS]), wanted, spare).tolist() == [count]
 
 
 def test_the_probe_has_its_rows_of_every_cluster_but_at_most_half_of_it():

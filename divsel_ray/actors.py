@@ -15,12 +15,13 @@ from divsel_ray.resources import Cluster, actor_pool, await_ready
 from divsel_ray.tasks import MAX_RETRIES, explained
 
 LOAD_TIMEOUT_S = 900.0
+RESTARTED = {"max_restarts": MAX_RETRIES, "max_task_retries": -1}
+"""A lost process is started again so often. Calls are not counted: while it starts, one loss can fail a call several times."""
 
 
 def start_actor(kind: type, arguments: Sequence[Any], workers: Workers, gpus: float) -> Any:
     """One actor. Should its process die, it is started again and the call under way repeated, `MAX_RETRIES` times in all."""
-    options = {"num_cpus": workers.cpus, "num_gpus": gpus, "max_restarts": MAX_RETRIES, "max_task_retries": MAX_RETRIES}
-    return ray.remote(kind).options(**options).remote(*arguments)
+    return ray.remote(kind).options(num_cpus=workers.cpus, num_gpus=gpus, **RESTARTED).remote(*arguments)
 
 
 def await_loaded(actors: Sequence[Any], section: str, workers: Workers, cluster: Cluster, what: str) -> None:
@@ -108,7 +109,6 @@ def map_on_actors(
                 compute=ray.data.ActorPoolStrategy(size=count),
                 num_cpus=workers.cpus,
                 num_gpus=gpus,
-                max_restarts=MAX_RETRIES,
-                max_task_retries=MAX_RETRIES,
+                **RESTARTED,
             )
         yield from work.iter_batches(batch_size=1)

@@ -104,7 +104,7 @@ def _of_job(config: Config, store: Store, grid: Sequence[int] | None, progress: 
     check_grid(grid or default_grid(count), count)
     stage = job.embeddings(pool, records)
     files = rows.check_files(rows.list_files(stage.files()))
-    return _Source(files, f"{', '.join(config.pool.data)} by {config.embed.model}", stage.key)
+    return _Source(files, f"{', '.join(config.pool.data)} by {config.embed.source}", stage.key)
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from divsel_ray.usage import FACT, Recorder, paid_to_judges
 from divsel_ray.watch import Metered, Watchers
 
 VERSIONS = {
-    "pool": 2,
+    "pool": 3,
     "clean": 1,
-    "embed": 1,
+    "embed": 2,
     "cluster": 2,
     "reward": 1,
     "quality": 1,
@@ -27,9 +27,11 @@ VERSIONS = {
     "draw": 3,
     "diversity": 1,
     "train": 2,
-    "generate": 2,
+    "generate": 3,
     "score": 2,
     "weights": 2,
+    "rows": 1,
+    "cell": 1,
 }
 """Raised by whoever changes what a stage writes."""
 

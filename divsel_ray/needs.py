@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from divsel_ray.cluster.distributed import STATE_BYTES
 from divsel_ray.config import Config, RewardConfig, Workers
 from divsel_ray.errors import InputError
-from divsel_ray.resources import Cluster
+from divsel_ray.resources import SPARE_CPUS, Cluster
 from divsel_ray.score.bradley_terry import THREADS
 from divsel_ray.select.registry import SAMPLERS, memory_of
 from divsel_ray.stages import MEMORY_SHARE
@@ -39,12 +39,14 @@ class Need:
         workers: what one of its processes asks for.
         count: of its processes.
         gib: memory that one of them is known to need; None where that is not known before.
+        together: of its processes, those that it cannot begin without.
     """
 
     section: str
     workers: Workers
     count: int
     gib: float | None = None
+    together: int = 1
 
 
 def needs_of(config: Config, cluster: Cluster, known: Known) -> dict[str, Need]:
@@ -54,7 +56,7 @@ def needs_of(config: Config, cluster: Cluster, known: Known) -> dict[str, Need]:
         "pool": parallel,
         "clean": parallel,
         "semantic": parallel,
-        "embed": parallel if config.embed.given else _pool("embed", config.embed.workers, cluster),
+        "embed": _embedding(config, cluster, parallel),
         "cluster": _clustering(config, cluster, known),
         "quality": _quality(config, cluster),
         "draw": Need("select", _TASK, 1, draw_gib(config, known)),
@@ -64,11 +66,12 @@ def needs_of(config: Config, cluster: Cluster, known: Known) -> dict[str, Need]:
         fitting = Workers(count=1, cpus=min(THREADS, cluster.node_cpus), gpus=0)
         needs |= {"reward": Need("reward", fitting, 1), "score": _scorer("reward", config.reward, cluster)}
     if config.refine is not None:
-        train, generate = config.refine.train.workers, config.refine.generate
+        train, generate = config.refine.train, config.refine.generate
+        trainers = train.workers.count or 1
         cache_in_memory = generate.engine == "vllm" and not cluster.gpus_per_worker(generate.workers)
         cache_gib = generate.kv_cache_gib if cache_in_memory else None
         needs |= {
-            "train": Need("refine.train", train, train.count or 1),
+            "train": Need("refine.train", train.workers, trainers, together=train.min_workers or trainers),
             "generate": _pool("refine.generate", generate.workers, cluster, cache_gib),
         }
         if config.refine.second is not None:
@@ -80,6 +83,12 @@ def _pool(section: str, workers: Workers, cluster: Cluster, gib: float | None = 
     return Need(section, workers, cluster.count(workers, _MANY), gib)
 
 
+def _embedding(config: Config, cluster: Cluster, parallel: Need) -> Need:
+    if config.embed.api is not None:
+        return _asker("embed", config.embed.workers)
+    return parallel if config.embed.given else _pool("embed", config.embed.workers, cluster)
+
+
 def _clustering(config: Config, cluster: Cluster, known: Known) -> Need:
     """Rows in memory are spread over the workers."""
     need, vectors = _pool("cluster", config.cluster.workers, cluster), vectors_gib(known)
@@ -89,16 +98,16 @@ def _clustering(config: Config, cluster: Cluster, known: Known) -> Need:
 def _quality(config: Config, cluster: Cluster) -> Need:
     quality, kind = config.quality, config.quality.source.partition(":")[0]
     if quality.judge or (quality.source == "reward" and config.reward and config.reward.judge):
-        return _judge("quality", quality.workers)
+        return _asker("quality", quality.workers)
     computed = kind not in ("column", "given")
     return _pool("quality", quality.workers if computed else quality.workers.model_copy(update={"gpus": 0.0}), cluster)
 
 
 def _scorer(section: str, config: RewardConfig, cluster: Cluster) -> Need:
-    return _judge(section, config.workers) if config.judge else _pool(section, config.workers, cluster)
+    return _asker(section, config.workers) if config.judge else _pool(section, config.workers, cluster)
 
 
-def _judge(section: str, workers: Workers) -> Need:
+def _asker(section: str, workers: Workers) -> Need:
     """One process asks the server, whatever the count."""
     return Need(section, workers.model_copy(update={"count": 1, "gpus": 0.0}), 1)
 
@@ -132,6 +141,11 @@ def problem_of(kind: str, need: Need, cluster: Cluster) -> str | None:
         cluster.check(need.section, need.workers, 0.0 if kind == "cluster" else need.gib or 0.0)
     except InputError as error:
         return str(error)
+    if not cluster.local and need.together * need.workers.cpus > cluster.cpus + SPARE_CPUS:
+        return (
+            f"{need.section}.workers: {need.together} workers x {need.workers.cpus:g} CPUs are needed at once, the cluster has "
+            f"{cluster.cpus + SPARE_CPUS:g}; lower the count or cpus"
+        )
     return None
 
 

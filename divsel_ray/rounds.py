@@ -58,7 +58,7 @@ class RefiningJob(Job):
             origin = Origin(base_loss, trained_folder(last.folder, config) if last else None, template)
             new = draw.folder / "selected.parquet" if last else None
             round_ = Round(draw.folder / "selected_rows.parquet", draw.folder / "held_out_rows.parquet", seed, origin, new)
-            return train_round(round_, config, folder, self.hardware, self.progress)
+            return self.fine_tune(round_, folder)
 
         return self.make(
             round_name(number, "train"),
@@ -75,6 +75,10 @@ class RefiningJob(Job):
                 + (f", held-out loss {facts['held_out_loss_base']:.3f} -> {facts['held_out_loss']:.3f}" if held_out else "")
             ),
         )
+
+    def fine_tune(self, round_: Round, folder: Path) -> dict[str, Any]:
+        """Do a round's training in a stage's folder, and return its facts."""
+        return train_round(round_, self.refinement.train, folder, self.hardware, self.progress)
 
     def generate(self, number: int, draw: Stage, trained: Stage | None, reward: Stage | None) -> Stage:
         """Completions of the prompts that are scored and of the held-out ones; only of these by the untrained base model.

@@ -45,11 +45,11 @@ class Job(StageMaker):
 
     def pool(self) -> Stage:
         """Clean rows, sorted by row id, in content-cut partitions."""
-        config, tokenizer = self.config.pool, self.config.embed.model
+        config, tokenizer = self.config.pool, self.config.pool.tokenizer or self.config.embed.model
         names = [path.name for path in self.inputs]
         return self.make(
             "pool",
-            {**settings_of(config, "data", "max_bad_rows"), "seed": self.config.seed, "files": names},
+            {**settings_of(config, "data", "max_bad_rows", "tokenizer"), "seed": self.config.seed, "files": names},
             [fingerprint_inputs(self.inputs, "pool.data"), fingerprint(tokenizer)],
             lambda folder: build_pool(self.inputs, config, self.config.seed, tokenizer, folder, self.progress),
             lambda facts: (
@@ -78,7 +78,7 @@ class Job(StageMaker):
             return self._given(config.given, pool, records)
         return self.make(
             "embed",
-            settings_of(config),
+            config.identity(),
             [pool.key, fingerprint(config.model)],
             lambda folder: embed_pool(pool.files(), config, folder, self.hardware, self.progress),
             lambda facts: f"{facts['rows']:,} rows in {facts['dimension']} dimensions",
@@ -88,7 +88,7 @@ class Job(StageMaker):
         of_file = {} if self.dry else {name: facts["rows"] for name, facts in records.facts["files"].items()}
         return self.make(
             "embed",
-            {"given": True},
+            self.config.embed.identity(),
             [pool.key, _digest_of(given, SETTING)],
             lambda folder: take_vectors(pool.files(), given, of_file, folder, self.progress),
             lambda facts: f"{facts['rows']:,} rows in {facts['dimension']} dimensions, from {facts['given']}",

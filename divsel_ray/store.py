@@ -95,12 +95,13 @@ def read_json(path: str | Path) -> Any:
 
 @dataclass
 class Stage:
-    """One stage's folder in a run, committed or not."""
+    """One stage's folder in a run, committed or not; where `shared` is given, a commit is also linked there."""
 
     name: str
     key: str
     folder: Path
     identity: Mapping[str, Any]
+    shared: Path | None = None
     _started: float = field(default_factory=time.time)
 
     @property
@@ -161,10 +162,22 @@ class Stage:
         seconds = round(time.time() - self._started, 3)
         record = {"stage": self.name, "key": self.key, "identity": self.identity, "files": files}
         write_json(self.folder / MANIFEST, {**record, "facts": dict(facts), "seconds": seconds})
+        if self.shared is not None:
+            _link(self.shared, self.folder)
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
+
+
+def _link(place: Path, target: Path) -> None:
+    """Make `place` a relative link to a folder, unless there is a whole stage already: whoever commits first is found."""
+    if Stage("", "", place, {}).committed or (place.is_dir() and not place.is_symlink()):
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f"{place.name}{_UNFINISHED}{uuid.uuid4().hex[:12]}")
+    temporary.symlink_to(os.path.relpath(target.resolve(), place.parent.resolve()), target_is_directory=True)
+    temporary.replace(place)
 
 
 def _remove_unfinished(folder: Path) -> None:
@@ -176,14 +189,19 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 class Store:
-    """The stages of one run folder."""
+    """The stages of one run folder.
 
-    def __init__(self, root: str | Path) -> None:
+    Several runs find one another's stages through a `shared` folder: what one commits is linked there, and from there into
+    the folder of whoever needs it next. Each writes into its own folder only.
+    """
+
+    def __init__(self, root: str | Path, shared: str | Path | None = None) -> None:
         if "://" in str(root):
             raise InputError(
                 f"{root}: run folders must be on a local or mounted file system; mount the bucket and name the mount"
             )
         self.root = Path(root).absolute()
+        self.shared = None if shared is None else Path(shared).absolute()
 
     def stage(self, name: str, version: int, config: Mapping[str, Any], inputs: Sequence[str]) -> Stage:
         """The folder of a stage with this identity; `start` makes it.
@@ -193,10 +211,23 @@ class Store:
             version: raised by the stage's author when its output changes.
             config: the settings the output depends on (JSON values).
             inputs: keys of the stages, or fingerprints of the files, that it reads.
+
+        With a shared folder that holds it whole, it is linked into this one.
         """
         identity = {"stage": name, "version": version, "config": dict(config), "inputs": list(inputs)}
         key = digest(identity)
-        return Stage(name, key, self.root / name / key, identity)
+        if self.shared is None:
+            return Stage(name, key, self.root / name / key, identity)
+        self._find(self.root / name / key, self.shared / name / key)
+        return Stage(name, key, self.root / name / key, identity, self.shared / name / key)
+
+    @staticmethod
+    def _find(own: Path, shared: Path) -> None:
+        """Link a stage into this folder that the shared one holds whole; drop a link to what is whole no more."""
+        if own.is_symlink() and not Stage("", "", own, {}).committed:
+            own.unlink()
+        if not own.exists() and Stage("", "", shared, {}).committed:
+            _link(own, shared)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

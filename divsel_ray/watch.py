@@ -177,10 +177,10 @@ def require_trackers(names: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def watched(config: Config, folder: Path, progress: Progress) -> Iterator[Watchers]:
-    """The trackers that the configuration names, open for the block; `progress` is told of those that fail."""
+def watched(config: Config, folder: Path, progress: Progress, others: Sequence[Tracker] = ()) -> Iterator[Watchers]:
+    """The trackers that the configuration names, open for the block, and others; `progress` is told of those that fail."""
     with contextlib.ExitStack() as stack:
-        trackers: list[Tracker] = []
+        trackers: list[Tracker] = [*others]
         for name in dict.fromkeys(config.watch):
             try:
                 trackers.append(_TRACKERS[name](config, folder))

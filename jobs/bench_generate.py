@@ -3,8 +3,10 @@
     python jobs/bench_generate.py --smoke
     python jobs/bench_generate.py --json generate.json
 
-Contenders; each takes its turns in a fresh process, interleaved, with the same prompts, model, cores and limits:
-- plain: `vllm.LLM.generate` in one process, given token ids in the order of the rows.
+Contenders; each takes its turns in a fresh process, interleaved, with the same prompts, model, cores and limits; every turn
+another one is first:
+- plain: `vllm.LLM.generate` in one process, given token ids in the order of the rows. Its priority is lowered to that of Ray's
+  workers (nice 15), so that other work on the machine slows all contenders alike.
 - fleet: the job's own `Fleet` of one actor, from a file of prompts to files of completions: reading, the chat template,
   tokenising, sorting, generating, counting tokens after the cut, writing.
 - fleet-lora: the same with an engine that can take adapters, as rounds with `method: lora` need; none is put on.
@@ -34,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from bench_options import machine
+from bench_options import check_known, machine, words
 from rich.console import Console
 from rich.table import Table
 
@@ -52,6 +54,8 @@ wide = Console(width=None if sys.stdout.isatty() else 120)
 CONTENDERS = ("plain", "fleet", "fleet-lora")
 BAR = 0.95
 _WARM = 2
+_NICENESS = 15
+"""Of Ray's workers, unless its settings say otherwise."""
 _LORA_RANK = 8
 
 
@@ -83,6 +87,7 @@ class Turn:
         return GenerateConfig(
             max_new_tokens=self.new_tokens,
             max_prompt_tokens=self.prompt_tokens,
+            shard_size=pq.read_metadata(self.prompts).num_rows,
             dtype="float32",
             workers=Workers(count=1, cpus=self.threads),
         )
@@ -106,6 +111,8 @@ def take_turn(turn: Turn) -> Outcome:
 
 
 def _plain(turn: Turn) -> Outcome:
+    # Ray's workers run at this priority, and so does the fleet.
+    os.nice(_NICENESS)
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR"}
     began = time.perf_counter()
     import torch
@@ -270,7 +277,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=256, help="longer prompts are cut; default: 256")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all cores")
     parser.add_argument("--repeat", type=int, default=1, help="turns of each; default: 1")
-    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="default: %(default)s")
+    parser.add_argument(
+        "--contenders", type=words, default=list(CONTENDERS), metavar="LIST", help=f"default: {','.join(CONTENDERS)}"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures")
     parser.add_argument("--turn", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -283,9 +292,8 @@ def bench(options: argparse.Namespace, work: Path) -> dict[str, list[Outcome]]:
         InputError: a contender is unknown, a number below its least, or model or data are not there.
         JobError: a contender failed.
     """
-    names = options.contenders.split(",")
-    if not set(names) <= set(CONTENDERS):
-        raise InputError(f"--contenders {options.contenders}: expected some of {','.join(CONTENDERS)}")
+    names = options.contenders
+    check_known("contenders", names, CONTENDERS)
     if min(options.tokens, options.threads, options.repeat) < 1 or options.prompts < _WARM or options.prompt_tokens < 8:
         raise InputError("--tokens, --threads, --repeat: at least 1; --prompts: at least 2; --prompt-tokens: at least 8")
     model = smoke_model(work / "model") if options.smoke else resolve_model(options.model)
@@ -294,12 +302,18 @@ def bench(options: argparse.Namespace, work: Path) -> dict[str, list[Outcome]]:
     tokens = (16, 32) if options.smoke else (options.tokens, options.prompt_tokens)
     outcomes: dict[str, list[Outcome]] = {name: [] for name in names}
     for at in range(options.repeat):
-        for name in names:
+        for name in in_turn(names, at):
             folder = work / f"{at}-{name}"
             outcome = run_process(Turn(name, model, str(prompts), str(folder), *tokens, options.threads), folder)
             outcomes[name].append(outcome)
             console.print(f"  {name}, turn {at + 1} of {options.repeat}: {outcome.tokens / outcome.seconds:,.1f} tokens/s")
     return outcomes
+
+
+def in_turn(names: Sequence[str], turn: int) -> list[str]:
+    """The contenders in their order of a turn: each turn the next one is first, as whoever is first may have it easier."""
+    first = turn % len(names)
+    return [*names[first:], *names[:first]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -94,10 +94,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Sample:
-    """Memory of a process and all its descendants at one moment: proportional set size, in bytes."""
+    """Memory at one moment, proportional set size in bytes: of a process with its descendants, of the largest of those."""
 
     moment: float
     size: int
+    largest: int = 0
 
 
 # Contenders, each in a process of its own
@@ -188,7 +189,7 @@ def run_process(request: Request, folder: Path) -> tuple[dict[str, Outcome], lis
         command = [sys.executable, str(Path(__file__).resolve()), str(folder / "request.json")]
         process = subprocess.Popen(command, env=_environment(request), stdout=errors, stderr=errors)
         try:
-            samples = list(_sample_until_end(process))
+            samples = list(sample_until_end(process))
         finally:
             process.terminate()
     if process.wait() != 0:
@@ -207,7 +208,7 @@ def _environment(request: Request) -> dict[str, str]:
     return kept | dict.fromkeys(limits, str(request.threads))
 
 
-def _sample_until_end(process: subprocess.Popen[bytes]) -> Iterator[Sample]:
+def sample_until_end(process: subprocess.Popen[bytes]) -> Iterator[Sample]:
     """Samples whenever memory has grown, or processes came or went, and now and then between.
 
     Proportional sizes cost the kernel a walk through the page tables; resident sizes, which cost nothing, say when it is time,
@@ -227,7 +228,8 @@ def _sample_until_end(process: subprocess.Popen[bytes]) -> Iterator[Sample]:
         if again or total > highest + GROWTH:
             worked, before = time.thread_time(), {} if again else known
             known = {one: _measure(one, resident, before.get(one, (0, 0))) for one, resident in residents.items()}
-            yield Sample(now, sum(proportional for _, proportional in known.values()))
+            sizes = {one: proportional for one, (_, proportional) in known.items()}
+            yield Sample(now, sum(sizes.values()), max((sizes[one] for one in sizes if one != process.pid), default=0))
             due = now + (time.thread_time() - worked) / SAMPLING_SHARE if again else due
             highest = max(highest, total)
         time.sleep(POLL_SECONDS)

@@ -1,9 +1,10 @@
 """The job a Ray cluster runs: `divsel run` on the cluster that Ray's job server connects it to.
 
-    ray job submit --address http://HEAD:8265 --working-dir . -- \\
+    ray job submit --address http://localhost:8265 --working-dir . -- \\
         python jobs/run.py jobs/configs/alpaca.yaml --out /shared/runs/alpaca
 
-Takes the arguments of `divsel run`. The run folder must lie on storage that every node mounts.
+Takes the arguments of `divsel run`. The run folder must lie on storage that every node mounts. `divsel submit` does the same,
+checks the job before it is sent, and also from a folder that is not this repository.
 """
 
 import sys

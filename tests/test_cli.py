@@ -245,3 +245,6 @@ def test_ctrl_c_says_the_command_that_goes_on(monkeypatch, tmp_path):
     done = divsel("run", config, "budget=6", "--out", tmp_path / "run")
     assert done.exit_code == 130
     assert f"divsel run '{config}' --out {tmp_path / 'run'} budget=6" in done.stderr
+    done = divsel("quickstart", "--fast", "budget=6", "--out", tmp_path / "run")
+    assert done.exit_code == 130
+    assert f"divsel quickstart --fast --out {tmp_path / 'run'} budget=6" in done.stderr

@@ -8,9 +8,12 @@ import pytest
 
 from divsel_ray.config import Config
 from divsel_ray.progress import Silent
+from divsel_ray.resources import Cluster
 from divsel_ray.rounds import RefiningJob
 from divsel_ray.store import Store
 from tests.models.tiny import save_language_model, save_reward_model
+
+HERE = Cluster(cpus=4, gpus=0, node_cpus=4, node_gpus=0, memory_gib=8, nodes=1, local=False)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,14 @@ def test_completions_of_another_base_model_are_others(config, tmp_path):
         job = RefiningJob(changed, Store(tmp_path / "run"), Silent(), None, dry=True)
         keys.add(job.generate(0, job.store.stage("round-1/draw", 1, {}, []), None, None).key)
     assert len(keys) == 2
+
+
+def test_what_training_says_of_the_models_own_code_holds_for_generation(config, tmp_path):
+    for trusted in (False, True):
+        train = config.refine.train.model_copy(update={"trust_remote_code": trusted})
+        changed = config.model_copy(update={"refine": config.refine.model_copy(update={"train": train})})
+        job = RefiningJob(changed, Store(tmp_path / "run"), Silent(), HERE)
+        assert job._streaming(None).fleet._settings.trust_remote_code is trusted
 
 
 def test_shards_are_scored_while_others_are_generated_and_a_kill_between_loses_and_repeats_nothing(config, cluster, tmp_path):

@@ -1,5 +1,7 @@
 """The plan: rows, memory, hours and money where they are known, and what does not fit."""
 
+from dataclasses import replace
+
 import pytest
 
 from divsel_ray.config.files import build_config
@@ -161,6 +163,20 @@ def test_completions_that_judges_rate_hold_no_gpu(tmp_path, encoder):
     config = job(tmp_path, encoder, refine=refine, reward={"judge": JUDGE})
     assert held(config, "score") == held(config, "second") == (1, 0)
     check_cluster(job(tmp_path, encoder, refine=refine, reward={"judge": JUDGE, "workers": {"gpus": 2}}), HERE)
+
+
+def test_training_that_needs_more_cpus_at_once_than_there_are_is_refused_before_anything_starts(tmp_path, encoder):
+    def training(cluster, **train):
+        check_cluster(job(tmp_path, encoder, reward={"model": encoder}, refine={"train": {"model": encoder, **train}}), cluster)
+
+    # One of the five CPUs is spared from actors, but not from training.
+    five = replace(HERE, node_cpus=5)
+    message = r"^refine\.train\.workers: 3 workers x 2 CPUs are needed at once, the cluster has 5; lower the count or cpus$"
+    with pytest.raises(InputError, match=message):
+        training(five, workers={"count": 3, "cpus": 2})
+    training(five, workers={"count": 5, "cpus": 1})
+    training(five, workers={"count": 3, "cpus": 2}, min_workers=2)
+    training(replace(five, local=True), workers={"count": 3, "cpus": 2})
 
 
 def test_a_due_quality_stage_of_some_rows_is_planned_with_those(tmp_path, encoder):

@@ -132,3 +132,64 @@ def test_the_lock_dies_with_its_process(tmp_path):
 def test_object_store_folders_are_refused_with_advice():
     with pytest.raises(InputError, match="mount the bucket"):
         Store("s3://bucket/run")
+
+
+def commit(store, text="rows"):
+    """A stage of this store, made in it unless it is found."""
+    stage = store.stage("round-1/draw", 1, {"size": 3}, [])
+    if not stage.committed:
+        (stage.start() / "part.parquet").write_text(text)
+        stage.commit({"made_in": store.root.name})
+    return stage
+
+
+def test_a_stage_that_one_run_commits_is_found_by_those_that_share_with_it(tmp_path):
+    first, second = (Store(tmp_path / name, tmp_path / "shared") for name in ("a", "b"))
+    commit(first)
+    found = commit(second)
+    assert found.facts == {"made_in": "a"}
+    assert found.folder == tmp_path / "b/round-1/draw" / found.key
+    assert found.folder.is_symlink()
+    assert (Store(tmp_path / "b").root / "round-1/draw" / found.key / "part.parquet").read_text() == "rows"
+    assert [p.name for p in tmp_path.glob("*/round-1/draw/*")] == [found.key] * 3
+
+
+def test_runs_that_share_nothing_make_their_own(tmp_path):
+    commit(Store(tmp_path / "a", tmp_path / "shared"))
+    assert commit(Store(tmp_path / "b")).facts == {"made_in": "b"}
+
+
+def test_links_survive_a_move_of_the_whole_folder(tmp_path):
+    for name in ("a", "b"):
+        commit(Store(tmp_path / "old" / name, tmp_path / "old/shared"))
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert commit(Store(tmp_path / "new/b")).facts == {"made_in": "a"}
+
+
+def test_who_commits_first_is_shared_and_the_other_keeps_its_own(tmp_path):
+    first, second = (Store(tmp_path / name, tmp_path / "shared").stage("pool", 1, {}, []) for name in ("a", "b"))
+    for stage in (first, second):
+        stage.start()
+        stage.commit({"made_in": stage.folder.parents[1].name})
+    assert second.facts == {"made_in": "b"}
+    assert Store(tmp_path / "c", tmp_path / "shared").stage("pool", 1, {}, []).facts == {"made_in": "a"}
+
+
+@pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_text("ro")])
+def test_a_shared_stage_that_is_whole_no_more_is_made_anew(tmp_path, damage):
+    owner, reader = (Store(tmp_path / name, tmp_path / "shared") for name in ("a", "b"))
+    made = commit(owner)
+    commit(reader)
+    damage(made.folder / "part.parquet")
+    again = commit(reader)
+    assert again.facts == {"made_in": "b"}
+    assert not again.folder.is_symlink()
+    assert commit(Store(tmp_path / "c", tmp_path / "shared")).facts == {"made_in": "b"}
+
+
+def test_a_shared_stage_whose_folder_is_gone_is_made_anew(tmp_path):
+    commit(Store(tmp_path / "a", tmp_path / "shared"))
+    reader = Store(tmp_path / "b", tmp_path / "shared")
+    commit(reader)
+    (tmp_path / "a").rename(tmp_path / "elsewhere")
+    assert commit(reader).facts == {"made_in": "b"}

@@ -7,18 +7,21 @@ import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from divsel_ray.cli.app import Out, Overrides, app
-from divsel_ray.cli.console import AsJson, Quiet, print_result, reported, resumable, say
+from divsel_ray.cli.console import AsJson, Quiet, fail, print_result, reported, resumable, say
 from divsel_ray.cli.tables import comparison_lines, comparison_table
 from divsel_ray.config import Config
 from divsel_ray.config.files import dump_config, load_config, quickstart_config, quickstart_text
 from divsel_ray.errors import InputError
 from divsel_ray.progress import Progress
+
+if TYPE_CHECKING:
+    from divsel_ray.submit import Submission
 
 _QUICKSTART = (
     "About 7 minutes on two cores, 9 GiB of memory; the first run also converts Gemma once (about a minute).\n"
@@ -26,6 +29,15 @@ _QUICKSTART = (
     "Gemma is used under its own terms: https://ai.google.dev/gemma/terms"
 )
 _QUICKSTART_FAST = _QUICKSTART.replace("About 7 minutes", "About 4 minutes")
+
+
+WaitFor = Annotated[
+    str | None,
+    typer.Option(
+        "--wait-for",
+        help="Begin when a cluster that scales has so much free, e.g. CPU=64,GPU=2: a job is planned by what is there.",
+    ),
+]
 
 
 @app.command()
@@ -57,6 +69,7 @@ def run(
     config: Annotated[Path, typer.Argument(help="YAML configuration.")],
     overrides: Overrides = None,
     out: Out = None,
+    wait_for: WaitFor = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -66,7 +79,57 @@ def run(
     """
     with reported(quiet) as progress:
         settings = load_config(config, overrides or [])
-        _run(settings, out or Path("runs") / config.stem, ["run", str(config)], overrides, progress, quiet, as_json)
+        _run(settings, out or Path("runs") / config.stem, ["run", str(config)], overrides, progress, quiet, as_json, wait_for)
+
+
+@app.command()
+def submit(
+    config: Annotated[Path, typer.Argument(help="YAML configuration, inside the working directory.")],
+    address: Annotated[str, typer.Option("--address", help="The job server, e.g. http://localhost:8265.")],
+    out: Annotated[str, typer.Option("--out", help="Run folder: an absolute path on storage that every node mounts.")],
+    overrides: Overrides = None,
+    wait_for: WaitFor = None,
+    working_dir: Annotated[Path, typer.Option("--working-dir", help="Folder that is sent to the cluster.")] = Path(),
+    token_file: Annotated[Path | None, typer.Option("--token-file", help="File with the cluster's token.")] = None,
+    following: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the job's log until it ends.")] = True,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a configured job on a Ray cluster, through its job server; ends with the job's exit code.
+
+    Example: [bold]divsel submit job.yaml --address http://localhost:8265 --out /shared/runs/job budget=5000[/bold]
+
+    The configuration is checked here first. Then the working directory is sent,
+    without runs/, hidden folders, virtual environments and what .gitignore and
+    .rayignore name; at most 100 MiB. In it the cluster starts
+    [bold]python -m divsel_ray.cli run[/bold]: with the code of the working directory where
+    that is this repository, else with the package that its nodes have installed.
+
+    Data and the run folder lie on storage that every node mounts. Ctrl-C leaves the
+    job running; a job that is submitted again goes on with what its folder holds.
+    """
+    with reported(quiet=True):
+        from divsel_ray.submit import Submission, submit
+
+        asked = Submission(config, out, working_dir, address, tuple(overrides or []), wait_for, token_file)
+        client, job = submit(asked)
+        say(quiet, f"Submitted {job} to {address}; everything goes to {out}")
+        say(quiet, f"To follow it: {asked.ray_job('logs --follow', job)}\nTo stop it: {asked.ray_job('stop', job)}")
+        if following:
+            _follow(client, asked, job, quiet)
+        print_result({"job": job, "out": out}, as_json)
+
+
+def _follow(client: Any, asked: Submission, job: str, quiet: bool) -> None:
+    """Show a job's log; return when it has ended well, else end the command with its exit code."""
+    from divsel_ray.submit import follow
+
+    try:
+        outcome = follow(client, asked, job, lambda text: None if quiet else typer.echo(text, nl=False, err=True))
+    except KeyboardInterrupt:
+        fail(f"{job} goes on. To stop it: {asked.ray_job('stop', job)}", 130)
+    if outcome.exit_code:
+        fail(f"{job} {outcome.text}", outcome.exit_code)
 
 
 @app.command()
@@ -137,16 +200,24 @@ def _run(
     progress: Progress,
     quiet: bool,
     as_json: bool,
+    wait_for: str | None = None,
 ) -> None:
-    """Run the job of a command, which the same command with `--out` and the overrides goes on with."""
+    """Run the job of a command, which the same command with `--out`, `--wait-for` and the overrides goes on with."""
+    from divsel_ray.nodes import await_nodes
     from divsel_ray.pipeline import run_job
     from divsel_ray.report.page import write_report
     from divsel_ray.report.signs import recorded_signs
+    from divsel_ray.resources import connect
     from divsel_ray.store import RUN_MANIFEST
 
     began = time.monotonic()
     say(quiet, _describe(config, folder))
-    with resumable(shlex.join(["divsel", *command, "--out", str(folder), *(overrides or [])])):
+    waiting = ["--wait-for", wait_for] if wait_for else []
+    with resumable(shlex.join(["divsel", *command, "--out", str(folder), *waiting, *(overrides or [])])):
+        if wait_for:
+            say(quiet, f"Waiting for {wait_for}")
+            connect()
+            await_nodes(wait_for, config.placement_timeout_s)
         run_job(config, folder, progress)
     page = write_report(folder)
     for sign in recorded_signs(folder):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
     from divsel_ray.cluster.choose import Choice
+    from divsel_ray.compare_encoders import EncoderComparison
     from divsel_ray.report.compare import Comparison
 
 
@@ -48,3 +49,61 @@ def comparison_lines(found: Comparison) -> Iterator[str]:
     yield f"overlap of selections (Jaccard) {found.overlap:.3f}; random selections: {found.overlap_by_chance:.3f}"
     for sign in found.signs:
         yield f"look at: {sign.name}: {sign.evidence}. Likely cause: {sign.cause}. Try: {sign.setting}."
+
+
+def evaluation_table(found: Mapping[str, Any]) -> Table:
+    """One line for each metric and model; `found` is the content of `evaluate.json`."""
+    table = Table("metric", "model", box=None, pad_edge=False, header_style="dim")
+    for name in ("value", "n", "against\nthe first"):
+        table.add_column(name, justify="right", no_wrap=True)
+    last = None
+    for one in found["figures"]:
+        metric, last = "" if one["metric"] == last else one["metric"], one["metric"]
+        figures = (_with_error(one["value"], one["standard_error"]), "-" if one["count"] is None else f"{one['count']:,}")
+        change = "" if one["change"] is None else _with_error(one["change"], one["change_error"], sign="+")
+        table.add_row(escape(metric), escape(one["model"]), *figures, change)
+    return table
+
+
+def cluster_loss_table(found: Mapping[str, Any], shown: int = 10) -> Table:
+    """Held-out loss of the clusters with most rows, a column for each model."""
+    names = [model["name"] for model in found["models"]]
+    table = Table("cluster", "rows", *map(escape, names), box=None, pad_edge=False, header_style="dim")
+    for one in found["clusters"][:shown]:
+        values = [_with_error(figure["value"], figure["standard_error"]) for figure in one["figures"]]
+        table.add_row(str(one["cluster"]), f"{one['rows']:,}", *values)
+    return table
+
+
+def _with_error(value: float, error: float | None, sign: str = "") -> str:
+    return f"{value:{sign}.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+
+def encoders_table(found: EncoderComparison) -> Table:
+    """One line for each encoder; the losses only where models were trained."""
+    trained = any(one.held_out_loss is not None for one in found.encoders)
+    table = Table("encoder", box=None, pad_edge=False, header_style="dim")
+    losses = ("held-out\nloss", "gained by\ntraining") if trained else ()
+    for name in ("dim.", "s", "silhouette", "stability\n(ARI)", "clusters\ncovered", "Vendi\n/ random", *losses):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in found.encoders:
+        vendi = one.vendi / one.vendi_by_chance if one.vendi and one.vendi_by_chance else None
+        covered = "-" if one.clusters_covered is None else f"{one.clusters_covered:.0%}"
+        figures = (_figure(one.silhouette, 3), _figure(one.stability, 2), covered, _figure(vendi, 2))
+        outcome = (_figure(one.held_out_loss, 3), _figure(one.gain, 3)) if trained else ()
+        table.add_row(escape(one.name), f"{one.dimension:,}", f"{one.seconds:,.0f}", *figures, *outcome)
+    return table
+
+
+def encoder_pairs_table(found: EncoderComparison) -> Table:
+    """One line for each pair of encoders."""
+    table = Table("pair", box=None, pad_edge=False, header_style="dim")
+    for name in ("same clusters\n(ARI)", "same rows\n(Jaccard)"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in found.pairs:
+        table.add_row(escape(f"{one.one}, {one.other}"), f"{one.clusters_agree:.2f}", f"{one.overlap:.3f}")
+    return table
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -16,6 +16,7 @@ import numpy as np
 import ray
 import torch
 
+from divsel_ray.actors import RESTARTED
 from divsel_ray.cluster import balance, lloyd, rows, shards
 from divsel_ray.cluster.actors import CALL_SECONDS, Blocks, Coordinator, Holding, RayShards, ShardActor, Source, WholeActor
 from divsel_ray.cluster.journal import Journal
@@ -25,7 +26,7 @@ from divsel_ray.cluster.shards import Geometry, LocalShards, Shards
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster, await_ready
-from divsel_ray.tasks import MAX_RETRIES, explained, last_line
+from divsel_ray.tasks import explained, last_line
 
 Mode = Literal["auto", "memory", "streaming"]
 
@@ -36,7 +37,6 @@ BALANCING_ITERATIONS = 5
 """Assignments with a size cap; the best is kept."""
 STATE_BYTES = 64
 """What a shard remembers of a row besides the row."""
-_RESTARTED = {"max_restarts": MAX_RETRIES, "max_task_retries": MAX_RETRIES}
 
 
 @contextlib.contextmanager
@@ -76,7 +76,7 @@ def start_shards(
 
 def _start_whole(sources: Sequence[Source], holding: Holding, threads: int) -> tuple[list[Any], list[Any]]:
     # Beside the loop, a thread for each task it is given, and one that says where the loop is.
-    options = {"num_cpus": threads * holding.workers.cpus, "max_concurrency": threads + 2, **_RESTARTED}
+    options = {"num_cpus": threads * holding.workers.cpus, "max_concurrency": threads + 2, **RESTARTED}
     actor = ray.remote(**options)(WholeActor).remote(list(sources), holding, threads)
     return [actor], [actor]
 
@@ -85,10 +85,10 @@ def _start_apart(
     sources: Sequence[Source], cluster: Cluster, holding: Holding, count: int, coordinated: bool
 ) -> tuple[list[Any], list[Any]]:
     workers = holding.workers
-    options = {"num_cpus": workers.cpus, "num_gpus": cluster.gpus_per_worker(workers), **_RESTARTED}
+    options = {"num_cpus": workers.cpus, "num_gpus": cluster.gpus_per_worker(workers), **RESTARTED}
     actor_class = ray.remote(**options)(ShardActor)
     actors = [actor_class.remote(list(sources[low:high]), holding) for low, high in rows.bounds(len(sources), count)]
-    coordinators = [ray.remote(num_cpus=0, max_concurrency=2, **_RESTARTED)(Coordinator).remote(actors)] if coordinated else []
+    coordinators = [ray.remote(num_cpus=0, max_concurrency=2, **RESTARTED)(Coordinator).remote(actors)] if coordinated else []
     return actors, coordinators
 
 

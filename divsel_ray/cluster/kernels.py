@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from divsel_ray.cluster.exact import Float32, Float64, Grid, Int64
-from divsel_ray.cluster.screen import Screen
+from divsel_ray.cluster.screen import DEVICE_BYTES, Screen
 
 Rows = npt.NDArray[Any] | torch.Tensor
 """Vectors, shape (n, d), float16, bfloat16 or float32."""
@@ -25,6 +25,8 @@ Int32 = npt.NDArray[np.int32]
 
 BLOCK_ELEMENTS = 1 << 22
 """Elements of the rows that are handled together."""
+DEVICE_ELEMENTS = 1 << 26
+"""The same on a GPU, where every step costs its start."""
 CACHED_ELEMENTS = 1 << 16
 """Elements of a float64 temporary, so that it stays in a core's cache."""
 LARGEST_SQUARED_NORM = 1e36
@@ -113,6 +115,10 @@ def wide(rows: Rows) -> Float64:
     return rows.double().numpy() if rows.dtype == torch.bfloat16 else rows.numpy().astype(np.float64, order="C")
 
 
+def _on_host(rows: Rows) -> bool:
+    return isinstance(rows, np.ndarray) or rows.device.type == "cpu"
+
+
 def pair_distances(rows: Rows, others: Float32 | Float64) -> Float64:
     """Squared Euclidean distance of each row to its partner, or of all rows to one vector, in float64.
 
@@ -126,6 +132,10 @@ def pair_distances(rows: Rows, others: Float32 | Float64) -> Float64:
         (n,) squared distances.
     """
     result = np.empty(len(rows), np.float64)
+    if not _on_host(rows):
+        for part in slices(len(rows), rows.shape[1], BLOCK_ELEMENTS):
+            result[part] = pair_distances(torch.as_tensor(rows[part]).cpu(), others if others.ndim == 1 else others[part])
+        return result
     for part in slices(len(rows), rows.shape[1], CACHED_ELEMENTS):
         difference = wide(rows[part])
         difference -= others if others.ndim == 1 else others[part]
@@ -136,7 +146,7 @@ def pair_distances(rows: Rows, others: Float32 | Float64) -> Float64:
 def own_distances(rows: Rows, centroids: Float32, labels: Int32) -> Float64:
     """Squared distances (n,) of rows to the centroids they are labelled with."""
     result = np.empty(len(rows), np.float64)
-    for part in slices(len(rows), rows.shape[1], CACHED_ELEMENTS):
+    for part in slices(len(rows), rows.shape[1], CACHED_ELEMENTS if _on_host(rows) else BLOCK_ELEMENTS):
         result[part] = pair_distances(rows[part], centroids[labels[part]])
     return result
 
@@ -238,12 +248,38 @@ def settle(rows: Rows, centroids: Float32, row: Int64, centroid: Int64) -> tuple
     Returns:
         labels (n,) and squared distances (n,).
     """
+    if isinstance(rows, torch.Tensor) and not _on_host(rows):
+        return settle_on_device(rows, centroids, row, centroid)
     distances = np.empty(len(row), np.float64)
     for part in slices(len(row), rows.shape[1], CACHED_ELEMENTS):
         distances[part] = pair_distances(rows[row[part]], centroids[centroid[part]])
     order = np.lexsort((centroid, distances, row))
     firsts = order[np.flatnonzero(np.diff(row[order], prepend=-1))]
     return centroid[firsts].astype(np.int32), distances[firsts]
+
+
+def settle_on_device(rows: torch.Tensor, centroids: Float32, row: Int64, centroid: Int64) -> tuple[Int32, Float64]:
+    """The labels of `settle`, found where the rows are; only candidates within its rounding are settled on the host.
+
+    A sum of d squares is off by at most (d + 2) roundoffs of float64 in whatever order (Higham 2002, Eq. 3.5), on the
+    device as on the host, so a candidate farther than the nearest one by more than four times that is not the nearest.
+    """
+    at, to = (torch.from_numpy(index).to(rows.device) for index in (row, centroid))
+    table = torch.from_numpy(centroids).to(rows.device)
+    distances = torch.empty(len(at), dtype=torch.float64, device=rows.device)
+    for part in slices(len(at), rows.shape[1], DEVICE_BYTES // distances.itemsize):
+        distances[part] = (rows[at[part]].double() - table[to[part]]).square_().sum(dim=1)
+    least = torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.device)
+    least.scatter_reduce_(0, at, distances, "amin")
+    near = distances <= least[at] * (1 + 4 * (rows.shape[1] + 2) * 2.0**-53)
+    labels = torch.empty(len(rows), dtype=torch.int64, device=rows.device).scatter_(0, at[near], to[near]).cpu().numpy()
+    squared = least.cpu().numpy()
+    tied = (near & (torch.bincount(at[near], minlength=len(rows))[at] > 1)).cpu().numpy()
+    if tied.any():
+        among, place = np.unique(row[tied], return_inverse=True)
+        some = rows[torch.from_numpy(among).to(rows.device)].cpu()
+        labels[among], squared[among] = settle(some, centroids, place, centroid[tied])
+    return labels.astype(np.int32), squared
 
 
 def reassign(rows: torch.Tensor, move: Move, moved: Screen, everything: Screen, known: Known) -> Screen:
@@ -333,6 +369,6 @@ def accumulate(rows: torch.Tensor, labels: torch.Tensor, sums: torch.Tensor, gri
         grid: what the rows are rounded to.
         sign: 1 or -1.
     """
-    for part in slices(len(rows), rows.shape[1], BLOCK_ELEMENTS // 4):
+    for part in slices(len(rows), rows.shape[1], BLOCK_ELEMENTS // 4 if _on_host(rows) else DEVICE_ELEMENTS):
         values = grid.round(rows[part])
         sums.index_add_(0, labels[part].to(sums.device, torch.int64), values, alpha=sign)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 
 from divsel_ray.cluster.exact import Int64
-from divsel_ray.cluster.kernels import BLOCK_ELEMENTS, Rows, slices, squared_norms, tensor_of, wide
+from divsel_ray.cluster.kernels import BLOCK_ELEMENTS, DEVICE_ELEMENTS, Rows, slices, squared_norms, tensor_of, wide
 from divsel_ray.errors import InputError
 
 
@@ -203,7 +203,7 @@ class Held:
 
     def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Views of the rows."""
-        for part in slices(len(self._rows), self.dimension, BLOCK_ELEMENTS):
+        for part in slices(len(self._rows), self.dimension, BLOCK_ELEMENTS if self.device.type == "cpu" else DEVICE_ELEMENTS):
             yield part.start, self._rows[part]
 
     def take(self, indices: Int64) -> torch.Tensor:

@@ -6,6 +6,8 @@ out of that hash where it never changes a result: everywhere but in training and
 """
 
 from divsel_ray.config.base import Section, Workers
+from divsel_ray.config.embedding import EmbedApiConfig, EmbedConfig
+from divsel_ray.config.evaluation import EvaluateConfig
 from divsel_ray.config.job import Config, PricesConfig
 from divsel_ray.config.refinement import GenerateConfig, RefineConfig, TrainConfig, WeightsConfig
 from divsel_ray.config.scoring import FitRewardConfig, JudgeConfig, QualityConfig, RewardConfig
@@ -15,7 +17,6 @@ from divsel_ray.config.selection import (
     CleanConfig,
     ClusterConfig,
     ConversationPart,
-    EmbedConfig,
     PoolConfig,
     SelectConfig,
 )
@@ -27,7 +28,9 @@ __all__ = [
     "ClusterConfig",
     "Config",
     "ConversationPart",
+    "EmbedApiConfig",
     "EmbedConfig",
+    "EvaluateConfig",
     "FitRewardConfig",
     "GenerateConfig",
     "JudgeConfig",

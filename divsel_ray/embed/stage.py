@@ -6,40 +6,44 @@ for any number of actors; a finished partition is a file and is not embedded aga
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divsel_ray.actors import map_on_actors
 from divsel_ray.config import EmbedConfig
-from divsel_ray.embed.encoder import Encoder
+from divsel_ray.embed.api_stage import embed_by_api
+from divsel_ray.embed.encoder import load_encoder
+from divsel_ray.embed.files import embed_file
+from divsel_ray.errors import InputError
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
-from divsel_ray.store import atomic_path
-
-_COLUMNS = {"prompt": ["prompt"], "prompt_completion": ["prompt", "completion"], "user_turns": ["messages"]}
-"""What `texts_of` needs of the pool."""
 
 
 def embed_pool(pool_files: list[str], config: EmbedConfig, folder: Path, cluster: Cluster, progress: Progress) -> dict[str, Any]:
     """Write one Parquet file (row_id, embedding: fixed-size list of float16) for each pool partition.
 
     Returns:
-        {"rows", "dimension", "actors"}.
+        {"rows", "dimension", "actors"}; of a server besides what `embed_by_api` counts.
 
     Raises:
-        JobError: the cluster gave the actors no place.
+        InputError: the model cannot be loaded, or a server's key, model or address is wrong.
+        JobError: the cluster gave the actors no place, or a server's spending limit is reached.
         RayError: an actor lost its process or node more than `MAX_RETRIES` times.
     """
+    if config.api is not None:
+        return embed_by_api(pool_files, config, config.api, folder, cluster, progress)
     total = sum(pq.read_metadata(file).num_rows for file in pool_files)
     actors = cluster.count(config.workers, len(pool_files))
     items = [{"source": file, "target": str(folder / Path(file).name)} for file in pool_files]
     gpus = cluster.gpus_per_worker(config.workers)
     done, dimension = 0, 0
     for batch in map_on_actors(items, EmbedPartition, {"config": config}, "embed", config.workers, actors, cluster, gpus=gpus):
+        if batch["failure"][0]:
+            raise InputError(str(batch["failure"][0]))
         done += int(batch["rows"][0])
         dimension = int(batch["dimension"][0])
         progress.advance(done, total, "rows")
@@ -47,41 +51,19 @@ def embed_pool(pool_files: list[str], config: EmbedConfig, folder: Path, cluster
 
 
 class EmbedPartition:
-    """An actor that holds the encoder and embeds one partition per call."""
+    """An actor that loads the encoder with its first partition and embeds one per call."""
 
     def __init__(self, config: EmbedConfig) -> None:
         self._config = config
-        self._encoder = Encoder(config)
+        self._encoder = cache(lambda: load_encoder(config))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Embed the partition file named in the batch of one, unless its output is there."""
+        """Embed the partition named in the batch of one, unless that is done; what the user has to mend is the `failure`."""
         source, target = str(batch["source"][0]), Path(str(batch["target"][0]))
-        if not target.exists():
-            self._embed(source, target)
+        try:
+            encoder = self._encoder()
+        except InputError as error:
+            return {"rows": np.array([0]), "dimension": np.array([0]), "failure": np.array([str(error)])}
+        embed_file(source, target, encoder, self._config.text)
         rows = pq.read_metadata(target).num_rows
-        return {"rows": np.array([rows]), "dimension": np.array([self._encoder.dimension])}
-
-    def _embed(self, source: str, target: Path) -> None:
-        table = pq.read_table(source, columns=["row_id", *_COLUMNS[self._config.text]])
-        row_ids = table["row_id"].to_pylist()
-        write_vectors(table["row_id"], self._encoder.encode(texts_of(table, self._config.text), row_ids), target)
-
-
-def texts_of(table: pa.Table, text: str) -> list[str]:
-    """What of each row is embedded, by the setting `embed.text`."""
-    if text == "user_turns":
-        conversations = table["messages"].to_pylist()
-        return ["\n\n".join(turn["content"] for turn in turns if turn["role"] == "user") for turns in conversations]
-    prompts = table["prompt"].to_pylist()
-    if text == "prompt":
-        return list(prompts)
-    return [f"{prompt}\n{completion}" for prompt, completion in zip(prompts, table["completion"].to_pylist(), strict=True)]
-
-
-def write_vectors(row_ids: pa.ChunkedArray, vectors: np.ndarray, target: Path) -> None:
-    """Write Parquet with row_id and embedding. Vectors: (n, d) float16."""
-    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), pa.float16())
-    embedding = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    with atomic_path(target) as path:
-        # Dictionaries would make the vectors ten times slower to read, and nothing about them can be compressed.
-        pq.write_table(pa.table({"row_id": row_ids, "embedding": embedding}), path, use_dictionary=False, compression="none")
+        return {"rows": np.array([rows]), "dimension": np.array([encoder.dimension]), "failure": np.array([""])}

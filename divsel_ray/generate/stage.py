@@ -51,24 +51,31 @@ class EngineSettings:
 
 
 def read_chat_template(config: GenerateConfig) -> str | None:
-    """The text of the configured chat template, or None for the model's own.
+    """The text of the configured chat template; see `read_template`."""
+    return read_template(config.chat_template, "refine.generate.chat_template")
+
+
+def read_template(file: str | None, setting: str) -> str | None:
+    """The text of a chat template, or None for the model's own.
+
+    Args:
+        file: that holds it; None for the model's own.
+        setting: that names it, for messages.
 
     Raises:
         InputError: the file cannot be read, or is no Jinja template.
     """
-    if config.chat_template is None:
+    if file is None:
         return None
     from jinja2 import Environment, TemplateSyntaxError
 
     try:
-        text = Path(config.chat_template).expanduser().read_text(encoding="utf-8")
+        text = Path(file).expanduser().read_text(encoding="utf-8")
         Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"refine.generate.chat_template: {config.chat_template}: cannot be read: {one_line(error)}") from None
+        raise InputError(f"{setting}: {file}: cannot be read: {one_line(error)}") from None
     except TemplateSyntaxError as error:
-        raise InputError(
-            f"refine.generate.chat_template: {config.chat_template}: line {error.lineno}: not a Jinja template: {error.message}"
-        ) from None
+        raise InputError(f"{setting}: {file}: line {error.lineno}: not a Jinja template: {error.message}") from None
     return text
 
 

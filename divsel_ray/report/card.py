@@ -82,8 +82,8 @@ def _method(run: Run) -> str:
 
 
 def _vectors(config: Config) -> str:
-    given = config.embed.given
-    return f"comes with its own vector ({_code(given)})" if given else f"is embedded with {_code(config.embed.model)}"
+    source = _code(config.embed.source)
+    return f"comes with its own vector ({source})" if config.embed.given else f"is embedded with {source}"
 
 
 def _columns() -> str:

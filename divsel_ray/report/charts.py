@@ -1,12 +1,13 @@
 """Plotly figures from plain numbers.
 
-Every string in them is written here: no text of a row, a file name or a model ever enters a figure.
+Every string in them is written here: no text of a row, a file name or a model enters a figure, but for the beginnings of
+prompts on the map, which `html.hover_text` makes harmless.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import plotly.io
 from markupsafe import Markup
 
 from divsel_ray.report.facts import Cluster
+from divsel_ray.report.html import hover_text
+from divsel_ray.report.points import Points
 from divsel_ray.report.records import Mean
 
 POOL, SELECTED, HELD_OUT = "#8a94a3", "#2f6fb0", "#d9772b"
@@ -22,6 +25,14 @@ _LINES = ("#2f6fb0", "#d9772b", "#3a9a6f", "#b0508f", "#8a6d3b", "#5f9ed1", "#c7
 _DIVERGING = [[0.0, "#c7602a"], [0.5, "#dfe3e8"], [1.0, "#2f6fb0"]]
 _BINS = 40
 _FEW_STEPS = 15
+_MAP_COLORS = "#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #717581 #92dadd".split()
+"""Ten that colour-blind eyes tell apart (Petroff 2021, arXiv 2107.02270)."""
+_MAP_SYMBOLS = ("circle", "diamond", "square", "triangle-up")
+"""Clusters take the colours in turn, with the next shape once all were taken."""
+_NAMED = 12
+"""Clusters that the map's legend lists."""
+_APART, _CLEAR = 0.06, 0.025
+"""Shares of the map that a cluster's number keeps from other numbers, and from selected rows."""
 AXIS = {"gridcolor": "rgba(128,128,128,0.2)", "zeroline": False, "automargin": True, "fixedrange": True}
 MOST_LINES = len(_LINES)
 """Clusters up to which weights are drawn as lines."""
@@ -127,6 +138,101 @@ def quality_figure(pool: Sequence[float], selected: Sequence[float]) -> go.Figur
         hover = "quality about %{x:.3g}: %{y:.1f} %"
         figure.add_bar(x=middles, y=shares, name=label, marker_color=color, opacity=0.65, hovertemplate=hover)
     return figure
+
+
+def map_figure(points: Points, order: Sequence[int]) -> go.Figure:
+    """Rows in the plane in their cluster's colour and shape; selected ones are larger and ringed.
+
+    Args:
+        points: of the map.
+        order: cluster numbers, the largest first; the first ones are listed and named on the map.
+    """
+    figure = _figure("", "", hovermode="closest", hoverdistance=8)
+    figure.update_layout(height=600, margin={"l": 0, "r": 0, "b": 0}, legend={"itemsizing": "constant", "traceorder": "normal"})
+    rank = np.full(max(order) + 1, len(order))
+    rank[list(order)] = np.arange(len(order))
+    of_row = rank[points.clusters]
+    for place, number in enumerate(order[:_NAMED]):
+        _add_rows(figure, points, of_row, of_row == place, f"cluster {number}", _looks(np.array([place])))
+    if len(order) > _NAMED:
+        _add_rows(figure, points, of_row, of_row >= _NAMED, "other clusters", {"color": POOL})
+    _add_names(figure, points, order[:_NAMED])
+    hidden = {"showticklabels": False, "showgrid": False, "title": None, "fixedrange": False}
+    (left, right), (low, high) = (_range(points.places[:, axis]) for axis in (0, 1))
+    return figure.update_xaxes(range=[left, right], **hidden).update_yaxes(range=[low, high], **hidden)
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    """From the least to the greatest, with a margin."""
+    margin = 0.03 * max(float(np.ptp(values)), 1e-6)
+    return float(values.min()) - margin, float(values.max()) + margin
+
+
+def _add_rows(
+    figure: go.Figure, points: Points, rank: np.ndarray, shown: np.ndarray, name: str, entry: Mapping[str, object]
+) -> None:
+    """Those of the rows that are shown, the selected ones above the others, and their entry in the legend, which hides them."""
+    figure.add_scatter(x=[None], y=[None], mode="markers", name=name, legendgroup=name, hoverinfo="skip", marker=entry)
+    for selected, size, line in ((False, 5.0, 0.0), (True, *_ring(points.marked))):
+        rows = np.flatnonzero(shown & (points.selected == selected))
+        figure.add_scatter(
+            x=points.places[rows, 0],
+            y=points.places[rows, 1],
+            mode="markers",
+            legendgroup=name,
+            showlegend=False,
+            zorder=int(selected),
+            meta="selected" if selected else None,
+            marker={**_looks(rank[rows]), "size": size, "opacity": 1 if selected else 0.7, "line": {"width": line}},
+            text=[hover_text(points.texts[row]) for row in rows],
+            customdata=points.clusters[rows],
+            hovertemplate=f"<b>cluster %{{customdata}}{', selected' if selected else ''}</b><br>%{{text}}<extra></extra>",
+        )
+
+
+def _looks(rank: np.ndarray) -> dict[str, list[str]]:
+    """Colour and shape of clusters by their rank in size."""
+    return {
+        "color": [_MAP_COLORS[place % len(_MAP_COLORS)] for place in rank],
+        "symbol": [_MAP_SYMBOLS[place // len(_MAP_COLORS) % len(_MAP_SYMBOLS)] for place in rank],
+    }
+
+
+def _ring(selected: int) -> tuple[float, float]:
+    """Size of selected rows and width of their rings: the more there are, the smaller, so that they hide little."""
+    return (11.0, 2.0) if selected <= 100 else (8.0, 1.5) if selected <= 400 else (6.0, 1.0)
+
+
+def _add_names(figure: go.Figure, points: Points, clusters: Sequence[int]) -> None:
+    """The numbers of clusters, each on that of its rows nearest to their midst where it touches no other number.
+
+    Nor, where there is a choice, a selected row.
+    """
+    unit = np.maximum(np.ptp(points.places, axis=0), 1e-9)
+    scaled, named = points.places / unit, dict[int, int]()
+    for cluster in clusters:
+        rows = np.flatnonzero(points.clusters == cluster)
+        rows = rows[_far(scaled[rows], scaled[list(named.values())], _APART)]
+        clear = _far(scaled[rows], scaled[points.selected], _CLEAR)
+        if len(rows):
+            away = np.abs(scaled[rows] - np.median(scaled[rows], axis=0)).sum(axis=1)
+            named[cluster] = int(rows[np.argmin(np.where(clear, away, away + 2))])
+    figure.add_scatter(
+        x=points.places[list(named.values()), 0],
+        y=points.places[list(named.values()), 1],
+        text=[str(cluster) for cluster in named],
+        mode="text",
+        meta="name",
+        zorder=2,
+        textfont={"size": 17, "weight": 700, "shadow": "auto"},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def _far(places: np.ndarray, others: np.ndarray, distance: float) -> np.ndarray:
+    """(n,) whether none of the others lies in the square about a place."""
+    return ~(np.abs(places[:, None] - others[None]) < distance).all(axis=2).any(axis=1)
 
 
 def embed(figure: go.Figure, name: str, *, library: bool) -> Markup:

@@ -87,6 +87,11 @@ def cut(text: str, length: int = CUT) -> str:
     return text if len(text) <= length else f"{text[:length].rstrip()} …"
 
 
+def beginning(text: str, length: int) -> str:
+    """The same on one line. No more is looked at than can be shown: a text can be megabytes long."""
+    return cut(" ".join(text[: 4 * length].split()), length)
+
+
 def _held_out(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> HeldOut:
     return HeldOut(
         prompt=conversation_text(row["prompt_messages"]),

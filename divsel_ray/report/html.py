@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import math
 import re
+import textwrap
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 _SCRIPT = re.compile(r"<script[^>]*>(.*?)</script>", re.DOTALL)
 _NONE = "–"
+_HOVER_WIDTH, _HOVER_LINES = 64, 4
 
 
 def environment() -> Environment:
@@ -35,6 +38,20 @@ def policy(parts: list[str]) -> str:
     return (
         f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {allowed}; base-uri 'none'; form-action 'none'"
     )
+
+
+def hover_text(text: str) -> str:
+    """A text as plotly shows it literally: plotly reads some tags and entities as HTML. Lines are broken, few are kept.
+
+    Quotes stay: they mean nothing outside a tag, and plotly does not know their entity.
+    """
+    lines = textwrap.wrap(text, _HOVER_WIDTH, max_lines=_HOVER_LINES, placeholder=" …")
+    return "<br>".join(html.escape("".join(map(_printable, line)), quote=False) for line in lines)
+
+
+def _printable(character: str) -> str:
+    """Without what changes how its neighbours are read, such as a change of direction."""
+    return character if character.isprintable() else " "
 
 
 def integer(value: int | None) -> str:

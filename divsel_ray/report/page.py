@@ -1,7 +1,8 @@
 """`report.html`: one file that opens offline and says what a run did to someone who did not run it.
 
-Texts of rows are hostile until shown otherwise. The template escapes all of them, figures hold none of them, and a
-content security policy lets run only the scripts whose hashes it lists: plotly.js, our figures and our colour switch.
+Texts of rows are hostile until shown otherwise. The template escapes all of them, figures hold none of them but what the map
+shows on hovering (see `html.hover_text`), and a content security policy lets run only the scripts whose hashes it lists:
+plotly.js, our figures and our colour switch.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from divsel_ray.report.card import CARD, dataset_card
 from divsel_ray.report.cost import bill
 from divsel_ray.report.examples import read_held_out, read_selected
 from divsel_ray.report.facts import Run, read_run
+from divsel_ray.report.points import Points, read_points
+from divsel_ray.report.portraits import look_at_clusters
+from divsel_ray.report.records import read_stages
+from divsel_ray.report.sample import find_parts
 from divsel_ray.report.signs import Sign, find_signs, looked_at, record_signs
 from divsel_ray.select.registry import SAMPLERS
 
@@ -26,6 +31,7 @@ PAGE = "report.html"
 SELECTED_SHOWN = 6
 HELD_OUT_SHOWN = 4
 CLUSTERS_SHOWN = 100
+PORTRAITS_SHOWN = 12
 _TEMPLATE = "page.html.j2"
 _MEASURES = {
     "clusters_covered": "Share of the clusters with a selected row",
@@ -58,7 +64,7 @@ _STEPS = {
 def write_report(folder: str | Path) -> Path:
     """Write `report.html` and the dataset card `README.md` of a finished run; returns the page's path.
 
-    What there is to look at also goes into the run's manifest, as `signs`.
+    What there is to look at also goes into the run's manifest, as `signs`; the points of the map are kept in `map`.
 
     The same folder gives the same bytes.
 
@@ -79,7 +85,9 @@ def write_report(folder: str | Path) -> Path:
 def render_page(run: Run, folder: Path, signs: Sequence[Sign]) -> str:
     """The page as HTML."""
     order = [cluster.number for cluster in run.clustering.clusters]
-    figures = _embedded(_figures(run, order))
+    points = read_points(folder, directions=run.config.cluster.metric == "cosine")
+    parts = find_parts(read_stages(folder)[1])
+    figures = _embedded(_figures(run, order, points))
     environment = html.environment()
     scripts = Markup(environment.get_template("colours.js").render())
     return environment.get_template(_TEMPLATE).render(
@@ -92,6 +100,9 @@ def render_page(run: Run, folder: Path, signs: Sequence[Sign]) -> str:
         weights=_weights(run),
         weights_as_map=len(order) > charts.MOST_LINES,
         clusters=run.clustering.clusters[:CLUSTERS_SHOWN],
+        points=points,
+        look=look_at_clusters(parts, order[:PORTRAITS_SHOWN], len(order)) if parts else None,
+        clustered=sum(cluster.size for cluster in run.clustering.clusters),
         selected=read_selected(folder, order, SELECTED_SHOWN),
         held_out=read_held_out(folder, HELD_OUT_SHOWN),
         settings=yaml.safe_dump(run.config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True),
@@ -109,9 +120,9 @@ def render_page(run: Run, folder: Path, signs: Sequence[Sign]) -> str:
     )
 
 
-def _figures(run: Run, order: list[int]) -> dict[str, go.Figure]:
-    """The run's figures by name; those without data are left out."""
-    figures = {}
+def _figures(run: Run, order: list[int], points: Points | None) -> dict[str, go.Figure]:
+    """The run's figures by name, in the order of the page; those without data are left out."""
+    figures = {"map": charts.map_figure(points, order)} if points else {}
     trained = [one.training for one in run.rounds if one.training]
     if run.config.refine:
         held_out = [run.base_gap, *(one.held_out_gap for one in run.rounds)]

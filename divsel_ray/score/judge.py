@@ -14,14 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from threading import Condition, Event, Lock
+from threading import Event, Lock
 from typing import TextIO
 
 import numpy as np
 
 from divsel_ray.config import JudgeConfig
 from divsel_ray.errors import InputError, JobError
-from divsel_ray.score.chat_client import Answer, ChatClient, RefusedError, UnavailableError
+from divsel_ray.models.api_client import RefusedError, UnavailableError
+from divsel_ray.models.spending import Ledger
+from divsel_ray.score.chat_client import Answer, ChatClient
 from divsel_ray.score.encoding import prompt_text
 from divsel_ray.score.scorer import Exchange
 from divsel_ray.store import digest
@@ -100,53 +102,14 @@ def cost_of(config: JudgeConfig, prompt_tokens: float, output_tokens: float) -> 
     return (prompt_tokens * config.prompt_price + output_tokens * config.output_price) / 1e6
 
 
+def worst_cost(config: JudgeConfig, question: str) -> float:
+    """What a request can cost at most: a token for each byte, and the longest answer."""
+    return cost_of(config, len(question.encode()) + _ENVELOPE_TOKENS, config.max_output_tokens)
+
+
 def estimated_tokens(question: str) -> int:
     """Prompt tokens of a question, by its bytes."""
     return math.ceil(len(question.encode()) / _BYTES_PER_TOKEN)
-
-
-class Ledger:
-    """What was spent, and what the requests under way may cost at most; safe for many threads.
-
-    Args:
-        config: prices and the limit.
-        spent: money that the stage has spent before.
-    """
-
-    def __init__(self, config: JudgeConfig, spent: float = 0.0) -> None:
-        self._config, self.spent = config, spent
-        self._reserved, self._open = 0.0, 0
-        self._changed = Condition()
-
-    def reserve(self, question: str) -> float:
-        """Set aside what a request can cost at most: a token for each byte, and the longest answer.
-
-        Waits for requests under way to settle where they are what stands in the way.
-
-        Raises:
-            JobError: even with them settled, the request could exceed the limit.
-        """
-        worst = cost_of(self._config, len(question.encode()) + _ENVELOPE_TOKENS, self._config.max_output_tokens)
-        limit = math.inf if self._config.max_cost is None else self._config.max_cost
-        with self._changed:
-            while self.spent + self._reserved + worst > limit:
-                if not self._open:
-                    raise JobError(
-                        f"judge: the next request could exceed max_cost {limit:g}; {self.spent:.6g} is spent, and the ratings "
-                        "paid for are kept: raise max_cost and run the same command"
-                    )
-                self._changed.wait()
-            self._open += 1
-            self._reserved += worst
-        return worst
-
-    def settle(self, reserved: float, cost: float) -> None:
-        """Replace a reservation by what the request did cost."""
-        with self._changed:
-            self._open -= 1
-            self._reserved = self._reserved - reserved if self._open else 0.0
-            self.spent += cost
-            self._changed.notify_all()
 
 
 @dataclass
@@ -175,7 +138,7 @@ class Judge:
         self.problem = ""
         self.signals: dict[str, np.ndarray] = {}
         self._config, self._template, self._max_tokens, self._journal = config, template, max_tokens, journal
-        self._ledger, self._lock, self._stopped = Ledger(config, spent_before(config, journal)), Lock(), Event()
+        self._ledger, self._lock, self._stopped = Ledger("judge", config.max_cost, spent_before(config, journal)), Lock(), Event()
         self._client, self._failures = ChatClient(config, self._stopped.wait), 0
 
     def score(self, exchanges: Sequence[Exchange]) -> np.ndarray:
@@ -238,15 +201,7 @@ class Judge:
             RefusedError, UnavailableError: there is none.
             JobError: the spending limit is reached.
         """
-        for attempt in range(self._config.retries + 1):
-            try:
-                return self._post(question, account)
-            except UnavailableError as error:
-                if attempt == self._config.retries or self._stopped.is_set():
-                    raise
-                wait = error.wait
-            self._client.wait(attempt, wait)
-        raise UnavailableError("no try is left")
+        return self._client.try_again(lambda: self._post(question, account), self._config.retries, self._stopped)
 
     def _post(self, question: str, account: _Account) -> Answer:
         """One request, paid for from the ledger; tokens that the server does not count are estimated."""
@@ -269,7 +224,7 @@ class Judge:
 
     def _reserve(self, question: str) -> float:
         try:
-            return self._ledger.reserve(question)
+            return self._ledger.reserve(worst_cost(self._config, question))
         except JobError:
             self._stopped.set()
             raise

@@ -9,6 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,15 @@ def finetune(
 
 def load_tokenizer(model_folder: str, config: TrainConfig, chat_template: str | None) -> Any:
     """The model's tokenizer, with another chat template where one is given."""
+    return _load_tokenizer(model_folder, config.trust_remote_code, chat_template)
+
+
+@lru_cache(maxsize=1)
+def _load_tokenizer(model_folder: str, trusted: bool, chat_template: str | None) -> Any:
+    """Kept for the next training in this process: a vocabulary of 262k words takes longer to load than a small model."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=config.trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=trusted)
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     return tokenizer

@@ -81,6 +81,23 @@ def train_round(round_: Round, config: TrainConfig, folder: Path, cluster: Clust
     return dict(read_json(output / _FACTS))
 
 
+def train_here(round_: Round, config: TrainConfig, folder: Path) -> dict[str, Any]:
+    """What `train_round` does with one worker, in this process and without checkpoints: many short trainings, one after another.
+
+    Raises:
+        JobError, InputError: as `train_round`.
+    """
+    output = folder / "training"
+    if not output.exists():
+        rows = _conversations(_rows(round_))
+        held_out = _conversations(pq.read_table(round_.held_out, columns=["row_id", "messages"]))
+        with atomic_path(output) as unfinished:
+            unfinished.mkdir()
+            facts = finetune(resolve_model(config.model), rows, held_out, config, round_.seed, unfinished, round_.origin)
+            write_json(unfinished / _FACTS, {**facts, "elastic": False})
+    return dict(read_json(output / _FACTS))
+
+
 def _most(config: TrainConfig) -> int:
     return config.workers.count or 1
 
@@ -129,14 +146,20 @@ def _set_environment(cluster: Cluster) -> None:
 
 def _parts(round_: Round, parts: int) -> dict[str, Any]:
     """The rows by row id, in one dataset for each part that `plan` speaks of."""
+    rows = _rows(round_)
+    bounds = part_bounds(len(rows), parts)
+    return {_part(part): ray.data.from_arrow(rows[bounds[part] : bounds[part + 1]]) for part in range(parts)}
+
+
+def _rows(round_: Round) -> pa.Table:
+    """What a round trains on (row_id, messages), by row id."""
     rows = pq.read_table(round_.rows, columns=["row_id", "messages"])
     if round_.only_new is not None:
         new = pq.read_table(round_.only_new, columns=["row_id"], filters=[("new", "=", True)])
         rows = rows.filter(pc.is_in(rows["row_id"], new["row_id"].combine_chunks()))
     if not len(rows):
         raise JobError(f"{SECTION}: this round has no rows to train on")
-    rows, bounds = rows.sort_by("row_id"), part_bounds(len(rows), parts)
-    return {_part(part): ray.data.from_arrow(rows[bounds[part] : bounds[part + 1]]) for part in range(parts)}
+    return rows.sort_by("row_id")
 
 
 def _part(part: int) -> str:

@@ -147,3 +147,28 @@ def test_a_pair_distance_does_not_depend_on_the_rows_beside_it(d):
     whole = kernels.pair_distances(rows, rows[0])
     assert all(kernels.pair_distances(rows[i : i + 1], rows[0])[0] == whole[i] for i in range(33))
     assert whole[0] == 0
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([np.float16, np.float32]))
+@settings(deadline=None, max_examples=30)
+def test_settling_where_the_rows_are_names_the_centroids_that_the_host_names_ties_included(seed, dtype):
+    generator = np.random.default_rng(seed)
+    rows = generator.integers(-3, 4, (40, 5)).astype(dtype) / 8
+    centroids = np.concatenate([generator.integers(-3, 4, (6, 5)) / 8, rows[:3] + 2.0**-26, rows[:3] - 2.0**-26])
+    centroids = centroids.astype(np.float32)
+    row, centroid = np.repeat(np.arange(40), 12), np.tile(np.arange(12), 40)
+    labels, squared = kernels.settle(rows, centroids, row, centroid)
+    found, measured = kernels.settle_on_device(torch.from_numpy(rows), centroids, row, centroid)
+    np.testing.assert_array_equal(found, labels)
+    np.testing.assert_allclose(measured, squared, rtol=1e-13)
+
+
+def test_a_near_tie_is_left_to_the_host_and_a_clear_case_is_not(monkeypatch):
+    settled, settle = [], kernels.settle
+    monkeypatch.setattr(kernels, "settle", lambda rows, *rest: settled.append(len(rows)) or settle(rows, *rest))
+    rows = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    centroids = np.array([[0, 1], [1, 0], [0, -1]], np.float32)
+    pairs = np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 0, 1])
+    labels, squared = kernels.settle_on_device(rows, centroids, *pairs)
+    assert labels.tolist() == [0, 1] and squared.tolist() == [1.0, 0.0]
+    assert settled == [1]

@@ -184,6 +184,16 @@ def test_a_pool_no_larger_than_the_sample_has_no_threshold(parsed):
     assert find_threshold(layout, 4) is not None
 
 
+def test_a_pool_of_one_partition_is_sampled_too(tmp_path, lines):
+    layout = Layout(tmp_path, ("0.jsonl",), 1, seed=0)
+    path = lines(tmp_path / "in" / "0.jsonl", [pair(i) for i in range(5)])
+    parse_file(FileTask(path, "0.jsonl", 1), layout.file_folder(0))
+    for sample, thinned in ((4, True), (5, False), (6, False)):
+        write_keys(layout, 0, sample)
+        assert (find_threshold(layout, sample) is not None) == thinned
+        layout.key_file(0).unlink()
+
+
 def test_equal_keys_are_told_apart_by_row_id(tmp_path):
     layout = Layout(tmp_path, (), 2, seed=0)
     layout.raw.mkdir()

@@ -1,10 +1,33 @@
-"""The whole job on tiny models, on one machine and on two nodes; `tests/faults` kills it."""
+"""The whole job on tiny models, on one machine and on three nodes; `tests/faults` kills it."""
+
+import json
+import subprocess
+import sys
 
 import pytest
 
-from tests.e2e.jobs import divsel, finished, selection, stage_facts, write_job
+from tests.e2e.jobs import divsel, environment, finished, selection, stage_facts, write_job
 
 pytestmark = pytest.mark.slow
+WORKERS = {
+    "embed": {"count": 2, "gpus": 0.5},
+    "cluster": {"count": 2, "gpus": 0.3},
+    "quality": {"count": 2, "gpus": 0.2},
+    "reward": {"count": 1, "gpus": 0.15},
+    # With a GPU it would talk by NCCL.
+    "refine.train": {"count": 1, "gpus": 0},
+    # Its few prompts are one shard.
+    "refine.generate": {"count": 1, "gpus": 0.4},
+}
+ACTORS = {
+    "EmbedPartition": "embed",
+    "ShardActor": "cluster",
+    "ScorePart": "quality",
+    "ScoreActor": "reward",
+    "RayTrainWorker": "refine.train",
+    "GenerateActor": "refine.generate",
+}
+"""The classes of the stages' actors, and the sections that say what they are given."""
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +90,38 @@ def test_a_changed_byte_of_the_data_is_another_job(job, run):
         data.write_text(text)
 
 
-def test_two_nodes_select_what_one_machine_selects(job, run):
+@pytest.fixture(scope="module")
+def on_three_nodes(job):
+    """The run folder of three nodes whose GPUs are only declared, and the GPUs of each actor by its class."""
     from ray.cluster_utils import Cluster
 
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "object_store_memory": 100 << 20})
+    node = {"num_cpus": 3, "num_gpus": 1, "object_store_memory": 100 << 20}
+    nodes = Cluster(initialize_head=True, head_node_args=node)
     try:
-        nodes.add_node(num_cpus=3, object_store_memory=100 << 20)
+        for _ in range(2):
+            nodes.add_node(**node)
         nodes.wait_for_nodes()
-        folder = finished(job, "two-nodes", RAY_ADDRESS=nodes.address)
-        assert (folder / "selection.jsonl").read_bytes() == (run / "selection.jsonl").read_bytes()
+        out = job.parent / "three-nodes"
+        settings = [f"{section}.workers.{name}={value}" for section, each in WORKERS.items() for name, value in each.items()]
+        command = [sys.executable, "-m", "tests.e2e.watched", str(job), str(out), *settings]
+        given = environment(RAY_ADDRESS=nodes.address)
+        done = subprocess.run(command, capture_output=True, text=True, env=given, timeout=800, check=False)
     finally:
         nodes.shutdown()
+    assert done.returncode == 0, done.stderr
+    return out, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_three_nodes_select_what_one_machine_selects(run, on_three_nodes):
+    out, _ = on_three_nodes
+    assert (out / "selection.jsonl").read_bytes() == (run / "selection.jsonl").read_bytes()
+
+
+def test_the_actors_of_every_stage_ask_for_the_gpus_that_its_settings_say(on_three_nodes):
+    _, asked = on_three_nodes
+    for actor, section in ACTORS.items():
+        # One that loses its place is started again.
+        given = [gpus for kind, each in asked.items() if actor in kind for gpus in each]
+        assert len(given) >= WORKERS[section]["count"], asked
+        assert set(given) == {WORKERS[section]["gpus"]}, asked
+    assert set().union(*(each for kind, each in asked.items() if not any(actor in kind for actor in ACTORS))) == {0}

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from divsel_ray.actors import start_actor
-from divsel_ray.config import GenerateConfig, Workers
+from divsel_ray.config import GenerateConfig, TrainConfig, Workers
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.generate import stage
 from divsel_ray.generate.engine import Completion
@@ -197,6 +197,12 @@ def test_a_part_of_a_gpu_or_several_are_refused_for_vllm(gpus):
         GenerateConfig(workers=Workers(gpus=gpus))
     for engine, allowed in (("vllm", None), ("vllm", 0), ("vllm", 1), ("transformers", gpus)):
         assert GenerateConfig(engine=engine, workers=Workers(gpus=allowed)).workers.gpus == allowed
+
+
+def test_a_rank_above_what_vllm_takes_is_refused():
+    assert TrainConfig(model="m", lora_rank=512).lora_rank == 512
+    with pytest.raises(ValueError, match="less than or equal to 512"):
+        TrainConfig(model="m", lora_rank=513)
 
 
 def test_samples_that_would_all_be_the_same_are_refused():

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
 
 import bench_generate
-from bench_generate import Outcome, figures, main, sharegpt_rows, write_prompts
+from bench_generate import Outcome, Turn, figures, in_turn, main, sharegpt_rows, write_prompts
 
 from divsel_ray.errors import InputError
 
@@ -28,6 +28,17 @@ def test_prompts_are_as_the_draw_leaves_them(tmp_path: Path) -> None:
     [row] = pq.read_table(write_prompts([("hi", "hello")], tmp_path / "prompts.parquet")).to_pylist()
     assert row["row_id"] == "0" * 32
     assert row["messages"] == [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+
+
+def test_all_prompts_are_one_shard_however_many_they_are(tmp_path: Path) -> None:
+    prompts = write_prompts([("hi", "hello")] * 300, tmp_path / "prompts.parquet")
+    assert Turn("fleet", "model", str(prompts), str(tmp_path), 8, 16, 1).config.shard_size == 300
+
+
+def test_every_contender_is_first_in_some_turn() -> None:
+    turns = [in_turn(["plain", "fleet", "fleet-lora"], turn) for turn in range(4)]
+    assert [turn[0] for turn in turns] == ["plain", "fleet", "fleet-lora", "plain"]
+    assert turns[1] == ["fleet", "fleet-lora", "plain"]
 
 
 def test_prompts_are_first_exchanges_and_too_many_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,10 @@ from pydantic import ValidationError
 
 from divsel_ray.config import JudgeConfig
 from divsel_ray.errors import InputError, JobError
+from divsel_ray.models import api_client
+from divsel_ray.models.spending import Ledger
 from divsel_ray.score import chat_client, judge
-from divsel_ray.score.judge import Judge, Ledger, parse_rating, read_template, write_question
+from divsel_ray.score.judge import Judge, parse_rating, read_template, worst_cost, write_question
 from divsel_ray.score.scorer import Exchange
 from tests.score.chat_server import Reply, chat_server
 
@@ -22,7 +24,7 @@ TEMPLATE = "Q {prompt} A {completion}"
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(chat_client, "_FIRST_WAIT", 0.001)
+    monkeypatch.setattr(api_client, "_FIRST_WAIT", 0.001)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
@@ -129,16 +131,16 @@ def test_a_busy_or_broken_server_is_asked_again(bad):
 
 
 def test_the_server_says_how_long_to_wait_else_the_wait_doubles_with_jitter(monkeypatch):
-    monkeypatch.setattr(chat_client, "_FIRST_WAIT", 1.0)
+    monkeypatch.setattr(api_client, "_FIRST_WAIT", 1.0)
     waits: list[float] = []
     client = chat_client.ChatClient(settings(), waits.append)
     client.wait(0, 17.0)
     client.wait(3, None)
     assert waits[0] == 17
     assert 4 <= waits[1] <= 12
-    assert chat_client._delay("12") == 12
-    assert chat_client._delay("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert chat_client._delay("soon") is None
+    assert api_client._delay("12") == 12
+    assert api_client._delay("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert api_client._delay("soon") is None
 
 
 def test_a_row_that_the_server_refuses_or_never_answers_is_missing_and_the_others_are_rated():
@@ -229,14 +231,13 @@ def test_the_spending_limit_is_never_exceeded_and_a_higher_one_goes_on(tmp_path)
 
 
 def test_requests_under_way_count_against_the_limit_until_they_settle():
-    ledger = Ledger(settings(**PRICES, max_cost=0.5, max_output_tokens=1))
-    worst = ledger.reserve("x" * 36)  # 100 prompt tokens and 1 output token
+    config = settings(**PRICES, max_cost=0.5, max_output_tokens=1)
+    ledger, worst = Ledger("judge", config.max_cost), worst_cost(config, "x" * 36)  # 100 prompt tokens and 1 output token
     assert worst == pytest.approx(0.11)
-    others = [ledger.reserve("x" * 36) for _ in range(3)]
-    for one in [worst, *others]:
+    for one in [ledger.reserve(worst) for _ in range(4)]:
         ledger.settle(one, 0.11)
     with pytest.raises(JobError, match=r"0\.44 is spent"):
-        ledger.reserve("x" * 36)
+        ledger.reserve(worst)
 
 
 def test_tokens_that_the_server_does_not_count_are_estimated():

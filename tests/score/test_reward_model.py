@@ -9,6 +9,7 @@ import pytest
 from divsel_ray.errors import InputError
 from divsel_ray.score.reward_model import RewardModel
 from divsel_ray.score.scorer import Exchange
+from divsel_ray.score.spec import ScorerSpec
 
 
 def exchange(row_id: str, prompt: str, completion: str) -> Exchange:
@@ -29,6 +30,18 @@ def test_an_encoder_scores_a_pair_as_plain_transformers_does(encoder):
     score = RewardModel(str(encoder), 64, 512).score([exchange("a", "w1 w2 w3", "w4 w5")])
     assert score.dtype == np.float64
     assert score == pytest.approx([plain_logit(encoder, "w1 w2 w3", "w4 w5")], abs=1e-6)
+
+
+def test_a_scorer_is_loaded_with_the_threads_it_is_given_and_leaves_them_where_none_are(encoder):
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        for threads, found in ((3, 3), (None, 3), (2, 2)):
+            ScorerSpec("reward", str(encoder), 64, 512).load(threads)
+            assert torch.get_num_threads() == found
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_decoder_scores_the_rendered_chat_as_plain_transformers_does_also_in_a_padded_batch(chat_reward):

@@ -58,7 +58,9 @@ def test_a_judge_that_cannot_be_asked_is_refused_before_anything_starts(job, tmp
         "reward": job(reward={"judge": judge}, quality={"source": "reward"}),
         "second": job({"second": {"judge": judge}}, reward=other),
     }[place]
-    assert message in refused(values, tmp_path, monkeypatch)
+    said = refused(values, tmp_path, monkeypatch)
+    assert said.startswith(f"{'refine.second' if place == 'second' else place}.judge")
+    assert message in said
 
 
 def test_vllm_that_is_missing_is_named_by_its_setting_before_anything_starts(job, tmp_path, monkeypatch):

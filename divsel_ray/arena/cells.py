@@ -1,0 +1,153 @@
+"""One cell: a contender with one seed. Its draw, its training, its losses, what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from divsel_ray.arena.contenders import Contender
+from divsel_ray.arena.ground import Ground, marks_of
+from divsel_ray.arena.pool import describe_rows
+from divsel_ray.arena.spending import spent_by
+from divsel_ray.arena.worker import LOSSES, Bench
+from divsel_ray.config import Config
+from divsel_ray.errors import JobError
+from divsel_ray.pipeline import refine
+from divsel_ray.progress import Silent
+from divsel_ray.rounds import RefiningJob
+from divsel_ray.store import Stage
+from divsel_ray.tasks import run_tasks
+from divsel_ray.train.stage import Round, trained_folder
+
+
+@dataclass
+class ArenaJob(RefiningJob):
+    """A cell's job: it trains on the arena's bench, and leaves what generates and scores to the next."""
+
+    bench: Bench | None = None
+
+    def fine_tune(self, round_: Round, folder: Path) -> dict[str, Any]:
+        """Do a training in a worker that stays."""
+        if self.bench is None or not self.bench.trains_here:
+            return super().fine_tune(round_, folder)
+        return self.bench.train(round_, self.refinement.train, folder)
+
+    def generate(self, number: int, draw: Stage, trained: Stage | None, reward: Stage | None) -> Stage:
+        """As any job; the bench gives way where the cluster does not hold it beside what generates and scores."""
+        if self.bench is not None and not self._holds_all():
+            self.bench.close()
+        return super().generate(number, draw, trained, reward)
+
+    def _holds_all(self) -> bool:
+        refinement, scorers = self.refinement, [self.reward_config, self.refinement.second]
+        generate = refinement.generate.workers
+        groups = [(refinement.train.workers, 1), (generate, generate.count or 1)]
+        return self.hardware.holds_together(*groups, *((one.workers, 1) for one in scorers if one is not None))
+
+    def close(self) -> None:
+        """Leave the actors to the next cell; `take_stream` hands them on."""
+
+    def take_stream(self, other: ArenaJob | None) -> None:
+        """Go on with the actors of another cell."""
+        self._stream = other._stream if other is not None else None
+
+    def end(self) -> None:
+        """End the actors."""
+        super().close()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A finished cell.
+
+    Attributes:
+        contender: its name.
+        seed: None of the untuned model.
+        stage: committed.
+    """
+
+    contender: str
+    seed: int | None
+    stage: Stage
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Its figures."""
+        return self.stage.facts
+
+    def row_losses(self) -> np.ndarray:
+        """(n,) nats per token of each evaluation row, by row id."""
+        table = pq.read_table(self.stage.folder / LOSSES)
+        return table["nats"].to_numpy() / np.maximum(table["tokens"].to_numpy(), 1)
+
+    @property
+    def loss(self) -> float:
+        """Mean of `row_losses`."""
+        return float(self.row_losses().mean())
+
+
+def run_cell(contender: Contender, job: ArenaJob, ground: Ground, bench: Bench) -> Cell:
+    """Draw, train and measure.
+
+    Raises:
+        JobError: the selection is not of the arena's budget, or a stage failed.
+    """
+    if contender.kind == "base":
+        return _measured(contender, job, None, None, ground, bench)
+    first = len(job.stages)
+    if contender.kind == "iterative":
+        drawn = refine(job, ground.budget, ground.sources, ground.reward)[-1]
+        trained = next(stage for stage, _ in reversed(job.stages) if stage.name.endswith("/train"))
+    else:
+        drawn = job.draw(None, ground.budget, ground.sources, before=None)
+        trained = job.train(None, drawn, before=None)
+    check_budget(contender.name, drawn.facts, ground.budget, job.config)
+    # What the same stages cost when another cell made them counts for this one too.
+    spent = spent_by([stage for stage, _ in job.stages[first:]], job.config, job.hardware)
+    return _measured(contender, job, drawn, trained, ground, bench, spent)
+
+
+def _measured(
+    contender: Contender,
+    job: ArenaJob,
+    drawn: Stage | None,
+    trained: Stage | None,
+    ground: Ground,
+    bench: Bench,
+    spent: Mapping[str, float] | None = None,
+) -> Cell:
+    """The cell's stage: losses and figures."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        model = trained_folder(trained.folder, job.refinement.train) if trained else None
+        bench.measure(model, folder)
+        facts: dict[str, Any] = {"contender": contender.name, "seed": job.config.seed if trained else None}
+        if drawn is not None and trained is not None:
+            call = (marks_of(ground.rows), str(drawn.folder / "selected.parquet"))
+            [known] = run_tasks(describe_rows, [call], Silent(), "cells")
+            training = {name: trained.facts[name] for name in ("steps", "train_loss", "tokens")}
+            size = {"rows": drawn.facts["rows"], "row_tokens": drawn.facts["tokens"]}
+            facts |= {**size, **known, **(spent or {}), "training": training, "epochs": job.refinement.train.epochs}
+        return facts
+
+    seed = f"-seed-{job.config.seed}" if trained else ""
+    inputs = [*ground.identity, *([drawn.key, trained.key] if drawn and trained else [])]
+    name, identity = f"arena/{contender.name}{seed}/cell", {"contender": contender.name}
+    stage = job.make(name, identity, inputs, build, lambda facts: "measured")
+    return Cell(contender.name, job.config.seed if trained else None, stage)
+
+
+def check_budget(name: str, facts: Mapping[str, Any], budget: int, config: Config) -> None:
+    """Contenders are compared at equal budget, or not at all.
+
+    Raises:
+        JobError: a selection holds another number of rows, or more tokens.
+    """
+    unit = config.budget_unit
+    if facts[unit] > budget or (unit == "rows" and facts["rows"] < budget):
+        raise JobError(f"{name}: selected {facts[unit]:,} {unit} of a budget of {budget:,}; an arena compares equal budgets only")

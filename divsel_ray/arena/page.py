@@ -1,0 +1,82 @@
+"""`arena.html`: one file that opens offline and says who won, by how much, and how sure that is.
+
+Labels of evaluation rows are hostile texts: the template escapes them, and no figure holds any.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import plotly.graph_objects as go
+import yaml
+from jinja2 import ChoiceLoader, PackageLoader
+from markupsafe import Markup
+
+from divsel_ray import __version__, store
+from divsel_ray.arena.bootstrap import LEVEL
+from divsel_ray.arena.contenders import BASE, LONG, RANDOM
+from divsel_ray.arena.result import SHUFFLED, Result, Standing
+from divsel_ray.report import charts, html
+
+PAGE = "arena.html"
+TASKS_SHOWN, FEWEST_ROWS = 30, 3
+_TEMPLATE = "arena.html.j2"
+_COLORS = {"better than random": "#3a9a6f", "worse than random": "#c7484f"}
+
+
+def write_page(result: Result, folder: Path) -> Path:
+    """Write `arena.html`; the same result gives the same bytes."""
+    with store.atomic_path(folder / PAGE) as temporary:
+        temporary.write_text(render_page(result), encoding="utf-8", newline="\n")
+    return folder / PAGE
+
+
+def render_page(result: Result) -> str:
+    """The page as HTML."""
+    environment = html.environment().overlay(
+        loader=ChoiceLoader([PackageLoader("divsel_ray", "arena"), PackageLoader("divsel_ray", "report")])
+    )
+    scripts = Markup(environment.get_template("colours.js").render())
+    figure = charts.embed(difference_figure(result), "arena", library=True)
+    return environment.get_template(_TEMPLATE).render(
+        result=result,
+        best=result.best,
+        trained=[one for one in result.standings if one.contender.kind != "base"],
+        iterative=[one for one in result.standings if one.contender.kind == "iterative"],
+        controls=[name for name in (LONG, result.job["select"]["sampler"], SHUFFLED) if name in result.of],
+        figure=figure,
+        colours=scripts,
+        policy=html.policy([figure, f"<script>{scripts}</script>"]),
+        tasks=[one for one in result.tasks if one.rows >= FEWEST_ROWS][:TASKS_SHOWN],
+        names={"base": BASE, "random": RANDOM, "long": LONG, "shuffled": SHUFFLED},
+        level=LEVEL,
+        settings=yaml.safe_dump(
+            {**result.settings, "job": result.job}, sort_keys=False, allow_unicode=True, default_flow_style=False
+        ),
+        version=__version__,
+    )
+
+
+def difference_figure(result: Result) -> go.Figure:
+    """Each contender's loss less that of random with its interval, the best at the top; a line at zero."""
+    shown = [one for one in result.standings if RANDOM in one.differences and one.contender.name != BASE][::-1]
+    figure = go.Figure()
+    for one in shown:
+        _add(figure, one)
+    figure.update_layout(**charts.look(height=70 + 34 * max(2, len(shown)), top=8), showlegend=False)
+    figure.add_vline(x=0, line={"dash": "dot", "width": 1, "color": charts.POOL})
+    title = {"text": "loss less that of random, nats per token (left is better)", "font": {"size": 12}}
+    figure.update_xaxes(title=title, showgrid=True, **charts.AXIS)
+    return figure.update_yaxes(showgrid=False, type="category", **charts.AXIS)
+
+
+def _add(figure: go.Figure, one: Standing) -> None:
+    found, color = one.differences[RANDOM], _COLORS.get(one.verdict, charts.POOL)
+    figure.add_scatter(
+        x=[found.mean],
+        y=[one.title],
+        error_x={"array": [found.high - found.mean], "arrayminus": [found.mean - found.low], "thickness": 2, "width": 5},
+        mode="markers",
+        marker={"size": 9, "color": color},
+        hovertemplate=f"{one.title}: %{{x:.4f}} [{found.low:.4f}, {found.high:.4f}]<extra></extra>",
+    )

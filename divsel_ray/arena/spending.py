@@ -1,0 +1,30 @@
+"""What stages cost: the time each took, times the CPUs and GPUs of its workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from divsel_ray.config import Config, Workers
+from divsel_ray.needs import Known, needs_of
+from divsel_ray.resources import Cluster
+from divsel_ray.store import Stage
+from divsel_ray.usage import usage_of
+
+_ONE = Workers(gpus=0)
+_BY_ONE = ("train", "score")
+"""Stages whose workers an arena counts as one where the configuration does not say."""
+
+
+def spent_by(stages: Sequence[Stage], config: Config, cluster: Cluster) -> dict[str, float]:
+    """{"cpu_s", "gpu_s"} of stages, each counted once; the driver, and workers that stay loaded in between, are not counted."""
+    spent = {"cpu_s": 0.0, "gpu_s": 0.0}
+    needs = needs_of(config, cluster, Known())
+    for stage in {stage.key: stage for stage in stages}.values():
+        kind = stage.name.rpartition("/")[2]
+        need, usage = needs.get(kind), usage_of(stage.facts)
+        workers = need.workers if need else _ONE
+        count = 1 if need is None or (workers.count is None and kind in _BY_ONE) else need.count
+        wall = usage.wall_s if usage else stage.seconds
+        spent["cpu_s"] += wall * min(workers.cpus * count, cluster.cpus)
+        spent["gpu_s"] += wall * min(cluster.gpus_per_worker(workers) * count, cluster.gpus)
+    return spent

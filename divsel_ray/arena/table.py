@@ -1,0 +1,32 @@
+"""The result as a table for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from divsel_ray.arena.bootstrap import Interval
+from divsel_ray.arena.contenders import RANDOM
+from divsel_ray.arena.result import Result
+
+
+def standings_table(result: Result) -> Table:
+    """One line for each contender, the lowest loss first; those told apart from random in bold."""
+    spoiled = result.settings["spoil"] is not None
+    table = Table("contender", box=None, pad_edge=False, header_style="dim")
+    for name in ("loss", "less random's\n[95 %]", "tasks", *(["spoiled"] if spoiled else []), "CPU s", "GPU s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in result.standings:
+        shares = [one.covered, *([one.spoiled] if spoiled else [])]
+        seconds = [f"{value:,.0f}" if value else "-" for value in (one.cpu_s, one.gpu_s)]
+        style = "bold" if RANDOM in one.differences and one.differences[RANDOM].excludes_zero else None
+        found = _span(one.differences.get(RANDOM))
+        table.add_row(one.title, f"{one.loss.mean:.3f}", found, *map(_share, shares), *seconds, style=style)
+    return table
+
+
+def _span(found: Interval | None) -> str:
+    return "-" if found is None else f"{found.mean:+.3f}\n[{found.low:+.3f} {found.high:+.3f}]"
+
+
+def _share(found: Interval | None) -> str:
+    return "-" if found is None else f"{found.mean:.0%}"

@@ -1,0 +1,228 @@
+"""A search over settings: the job, what varies and how, what counts, and when a trial may be stopped."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from divsel_ray.config.base import Section
+from divsel_ray.config.evaluation import EvaluateConfig
+from divsel_ray.config.files import build_config, override
+from divsel_ray.config.job import Config
+from divsel_ray.errors import InputError
+
+MOST_CHECKED = 512
+"""Combinations that are all checked before anything starts; of more, each value is, beside the first of the others."""
+
+Point = Mapping[str, Any]
+"""Settings of a trial by their place in the job's configuration, e.g. {"cluster.k": 64}."""
+
+
+class Dimension(Section):
+    """The values of one setting: exactly one of these."""
+
+    choice: list[Any] | None = Field(None, min_length=1, description="One of these values.")
+    uniform: tuple[float, float] | None = Field(None, description="A number between two.")
+    loguniform: tuple[float, float] | None = Field(None, description="Likewise, its logarithm uniform; both positive.")
+    randint: tuple[int, int] | None = Field(None, description="A whole number between two, both included.")
+    lograndint: tuple[int, int] | None = Field(None, description="Likewise, its logarithm uniform; both positive.")
+
+    @property
+    def kind(self) -> str:
+        """The name of what is given."""
+        return next(name for name in KINDS if getattr(self, name) is not None)
+
+    @property
+    def values(self) -> list[Any]:
+        """A choice's values; of a range its ends and a number between."""
+        if self.choice is not None:
+            return self.choice
+        low, high = getattr(self, self.kind)
+        middle = math.sqrt(low * high) if self.kind.startswith("log") else (low + high) / 2
+        if self.kind.endswith("randint"):
+            return [low, round(middle), high]
+        # An end may be whole where the setting has to be; numbers between are not.
+        return [low, middle + (high - middle) / math.pi, high]
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Dimension:
+        given = [name for name in KINDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected exactly one of {', '.join(KINDS)}; given: {', '.join(given) or 'none'}")
+        if self.choice is None:
+            low, high = getattr(self, self.kind)
+            if not -math.inf < low < high < math.inf:
+                raise ValueError(f"{self.kind} [{low:g}, {high:g}]: expected two finite numbers, the lower one first")
+            if self.kind.startswith("log") and low <= 0:
+                raise ValueError(f"{self.kind} [{low:g}, {high:g}]: only positive numbers have a logarithm")
+        return self
+
+
+KINDS = tuple(Dimension.model_fields)
+
+
+class BenchmarkConfig(Section):
+    """How the models of trials are asked, where a figure is `evaluate:TASK`."""
+
+    limit: int | None = Field(None, ge=1, description="Documents of a task, or problems of HumanEval, at most.")
+    tasks_folder: str | None = Field(None, description="Folder of task files of your own; works offline.")
+    settings: EvaluateConfig = EvaluateConfig()
+
+
+class TuningConfig(Section):
+    """A search over the settings of a job."""
+
+    job: dict[str, Any] = Field(description="The job that varies: its configuration, or in a file the path of one.")
+    search: dict[str, Dimension] = Field(
+        min_length=1, description="Settings of the job and their values, e.g. cluster.k: {choice: [64, 128]}."
+    )
+    objective: str = Field(description="What the best trial has most or least of: held_out_loss, vendi, evaluate:gsm8k, ...")
+    mode: Literal["max", "min"] | None = Field(None, description="Default: as it is better, e.g. min of a loss.")
+    measures: list[str] = Field(
+        [], description="Further figures of every trial, named as objectives are; how each goes with the objective is shown."
+    )
+    benchmark: BenchmarkConfig = BenchmarkConfig()
+    trials: int | None = Field(None, ge=1, description="How many; of a grid, whose every point is one, left out.")
+    searcher: Literal["grid", "random", "optuna"] = Field("random", description="Where the next trial's settings come from.")
+    scheduler: Literal["none", "asha"] = Field(
+        "none", description="asha: stop trials after a round in which others were better (Li et al. 2020)."
+    )
+    grace_rounds: int = Field(1, ge=1, description="Rounds that asha lets every trial run.")
+    reduction: float = Field(3, gt=1, description="Of so many trials at a round, asha lets one go on.")
+    seed: int = Field(0, ge=0, description="Of the searcher; the job has its own.")
+    concurrency: int | None = Field(None, ge=1, description="Trials at once. Default: as many as the cluster holds.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TuningConfig:
+        if self.searcher == "grid":
+            ranges = [name for name, dimension in self.search.items() if dimension.choice is None]
+            if ranges:
+                raise ValueError(f"search {ranges[0]}: a grid needs `choice` everywhere; list values, or take searcher random")
+            if self.trials is not None:
+                raise ValueError("trials: a grid tries every combination; leave it out, or take searcher random")
+        elif self.trials is None:
+            raise ValueError(f"trials: how many is searcher {self.searcher} to try? give a number")
+        return self
+
+    @property
+    def count(self) -> int:
+        """How many trials there will be."""
+        return self.trials or math.prod(len(dimension.values) for dimension in self.search.values())
+
+    def config_of(self, point: Point) -> Config:
+        """The job's configuration with these settings.
+
+        Raises:
+            InputError: they contradict the others.
+        """
+        values = copy.deepcopy(self.job)
+        for place, value in point.items():
+            _put(values, place, value)
+        return build_config(values, ", ".join(["search", *(f"{place}={value}" for place, value in point.items())]))
+
+    def corners(self) -> Iterator[Point]:
+        """Points that show whether the others are possible: every combination of the dimensions' `values`, if they are few."""
+        names, values = list(self.search), [dimension.values for dimension in self.search.values()]
+        if math.prod(map(len, values)) <= MOST_CHECKED:
+            yield from (dict(zip(names, one, strict=True)) for one in itertools.product(*values))
+        else:
+            yield from self.variations(most=MOST_CHECKED)
+
+    def variations(self, most: int = 2) -> Iterator[Point]:
+        """The first value of every dimension, and points that differ from it in one, at up to so many values of each."""
+        first = {name: dimension.values[0] for name, dimension in self.search.items()}
+        yield first
+        for name, dimension in self.search.items():
+            yield from ({**first, name: value} for value in dimension.values[1:most])
+
+
+def _put(values: dict[str, Any], place: str, value: Any) -> None:
+    """Set what a dotted key names.
+
+    Raises:
+        InputError: the key goes below a value.
+    """
+    *parents, last = place.split(".")
+    for parent in parents:
+        values[parent] = {} if values.get(parent) is None else values[parent]
+        values = values[parent]
+        if not isinstance(values, dict):
+            raise InputError(f"search {place}: {parent} is a value, not a section")
+    values[last] = value
+
+
+def load_tuning(path: str | Path, changes: Sequence[str] = ()) -> TuningConfig:
+    """Read a YAML file of a search, and the job's file that it names, and apply `key.path=value` changes to both.
+
+    Raises:
+        InputError: a file is missing or is not YAML, a key or value is not allowed, or a value that is to be tried is not.
+    """
+    path, of_job = Path(path), [change for change in changes if change.startswith("job.")]
+    values = override(_read(path), [change for change in changes if not change.startswith("job.")])
+    job = values.get("job")
+    if isinstance(job, str):
+        values["job"] = _read(_beside(path, job))
+    if isinstance(values.get("job"), dict):
+        override(values, of_job)
+    values["search"] = flatten(values.get("search"))
+    tuning = _validated(values, str(path))
+    for corner in tuning.corners():
+        tuning.config_of(corner)
+    return tuning
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such configuration file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a mapping of settings at the top level")
+    return values
+
+
+def _beside(path: Path, job: str) -> Path:
+    """The job's file: as named from the current folder, else from that of the search."""
+    place = Path(job).expanduser()
+    return place if place.is_file() or place.is_absolute() else path.parent / place
+
+
+def flatten(search: Any, place: str = "") -> Any:
+    """Nested settings by their dotted keys: {cluster: {k: {choice: [4]}}} is {cluster.k: {choice: [4]}}; null drops one."""
+    if not isinstance(search, dict):
+        return search
+    found: dict[str, Any] = {}
+    for key, value in search.items():
+        name = f"{place}{key}"
+        if isinstance(value, dict) and value and all(below is None or isinstance(below, dict) for below in value.values()):
+            found |= flatten(value, f"{name}.")
+        else:
+            found[name] = value
+    return found if place else {name: value for name, value in found.items() if value is not None}
+
+
+def _validated(values: dict[str, Any], name: str) -> TuningConfig:
+    try:
+        return TuningConfig.model_validate(values)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'search'}: {_plain(e)}" for e in error.errors()]
+        raise InputError(f"{name}: " + "; ".join(problems)) from None
+
+
+def _plain(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        first, *below = error["loc"]
+        known: type[Section] = TuningConfig if not below else Dimension if first == "search" else BenchmarkConfig
+        if below[:1] == ["settings"] and len(below) > 1:
+            known = EvaluateConfig
+        return f"unknown key; expected one of {', '.join(known.model_fields)}"
+    return str(error["msg"]).removeprefix("Value error, ")

@@ -1,0 +1,190 @@
+"""Embeddings from a server: batches of texts, several requests at a time, within a limit of money.
+
+Every answer is kept as it comes, in a file named by what was asked, so that a killed job pays for none of them twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Event, Lock
+from typing import Any
+
+import numpy as np
+
+from divsel_ray.config import EmbedApiConfig, EmbedConfig
+from divsel_ray.embed.api_protocols import PATHS, Answer, read_answer, write_body
+from divsel_ray.embed.pooling import normalise, pool_chunks
+from divsel_ray.errors import JobError
+from divsel_ray.models.api_client import ApiClient, RefusedError, UnavailableError
+from divsel_ray.models.references import resolve_model
+from divsel_ray.models.spending import Ledger
+from divsel_ray.store import atomic_path, digest
+
+SECTION = "embed.api"
+WINDOW = 512
+"""Tokens of a chunk where none are set: what Cohere's first models take, and a good length for others."""
+_SPENT = "requests.jsonl"
+_EMPTY = "."
+"""Sent for a text without a character, which servers refuse."""
+_BYTES_PER_TOKEN = 4
+"""A rule of thumb for servers that do not count."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Requests, and the tokens that they were charged for."""
+
+    requests: int = 0
+    tokens: int = 0
+
+
+class Answers:
+    """A folder of answers that were paid for, and of what all requests took; safe for many threads.
+
+    Args:
+        folder: where they lie; None keeps none.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder, self._lock, self.spent = folder, Lock(), Spent()
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            for line in (folder / _SPENT).read_text().splitlines() if (folder / _SPENT).is_file() else ():
+                # A kill may have left a line half written.
+                with contextlib.suppress(ValueError, TypeError):
+                    self._count(Spent(**json.loads(line)))
+
+    def find(self, name: str) -> np.ndarray | None:
+        """The vectors of a batch that was answered."""
+        path = self._folder / f"{name}.npy" if self._folder else None
+        return np.load(path, allow_pickle=False) if path is not None and path.is_file() else None
+
+    def keep(self, name: str, vectors: np.ndarray) -> None:
+        """Keep the vectors of a batch."""
+        if self._folder is not None:
+            with atomic_path(self._folder / f"{name}.npy") as path, path.open("wb") as stream:
+                np.save(stream, vectors, allow_pickle=False)
+
+    def charge(self, tokens: int) -> None:
+        """Write down a request and its tokens."""
+        with self._lock:
+            self._count(Spent(1, tokens))
+            if self._folder is not None:
+                with (self._folder / _SPENT).open("a") as stream:
+                    stream.write(f"\n{json.dumps(asdict(Spent(1, tokens)))}")
+
+    def _count(self, new: Spent) -> None:
+        self.spent = Spent(self.spent.requests + new.requests, self.spent.tokens + new.tokens)
+
+
+class ApiEncoder:
+    """An `Encoder` that asks a server.
+
+    Long texts are cut by the tokens of `config.model`'s tokenizer, and their chunks averaged by them.
+
+    Args:
+        config: of the stage.
+        api: its section of that name.
+        folder: keeps the answers; None keeps none.
+
+    Raises:
+        InputError: the key is missing.
+    """
+
+    def __init__(self, config: EmbedConfig, api: EmbedApiConfig, folder: Path | None) -> None:
+        from transformers import AutoTokenizer
+
+        self.dimension = api.dimensions or 0
+        self.answers = Answers(folder)
+        self._config, self._api, self._stopped = config, api, Event()
+        self._client = ApiClient(SECTION, api, self._stopped.wait)
+        self._ledger = Ledger(SECTION, api.max_cost, cost_of(api, self.answers.spent.tokens))
+        self._tokenizer = AutoTokenizer.from_pretrained(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
+
+    def encode(self, texts: Sequence[str], keys: Sequence[str]) -> np.ndarray:
+        """Embed texts, see `Encoder`.
+
+        Raises:
+            InputError: the server refuses the key, the model or the address.
+            JobError: it refuses a batch, does not answer any more, or the spending limit is reached. What it answered is kept.
+        """
+        if not texts:
+            return np.zeros((0, self.dimension), np.float16)
+        window = min(self._config.window or WINDOW, self._config.max_tokens)
+        cut = [cut_text(self._tokenizer, text, window, self._config.max_tokens) for text in texts]
+        # Batches by the keys, whatever order the texts come in.
+        order = sorted(range(len(texts)), key=lambda row: keys[row])
+        chunks = [chunk for row in order for chunk, _ in cut[row]]
+        counts = np.array([count for row in order for _, count in cut[row]])
+        owners = np.array([row for row in order for _ in cut[row]])
+        vectors = self._ask_all([chunks[at : at + self._api.batch_rows] for at in range(0, len(chunks), self._api.batch_rows)])
+        self.dimension = vectors.shape[1]
+        return normalise(pool_chunks(vectors, counts, owners, len(texts))).astype(np.float16)
+
+    def _ask_all(self, batches: list[list[str]]) -> np.ndarray:
+        with ThreadPoolExecutor(self._api.concurrency) as pool:
+            futures = [pool.submit(self._vectors, batch) for batch in batches]
+            try:
+                found = [future.result() for future in futures]
+            except BaseException:
+                self._stopped.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+        widths = {vectors.shape[1] for vectors in found}
+        if len(widths) > 1:
+            raise JobError(f"{SECTION}: {self._api.url} answers with vectors of different lengths: {sorted(widths)}")
+        return np.concatenate(found)
+
+    def _vectors(self, batch: list[str]) -> np.ndarray:
+        """The vectors of a batch: kept ones, or the server's."""
+        name = digest({"api": self._config.identity()["api"], "texts": batch})
+        kept = self.answers.find(name)
+        if kept is not None:
+            return kept
+        try:
+            vectors = self._client.try_again(lambda: self._post(batch), self._api.retries, self._stopped).vectors
+        except RefusedError as error:
+            raise JobError(f"{SECTION}: {self._api.url} refuses a batch of {len(batch)} texts: {error}") from None
+        except UnavailableError as error:
+            raise JobError(
+                f"{SECTION}: {self._api.url} does not answer ({error}); the vectors paid for are kept: run the same command when "
+                "it does"
+            ) from None
+        self.answers.keep(name, vectors)
+        return vectors
+
+    def _post(self, batch: list[str]) -> Answer:
+        """One request, paid for from the ledger; tokens that the server does not count are estimated."""
+        size = sum(len(text.encode()) for text in batch)
+        # No tokenizer makes more tokens than bytes.
+        reserved, tokens = self._ledger.reserve(cost_of(self._api, size)), 0
+        try:
+            body = self._client.send(PATHS[self._api.protocol], write_body(self._api, batch))
+            answer = read_answer(self._api, body, len(batch))
+            tokens = size // _BYTES_PER_TOKEN if answer.tokens is None else answer.tokens
+            return answer
+        except UnavailableError as error:
+            tokens = size // _BYTES_PER_TOKEN if error.billed else 0
+            raise
+        finally:
+            self._ledger.settle(reserved, cost_of(self._api, tokens))
+            self.answers.charge(tokens)
+
+
+def cost_of(api: EmbedApiConfig, tokens: float) -> float:
+    """Money."""
+    return tokens * api.price / 1e6
+
+
+def cut_text(tokenizer: Any, text: str, window: int, max_tokens: int) -> list[tuple[str, int]]:
+    """Consecutive pieces of a text of at most `window` tokens each, up to `max_tokens` in all, and each one's tokens."""
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    parts = [spans[start : start + window] for start in range(0, min(len(spans), max_tokens), window)]
+    # The last part ends at the limit.
+    parts = [part[: max_tokens - at * window] for at, part in enumerate(parts)]
+    return [(text[part[0][0] : part[-1][1]] or _EMPTY, len(part)) for part in parts] or [(_EMPTY, 0)]

@@ -1,0 +1,102 @@
+"""A server's embeddings on Ray: one actor asks, so that the limits of requests and of money hold for the whole stage."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+
+from divsel_ray.actors import answer_of, start_actor
+from divsel_ray.config import EmbedApiConfig, EmbedConfig
+from divsel_ray.embed.api import SECTION, ApiEncoder, cost_of
+from divsel_ray.embed.files import embed_file
+from divsel_ray.errors import InputError
+from divsel_ray.models.api_client import find_key
+from divsel_ray.progress import Progress
+from divsel_ray.resources import Cluster, await_ready
+
+_ANSWERS = "answers"
+
+
+def embed_by_api(
+    pool_files: list[str], config: EmbedConfig, api: EmbedApiConfig, folder: Path, cluster: Cluster, progress: Progress
+) -> dict[str, Any]:
+    """As `embed_pool`, after saying what it may cost. Answers are kept in a folder until all partitions are done.
+
+    Returns:
+        {"rows", "dimension", "actors", "requests", "tokens", "cost"}.
+
+    Raises:
+        InputError: the key is missing or refused, the server has no such model, or the estimate exceeds the limit.
+        JobError: the spending limit is reached, or the server refuses a batch or is gone.
+    """
+    # Here too, and not only on a worker: before anything is started.
+    find_key(api, SECTION)
+    sizes = {file: pq.read_metadata(file).num_rows for file in pool_files}
+    tokens = sum(_tokens_of(file, config.max_tokens) for file in pool_files)
+    progress.note(_announced(api, sum(sizes.values()), tokens))
+    if api.max_cost is not None and cost_of(api, tokens) > api.max_cost:
+        raise InputError(
+            f"{SECTION}: about {tokens:,} tokens would cost about {cost_of(api, tokens):,.4g}, above max_cost {api.max_cost:g}; "
+            "raise it, lower embed.max_tokens, or sample the pool (pool.sample)"
+        )
+    workers, done, dimension = config.workers.model_copy(update={"count": 1, "gpus": 0.0}), 0, 0
+    actor = start_actor(_Asker, [config, api, str(folder / _ANSWERS)], workers, 0)
+    try:
+        await_ready([actor.ready.remote()], "embed", workers, cluster.placement_timeout_s)
+        # Empty partitions last: how long their vectors would be is known by then.
+        for file in sorted(pool_files, key=lambda file: (not sizes[file], file)):
+            target = folder / Path(file).name
+            dimension = answer_of(actor.embed.remote(file, str(target), dimension), SECTION)
+            done += sizes[file]
+            progress.advance(done, sum(sizes.values()), "rows")
+        spent = answer_of(actor.spent.remote(), SECTION)
+    finally:
+        ray.kill(actor)
+    shutil.rmtree(folder / _ANSWERS, ignore_errors=True)
+    return {"rows": done, "dimension": dimension, "actors": 1, **spent, "cost": cost_of(api, spent["tokens"])}
+
+
+def _tokens_of(file: str, most: int) -> int:
+    """Tokens that will be sent of a partition's rows, as far as the pool's tokenizer counts as the server's does."""
+    counts = pq.read_table(file, columns=["n_tokens"])["n_tokens"]
+    return int(pc.sum(pc.min_element_wise(counts, most)).as_py() or 0)
+
+
+def _announced(api: EmbedApiConfig, rows: int, tokens: int) -> str:
+    priced = f"about {cost_of(api, tokens):,.4g} of money" if api.price else "no price is set"
+    limit = "" if api.max_cost is None else f", the limit is {api.max_cost:g}"
+    return f"{api.model} at {api.url}: {rows:,} rows to embed, about {tokens:,} tokens, {priced}{limit}"
+
+
+class _Asker:
+    """The actor: one encoder for all partitions. A restarted one goes on with the answers that were kept."""
+
+    def __init__(self, config: EmbedConfig, api: EmbedApiConfig, answers: str) -> None:
+        self._config, self._api, self._answers = config, api, Path(answers)
+        self._encoder: ApiEncoder | None = None
+
+    def ready(self) -> bool:
+        """Answer, once the actor has its place."""
+        return True
+
+    def embed(self, source: str, target: str, dimension: int) -> int:
+        """Embed a partition unless that is done; returns the length of a vector, `dimension` where it has no row to tell."""
+        encoder = self._load()
+        encoder.dimension = encoder.dimension or dimension
+        embed_file(source, Path(target), encoder, self._config.text)
+        return int(pq.read_schema(target).field("embedding").type.list_size)
+
+    def spent(self) -> dict[str, int]:
+        """Requests and tokens of all attempts."""
+        spent = self._load().answers.spent
+        return {"requests": spent.requests, "tokens": spent.tokens}
+
+    def _load(self) -> ApiEncoder:
+        if self._encoder is None:
+            self._encoder = ApiEncoder(self._config, self._api, self._answers)
+        return self._encoder

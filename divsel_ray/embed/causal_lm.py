@@ -1,0 +1,86 @@
+"""A causal language model as encoder: the hidden states of its last layer, of the last token or averaged.
+
+Yu et al. 2024 (sec. 4.4) embed with the last token's hidden state of Llama-2-7B. Hidden states are those that the language
+model's head reads, after the final norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from divsel_ray.config import EmbedConfig
+from divsel_ray.embed.chunked import batch_tokens_of
+from divsel_ray.errors import InputError
+from divsel_ray.models.batching import token_batches
+from divsel_ray.models.references import resolve_model
+
+
+class CausalModel:
+    """A `ChunkModel` on the process's device.
+
+    Every chunk begins with the model's beginning-of-sequence token (its end-of-sequence token where it has none), which no
+    mean counts: its hidden state is the same for all texts, and in many models of a size that drowns all others.
+
+    Raises:
+        InputError: the model cannot be loaded, or has neither token.
+    """
+
+    def __init__(self, config: EmbedConfig) -> None:
+        import torch
+
+        self._torch, self._mean = torch, config.pooling == "mean"
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.tokenizer, self._model = _load(config, self._device)
+        self.prefix = [_start_of(self.tokenizer, config.model)]
+        self.suffix: list[int] = []
+        text_config = self._model.config.get_text_config()
+        self.limit = getattr(text_config, "max_position_embeddings", None)
+        self.dimension = int(text_config.hidden_size)
+        self._batch_tokens = batch_tokens_of(config, on_gpu=self._device == "cuda")
+
+    def embed(self, inputs: Sequence[list[int]], keys: Sequence[str]) -> np.ndarray:
+        """See `ChunkModel`."""
+        vectors = np.zeros((len(inputs), self.dimension), np.float32)
+        with self._torch.inference_mode():
+            for batch in token_batches([len(ids) for ids in inputs], keys, self._batch_tokens):
+                vectors[batch] = self._embed([inputs[i] for i in batch]).cpu().numpy()
+        return vectors
+
+    def _embed(self, batch: list[list[int]]) -> Any:
+        torch, lengths = self._torch, self._torch.tensor([len(ids) for ids in batch])
+        ids = torch.zeros(len(batch), int(lengths.max()), dtype=torch.long)
+        for row, tokens in enumerate(batch):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+        # Padding stands behind the texts, where no token of a causal model looks.
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]
+        output = self._model(input_ids=ids.to(self._device), attention_mask=mask.long().to(self._device), use_cache=False)
+        states = output.last_hidden_state.float()
+        if not self._mean:
+            return states[torch.arange(len(batch)), lengths - 1]
+        weights = mask.float()
+        # An empty text is its first token.
+        weights[lengths > len(self.prefix), : len(self.prefix)] = 0
+        weights = weights.to(self._device)
+        return (states * weights[:, :, None]).sum(dim=1) / weights.sum(dim=1, keepdim=True)
+
+
+def _load(config: EmbedConfig, device: str) -> tuple[Any, Any]:
+    from transformers import AutoModel, AutoTokenizer
+
+    folder, trusted = resolve_model(config.model), config.trust_remote_code
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+        model = AutoModel.from_pretrained(folder, dtype=config.dtype, trust_remote_code=trusted)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"embed.model {config.model}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    return tokenizer, model.to(device).eval()
+
+
+def _start_of(tokenizer: Any, model: str) -> int:
+    starts = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
+    if not starts:
+        raise InputError(f"embed.model {model}: its tokenizer has no beginning- or end-of-sequence token; use another encoder")
+    return int(starts[0])

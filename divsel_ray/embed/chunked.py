@@ -1,0 +1,98 @@
+"""Long texts by any model that embeds short ones: tokens are cut into chunks, and chunk vectors averaged by length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from divsel_ray.config import EmbedConfig
+from divsel_ray.embed.pooling import normalise, pool_chunks, split_tokens
+
+_CHARACTERS = 6
+"""Of a token, more than nearly any text has on average: so many are cut off for each token that is wanted."""
+_MARGIN = 128
+"""Tokens before the cut that may differ from those of the whole text: it may cut a word, and a word is at most so long."""
+CPU_TOKENS, GPU_TOKENS = 2048, 32_768
+"""Padded tokens per batch: on a CPU the activations of more fall out of its caches; a GPU is not busy with fewer."""
+
+
+class ChunkModel(Protocol):
+    """A model that embeds token ids.
+
+    Attributes:
+        tokenizer: of the model.
+        dimension: length of a vector.
+        prefix, suffix: ids around every chunk.
+        limit: tokens of an input, prefix and suffix among them; None for no limit.
+    """
+
+    tokenizer: Any
+    dimension: int
+    prefix: list[int]
+    suffix: list[int]
+    limit: int | None
+
+    def embed(self, inputs: Sequence[list[int]], keys: Sequence[str]) -> np.ndarray:
+        """Vectors (n, dimension) float32 of token ids, prefix and suffix among them; keys break ties of length."""
+
+
+class ChunkedEncoder:
+    """An `Encoder` by a chunk model.
+
+    Attributes:
+        dimension: length of a vector.
+    """
+
+    def __init__(self, model: ChunkModel, config: EmbedConfig) -> None:
+        self._model, self._max_tokens = model, config.max_tokens
+        special = len(model.prefix) + len(model.suffix)
+        limit = model.limit or config.max_tokens + special
+        self._window = max(1, min(config.window or limit, limit) - special)
+        self.dimension = model.dimension
+
+    def encode(self, texts: Sequence[str], keys: Sequence[str]) -> np.ndarray:
+        """Embed texts, see `Encoder`."""
+        if not texts:
+            return np.zeros((0, self.dimension), np.float16)
+        ids = first_ids(self._model.tokenizer, texts, self._max_tokens)
+        chunks, owners = [], []
+        for row, tokens in enumerate(ids):
+            pieces = split_tokens(tokens, self._window, self._max_tokens)
+            chunks += pieces
+            owners += [row] * len(pieces)
+        inputs = [self._model.prefix + chunk + self._model.suffix for chunk in chunks]
+        vectors = self._model.embed(inputs, [f"{keys[row]}:{i:09d}" for i, row in enumerate(owners)])
+        counts = np.array([len(chunk) for chunk in chunks])
+        return normalise(pool_chunks(vectors, counts, np.array(owners), len(texts))).astype(np.float16)
+
+
+def first_ids(tokenizer: Any, texts: Sequence[str], count: int) -> list[list[int]]:
+    """The first `count` token ids of each text, without special tokens, as if each were tokenized whole."""
+    room = _CHARACTERS * (count + _MARGIN)
+    ids = _tokenize(tokenizer, [text[:room] for text in texts])
+    short = [at for at, text in enumerate(texts) if len(text) > room and len(ids[at]) < count + _MARGIN]
+    for at, whole in zip(short, _tokenize(tokenizer, [texts[at] for at in short]), strict=True):
+        ids[at] = whole
+    return [list(row[:count]) for row in ids]
+
+
+def _tokenize(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+    return list(tokenizer(texts, **options).input_ids)
+
+
+def batch_tokens_of(config: EmbedConfig, *, on_gpu: bool) -> int:
+    """Padded tokens per batch, as set or as the device likes them."""
+    return config.batch_tokens or (GPU_TOKENS if on_gpu else CPU_TOKENS)
+
+
+def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The ids a tokenizer puts before and after a text."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    text = [at for at, special in enumerate(encoded.special_tokens_mask) if not special]
+    first, last = (text[0], text[-1] + 1) if text else (len(encoded.input_ids), len(encoded.input_ids))
+    return list(encoded.input_ids[:first]), list(encoded.input_ids[last:])

@@ -1,0 +1,49 @@
+"""What the stage reads of the pool, and the files it leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from divsel_ray.embed.encoder import Encoder
+from divsel_ray.store import atomic_path
+
+_COLUMNS = {"prompt": ["prompt"], "prompt_completion": ["prompt", "completion"], "user_turns": ["messages"]}
+"""What `texts_of` needs of the pool."""
+
+
+def embed_file(source: str, target: Path, encoder: Encoder, text: str) -> None:
+    """Embed a pool partition, unless that is done.
+
+    Args:
+        source: the partition.
+        target: Parquet (row_id, embedding: fixed-size list of float16).
+        encoder: what embeds.
+        text: the setting `embed.text`.
+    """
+    if not target.exists():
+        table = pq.read_table(source, columns=["row_id", *_COLUMNS[text]])
+        write_vectors(table["row_id"], encoder.encode(texts_of(table, text), table["row_id"].to_pylist()), target)
+
+
+def texts_of(table: pa.Table, text: str) -> list[str]:
+    """What of each row is embedded, by the setting `embed.text`."""
+    if text == "user_turns":
+        conversations = table["messages"].to_pylist()
+        return ["\n\n".join(turn["content"] for turn in turns if turn["role"] == "user") for turns in conversations]
+    prompts = table["prompt"].to_pylist()
+    if text == "prompt":
+        return list(prompts)
+    return [f"{prompt}\n{completion}" for prompt, completion in zip(prompts, table["completion"].to_pylist(), strict=True)]
+
+
+def write_vectors(row_ids: pa.ChunkedArray, vectors: np.ndarray, target: Path) -> None:
+    """Write Parquet with row_id and embedding. Vectors: (n, d) float16."""
+    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), pa.float16())
+    embedding = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    with atomic_path(target) as path:
+        # Dictionaries would make the vectors ten times slower to read, and nothing about them can be compressed.
+        pq.write_table(pa.table({"row_id": row_ids, "embedding": embedding}), path, use_dictionary=False, compression="none")

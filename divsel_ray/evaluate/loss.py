@@ -1,0 +1,111 @@
+"""Losses of given completions, row by row, rendered and cut exactly as in training (`train/encoding.py`).
+
+A row's loss is the sum over its completion's tokens of -log p(token | prompt, tokens before), in nats; the end-of-sequence
+token counts, for it is trained on. The mean loss of rows is the sum of their nats over the sum of their tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from divsel_ray.evaluate.loading import LoadedModel
+from divsel_ray.models.batching import token_batches
+from divsel_ray.train.encoding import Conversation, Example, collate, encode
+
+__all__ = ["Conversation", "LossMeter", "losses_of", "row_losses"]
+
+
+def row_losses(
+    model: str,
+    adapter: Path | None,
+    rows: Sequence[Conversation],
+    *,
+    chat_template: str | None,
+    max_tokens: int,
+    batch_tokens: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loss of each row's completion; see `LossMeter` for many adapters of one base model.
+
+    Args:
+        model: base model or fine-tuned checkpoint: folder, Hugging Face id or package:NAME.
+        adapter: folder of a LoRA adapter to put on it.
+        rows: n conversations; the last message is the completion.
+        chat_template: text of a Jinja template in place of the model's own.
+        max_tokens: of prompt and completion together, as `refine.train.max_tokens`.
+        batch_tokens: padded tokens per batch, about.
+
+    Returns:
+        (n,) float64 sums of negative log-likelihood in nats, and (n,) int64 tokens they are sums over.
+
+    Raises:
+        InputError: the model or the adapter cannot be loaded.
+    """
+    meter = LossMeter(model, chat_template=chat_template, max_tokens=max_tokens, batch_tokens=batch_tokens)
+    return meter.measure(adapter, rows)
+
+
+class LossMeter:
+    """One base model in this process that measures with one adapter after another.
+
+    Args:
+        model, chat_template, max_tokens, batch_tokens: as of `row_losses`.
+        dtype, trust_remote_code: as of `LoadedModel`.
+
+    Raises:
+        InputError: the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        chat_template: str | None,
+        max_tokens: int,
+        batch_tokens: int,
+        dtype: str = "float32",
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._loaded = LoadedModel(model, dtype, chat_template, trust_remote_code)
+        self._max_tokens, self._batch_tokens = max_tokens, batch_tokens
+
+    def measure(self, adapter: Path | None, rows: Sequence[Conversation]) -> tuple[np.ndarray, np.ndarray]:
+        """Loss of each row's completion with this adapter, or with none; returns as `row_losses`.
+
+        Raises:
+            InputError: the adapter cannot be put on this model.
+        """
+        with self._loaded.using(adapter) as model:
+            return losses_of(model, self._loaded.tokenizer, rows, self._max_tokens, self._batch_tokens)
+
+
+def losses_of(
+    model: Any, tokenizer: Any, rows: Sequence[Conversation], max_tokens: int, batch_tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loss of each row's completion under a loaded model; arguments and result as of `row_losses`."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max_tokens
+    padding = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+    examples = encode(tokenizer, rows, min(max_tokens, positions))
+    nats, tokens = np.zeros(len(rows)), np.array([len(example.completion) for example in examples], dtype=np.int64)
+    for batch in token_batches([example.size for example in examples], [row.row_id for row in rows], batch_tokens):
+        nats[batch] = _batch_losses(model, [examples[index] for index in batch], padding)
+    return nats, tokens
+
+
+def _batch_losses(model: Any, examples: Sequence[Example], padding: int) -> np.ndarray:
+    """Summed loss of each example, (n,) float64."""
+    import torch
+
+    batch = {name: value.to(model.device) for name, value in collate([[example] for example in examples], padding).items()}
+    labels, keep = batch.pop("labels"), batch.pop("keep")
+    with torch.inference_mode():
+        logits = model(**batch, use_cache=False, logits_to_keep=keep).logits
+        # Row by row: a vocabulary of 262k takes 1 MiB for each position and copy of the logits.
+        losses = [
+            torch.nn.functional.cross_entropy(row.float(), of_row, reduction="none").double().sum()
+            for row, of_row in zip(logits, labels, strict=True)
+        ]
+    return np.array([float(loss) for loss in losses])

@@ -1,0 +1,160 @@
+"""What is evaluated: a model by name, its weights and, where it has one, its adapter; and the models of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from divsel_ray.config import Config, TrainConfig
+from divsel_ray.config.files import build_config
+from divsel_ray.errors import InputError
+from divsel_ray.generate.trained import is_adapter
+from divsel_ray.models.references import PACKAGE, fingerprint, resolve_model, unconverted
+from divsel_ray.report.records import StageRecord, read_stages, round_numbers
+from divsel_ray.store import RUN_MANIFEST, read_json
+from divsel_ray.train.stage import trained_folder
+
+_ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to measure.
+
+    Attributes:
+        name: for tables; unique among the models of a call.
+        base: folder (of a base model or of a fine-tuned checkpoint), Hugging Face id or package:NAME.
+        adapter: folder of a LoRA adapter on top of it.
+    """
+
+    name: str
+    base: str
+    adapter: Path | None = None
+
+    @property
+    def fingerprint(self) -> list[str]:
+        """What identifies its content: of the base, and of the adapter where there is one."""
+        return [fingerprint(self.base), *([fingerprint(str(self.adapter))] if self.adapter else [])]
+
+    @property
+    def lora_rank(self) -> int:
+        """The adapter's rank; 0 without one."""
+        return int(read_json(self.adapter / _ADAPTER_CONFIG)["r"]) if self.adapter else 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run whose models are measured.
+
+    Attributes:
+        folder: of the run.
+        config: the job.
+        stages: by name.
+    """
+
+    folder: Path
+    config: Config
+    stages: Mapping[str, StageRecord]
+
+    @property
+    def train(self) -> TrainConfig:
+        """How its models were trained.
+
+        Raises:
+            InputError: it trained none.
+        """
+        if self.config.refine is None:
+            raise InputError(f"{self.folder}: this run selected rows and trained no model; name a model to evaluate")
+        return self.config.refine.train
+
+    def models(self, prefix: str, every_round: bool) -> list[Model]:
+        """The untuned base, the last round's model or every round's, and the static control where there is one."""
+        rounds = round_numbers(self.stages)
+        wanted = {f"round {number}": f"round-{number}/train" for number in (rounds if every_round else rounds[-1:])}
+        wanted |= {"static": "static/train"} if "static/train" in self.stages else {}
+        tuned = [self._tuned(f"{prefix}{name}", self.stages[stage].folder) for name, stage in wanted.items()]
+        return [Model(f"{prefix}untuned", self.train.model), *tuned]
+
+    def _tuned(self, name: str, stage: Path) -> Model:
+        folder = trained_folder(stage, self.train)
+        if not folder.is_dir():
+            raise InputError(f"{folder}: this model of the run is gone; run divsel run again with the same --out")
+        return Model(name, self.train.model, folder) if self.train.method == "lora" else Model(name, str(folder))
+
+
+def is_run(reference: str) -> bool:
+    """Whether a reference is a finished run's folder."""
+    return (Path(reference).expanduser() / RUN_MANIFEST).is_file()
+
+
+def read_run(folder: Path) -> Run:
+    """A run by its manifest.
+
+    Raises:
+        InputError: the manifest is none, or of another version.
+    """
+    manifest, stages = read_stages(folder)
+    return Run(folder, build_config(manifest["config"], str(folder / RUN_MANIFEST)), stages)
+
+
+def find_models(references: Sequence[str], adapters: Sequence[Path], every_round: bool = False) -> tuple[list[Model], list[Run]]:
+    """The models behind references, and the runs among them.
+
+    Args:
+        references: folders, Hugging Face ids and package:NAME of models; folders of adapters, whose base their
+            adapter_config.json names; folders of finished runs.
+        adapters: folders of adapters to put on the one model named.
+        every_round: of a run, take the models of all rounds.
+
+    Raises:
+        InputError: a reference leads nowhere, a run has no model, or it is not clear what the adapters belong on.
+    """
+    runs = [read_run(Path(reference).expanduser().absolute()) for reference in references if is_run(reference)]
+    if adapters and (len(references) != 1 or runs or is_adapter(references[0])):
+        raise InputError("--adapter: name the one base model it belongs on, and nothing else")
+    models: list[Model] = []
+    waiting = iter(runs)
+    for reference in references:
+        if is_run(reference):
+            run = next(waiting)
+            models += run.models(f"{run.folder.name} " if len(references) > 1 else "", every_round)
+        else:
+            models.append(_named_model(reference))
+    models += [_with_adapter(str(adapter), adapter, models[0].base) for adapter in adapters]
+    return _told_apart(models), runs
+
+
+def _named_model(reference: str) -> Model:
+    path = Path(reference).expanduser()
+    if not is_adapter(str(path)):
+        return Model(reference, _checked(reference))
+    base = read_json(path / _ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not base:
+        raise InputError(f"{path}: {_ADAPTER_CONFIG} names no base model; give divsel evaluate BASE --adapter {path}")
+    return _with_adapter(reference, path, _checked(str(base)))
+
+
+def _checked(reference: str) -> str:
+    """The reference, a folder's path made absolute; a package that would be converted is not, yet."""
+    if not reference.startswith(PACKAGE):
+        return resolve_model(reference)
+    unconverted(reference)
+    return reference
+
+
+def _with_adapter(name: str, adapter: Path, base: str) -> Model:
+    folder = adapter.expanduser().absolute()
+    if not is_adapter(str(folder)):
+        raise InputError(f"{folder}: holds no {_ADAPTER_CONFIG}; expected an adapter as PEFT saves it")
+    return Model(name, base, folder)
+
+
+def _told_apart(models: Sequence[Model]) -> list[Model]:
+    """Models of different names; where one is given twice, the second is left out."""
+    kept: dict[str, Model] = {}
+    for model in models:
+        other = kept.setdefault(model.name, model)
+        if other != model:
+            raise InputError(f"{model.name}: two models would have this name; name them by longer paths")
+    return list(kept.values())

@@ -1,0 +1,116 @@
+"""The rows that losses are measured on: a run's own held-out rows, or those of a file; and which cluster they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from divsel_ray.cluster.kernels import assign
+from divsel_ray.cluster.stage import CENTROIDS
+from divsel_ray.data.conversation import BadRow, canonicalise, completion_text, prompt_text, row_id
+from divsel_ray.data.formats import CONVERTERS, detect
+from divsel_ray.data.inputs import find_inputs
+from divsel_ray.data.readers import read_records
+from divsel_ray.data.remote import Input
+from divsel_ray.errors import InputError
+from divsel_ray.evaluate.models import Run
+from divsel_ray.progress import Progress
+from divsel_ray.store import atomic_path, digest
+
+Turns = Literal["all", "first"]
+_HEAD = 100
+"""Rows of a file that its format is told from."""
+_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("prompt", pa.string()),
+        ("completion", pa.string()),
+    ]
+)
+
+
+def read_file(reference: str, setting: str, turns: Turns, progress: Progress) -> list[dict[str, Any]]:
+    """Conversations of a file in any of the pool's formats, sorted by row id, each once; bad rows are told of.
+
+    Args:
+        reference: file, folder, glob, hf:OWNER/NAME or package:NAME.
+        setting: that names it, for messages.
+        turns: whole conversations, or the first exchange.
+        progress: told of bad rows.
+
+    Returns:
+        A list of {"row_id", "messages"}.
+
+    Raises:
+        InputError: there is no such file, or no conversation in it.
+    """
+    found: dict[str, list[Any]] = {}
+    bad: list[str] = []
+    for file in find_inputs([reference], setting):
+        _read_into(found, bad, file, turns)
+    if not found:
+        raise InputError(f"{setting}: {reference}: no conversation in it" + (f"; the first row: {bad[0]}" if bad else ""))
+    if bad:
+        progress.note(f"{setting}: {len(bad):,} bad rows left out, the first: {bad[0]}")
+    return [{"row_id": one, "messages": found[one]} for one in sorted(found)]
+
+
+def _read_into(found: dict[str, list[Any]], bad: list[str], file: Input, turns: Turns) -> None:
+    convert = CONVERTERS[detect(record.value for record in islice(read_records(file), _HEAD) if record.reason is None)]
+    for record in read_records(file):
+        try:
+            if record.reason is not None:
+                raise BadRow(record.reason)
+            for conversation in convert(record.value):
+                messages = canonicalise(conversation, turns)
+                found[row_id(messages)] = messages
+        except BadRow as error:
+            bad.append(f"{file.name} {record.position}: {error.reason}")
+
+
+def held_out_rows(runs: Sequence[Run]) -> list[dict[str, Any]] | None:
+    """The held-out rows that runs have in common, sorted by row id; None where they held out none, or not the same."""
+    kept = []
+    for run in runs:
+        draws = sorted(name for name in run.stages if name.startswith("round-") and name.endswith("/draw"))
+        table = pq.read_table(run.stages[draws[0]].file("held_out_rows.parquet"), columns=["row_id", "messages"])
+        kept.append(table.sort_by("row_id").to_pylist())
+    same = bool(kept) and all(rows == kept[0] for rows in kept)
+    return kept[0] if same and kept[0] else None
+
+
+def trained_on(runs: Sequence[Run]) -> set[str]:
+    """Ids of all rows that a model of these runs was trained on."""
+    draws = [stage for run in runs for name, stage in run.stages.items() if name.endswith("/draw")]
+    return {one for draw in draws for one in pq.read_table(draw.file("selected.parquet"))["row_id"].to_pylist()}
+
+
+def write_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
+    """Parquet (row_id, messages, prompt, completion) under a name that its content gives."""
+    full = [{**row, "prompt": prompt_text(row["messages"]), "completion": completion_text(row["messages"])} for row in rows]
+    target = folder / f"rows-{digest([row['row_id'] for row in rows])}.parquet"
+    if not target.exists():
+        with atomic_path(target) as path:
+            pq.write_table(pa.Table.from_pylist(full, _SCHEMA), path)
+    return target
+
+
+def known_clusters(run: Run, row_ids: Sequence[str]) -> dict[str, int]:
+    """The clusters of those rows that are in the run's pool."""
+    found: dict[str, int] = {}
+    for file in sorted(run.stages["cluster"].folder.glob("*.parquet")):
+        table = pq.read_table(file, columns=["row_id", "cluster"], filters=[("row_id", "in", list(row_ids))])
+        found |= dict(zip(table["row_id"].to_pylist(), table["cluster"].to_pylist(), strict=True))
+    return found
+
+
+def nearest_clusters(run: Run, vectors: np.ndarray) -> np.ndarray:
+    """The nearest of the run's centroids to each vector: (n, d) in, (n,) out."""
+    return assign(vectors, np.load(run.stages["cluster"].file(CENTROIDS))).labels

@@ -1,0 +1,61 @@
+"""Waiting, before a job begins, for the nodes that it is to begin with.
+
+A job is planned by the nodes that are there when it starts, and a cluster that scales has few of them until something asks.
+"""
+
+from __future__ import annotations
+
+import time
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from divsel_ray.errors import InputError, JobError
+
+_UNITS = ("CPU", "GPU")
+
+
+def await_nodes(wanted: str, limit: float) -> None:
+    """Wait until so many CPUs and GPUs of the cluster are free; one that scales starts nodes for them.
+
+    They are asked for as a placement group, which goes with the process and which autoscalers heed, and given back at once.
+
+    Args:
+        wanted: e.g. `CPU=64,GPU=2`.
+        limit: seconds to wait.
+
+    Raises:
+        InputError: `wanted` has another form.
+        JobError: they were not free in time.
+    """
+    group, end = placement_group(bundles_of(wanted)), time.monotonic() + limit
+    try:
+        # In short waits: no signal is heeded during one.
+        while not group.wait(timeout_seconds=min(1.0, limit)):
+            if time.monotonic() > end:
+                free = ray.available_resources()
+                there = ", ".join(f"{free.get(unit, 0):g} {unit}s" for unit in _UNITS)
+                raise JobError(
+                    f"--wait-for {wanted}: not free in {limit:g} s, free are {there}; see `ray status` for what keeps nodes "
+                    "from starting, ask for less, or raise placement_timeout_s"
+                )
+    finally:
+        remove_placement_group(group)
+
+
+def bundles_of(wanted: str) -> list[dict[str, float]]:
+    """One bundle for each CPU or GPU, GPUs first: what takes most room is placed first.
+
+    Raises:
+        InputError: `wanted` is not of the form `CPU=64,GPU=2`.
+    """
+    amounts: dict[str, int] = {}
+    for part in wanted.split(","):
+        unit, _, number = part.strip().partition("=")
+        if unit not in _UNITS or unit in amounts or not number.isdecimal():
+            raise InputError(f"--wait-for {wanted}: expected numbers of CPUs and GPUs, e.g. CPU=64,GPU=2")
+        amounts[unit] = int(number)
+    bundles = [{unit: 1.0} for unit in reversed(_UNITS) for _ in range(amounts.get(unit, 0))]
+    if not bundles:
+        raise InputError(f"--wait-for {wanted}: asks for nothing; leave it out")
+    return bundles

@@ -1,0 +1,304 @@
+"""`divsel submit`: a job in a folder of this machine, run by the cluster behind a Ray job server.
+
+What is sent is the folder, packed here as one archive: the code and the configuration, not the data. The archive holds no times,
+so a folder that has not changed is sent once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shlex
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from divsel_ray.config.files import load_config
+from divsel_ray.errors import InputError, JobError
+from divsel_ray.nodes import bundles_of
+from divsel_ray.select.registry import check_sampler
+
+UPLOAD_LIMIT = 100 * 2**20
+"""Bytes of the largest request that Ray's job server takes."""
+_REQUEST_SECONDS = 60.0
+"""How long an answer of the job server is waited for."""
+_LOST_SECONDS = 120.0
+"""How long a job is followed whose server does not answer."""
+_POLL_SECONDS = 1.0
+_CHUNK = 1 << 20
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is run, and where.
+
+    Attributes:
+        config: the configuration file, inside `working_dir`.
+        out: run folder, as the cluster's nodes see it.
+        working_dir: folder that is sent.
+        address: of the job server.
+        overrides: `key.path=value` changes of the configuration.
+        wait_for: what the cluster must have free before the job begins (see `nodes.await_nodes`).
+        token_file: file with the cluster's token; without one, Ray's own environment variables say it.
+    """
+
+    config: Path
+    out: str
+    working_dir: Path
+    address: str
+    overrides: Sequence[str] = ()
+    wait_for: str | None = None
+    token_file: Path | None = None
+
+    @property
+    def config_there(self) -> str:
+        """The configuration's path inside the folder that is sent, in which it lies (see `check`)."""
+        return self.config.resolve().relative_to(self.working_dir.resolve()).as_posix()
+
+    @property
+    def entrypoint(self) -> str:
+        """What the cluster runs: the same command whether the folder holds this package or its nodes have it installed."""
+        waiting = ["--wait-for", self.wait_for] if self.wait_for else []
+        return shlex.join(
+            ["python", "-m", "divsel_ray.cli", "run", self.config_there, "--out", self.out, *waiting, *self.overrides]
+        )
+
+    def ray_job(self, action: str, job: str) -> str:
+        """The `ray job` command that does something to a submitted job."""
+        token = f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={shlex.quote(str(self.token_file))} " if self.token_file else ""
+        return f"{token}ray job {action} --address {shlex.quote(self.address)} {job}"
+
+    def check(self) -> None:
+        """Refuse, before anything is sent, what the cluster would refuse.
+
+        Raises:
+            InputError: the configuration is wrong or lies outside the folder, or the run folder is no absolute path.
+        """
+        check_sampler(load_config(self.config, self.overrides))
+        if self.wait_for:
+            bundles_of(self.wait_for)
+        if not self.working_dir.is_dir():
+            raise InputError(f"--working-dir {self.working_dir}: no such folder")
+        if not self.config.resolve().is_relative_to(self.working_dir.resolve()):
+            raise InputError(
+                f"{self.config}: lies outside the folder that is sent ({self.working_dir}); "
+                "move it there or name another --working-dir"
+            )
+        if not self.out.startswith("/"):
+            raise InputError(
+                f"--out {self.out}: expected an absolute path on storage that every node of the cluster mounts, "
+                "e.g. /shared/runs/job; the job's own folder there is deleted with the job"
+            )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        exit_code: of its process where that is 0, 1 or 2; else 1.
+        text: in one line, with the last of its log.
+    """
+
+    exit_code: int
+    text: str
+
+
+def submit(submission: Submission) -> tuple[JobSubmissionClient, str]:
+    """Send a job to its cluster; returns the client and the submission id, `NAME-DATE-ATTEMPT`.
+
+    Raises:
+        InputError: it is refused here (see `Submission.check`), too large to send, or the server refuses it or is not there.
+    """
+    submission.check()
+    with tempfile.TemporaryDirectory() as folder:
+        archive = pack(submission.working_dir, Path(folder) / "working-dir.zip", submission.config)
+        client = connect(submission.address, submission.token_file)
+        with _answered(submission.address):
+            return client, _send(client, submission, archive)
+
+
+def _send(client: JobSubmissionClient, submission: Submission, archive: Path) -> str:
+    """Submit under the first free attempt of today."""
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", submission.config.stem)
+    stem = f"{name}-{datetime.now(UTC):%Y%m%d}-"
+    taken = {job.submission_id for job in client.list_jobs()}
+    attempt = next(number for number in range(1, len(taken) + 2) if f"{stem}{number}" not in taken)
+    return client.submit_job(
+        entrypoint=submission.entrypoint,
+        submission_id=f"{stem}{attempt}",
+        runtime_env={"working_dir": str(archive)},
+        metadata={"out": submission.out},
+    )
+
+
+def follow(client: JobSubmissionClient, submission: Submission, job: str, write: Callable[[str], Any]) -> Outcome:
+    """Wait for the end of a job and write its log as it grows.
+
+    Raises:
+        JobError: the server has not answered for two minutes; the job may go on.
+    """
+    answered, written = time.monotonic(), 0
+    while True:
+        try:
+            # The status before the log: of a job that has ended, the log is then whole.
+            info, log = client.get_job_info(job), client.get_job_logs(job)
+        except (OSError, RuntimeError, AuthenticationError) as error:
+            if time.monotonic() - answered > _LOST_SECONDS:
+                again = submission.ray_job("logs --follow", job)
+                raise JobError(
+                    f"{submission.address} answers no more ({_last_line(str(error))}); the job may go on: {again}"
+                ) from None
+        else:
+            answered = time.monotonic()
+            write(log[written:])
+            written = len(log)
+            if info.status.is_terminal():
+                return _outcome(info, log)
+        time.sleep(_POLL_SECONDS)
+
+
+def _outcome(info: Any, log: str) -> Outcome:
+    if info.status == JobStatus.SUCCEEDED:
+        return Outcome(0, "succeeded")
+    code = info.driver_exit_code if info.driver_exit_code in (1, 2) else 1
+    if info.status == JobStatus.STOPPED:
+        return Outcome(code, "was stopped; submitted again, it goes on")
+    return Outcome(code, f"failed: {_last_line(log) or _last_line(info.message or '')}")
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def connect(address: str, token_file: Path | None = None) -> JobSubmissionClient:
+    """A client of the job server at an address.
+
+    Raises:
+        InputError: nothing answers there, it is no job server, or it wants another token.
+    """
+    if not address.startswith(("http://", "https://")):
+        raise InputError(f"--address {address}: expected the job server's address, e.g. http://localhost:8265")
+    for kind in JobSubmissionClient.__mro__:
+        logging.getLogger(kind.__module__).setLevel(logging.ERROR)
+    headers = {"Authorization": f"Bearer {_token(token_file)}"} if token_file else None
+    with _answered(address), _named_in_environment(address):
+        return _Client(address, headers=headers)
+
+
+class _Client(JobSubmissionClient):
+    """Ray's client, which waits for an answer no longer than `_REQUEST_SECONDS`."""
+
+    def _do_request(self, *arguments: Any, **options: Any) -> Any:
+        return super()._do_request(*arguments, timeout=_REQUEST_SECONDS, **options)
+
+
+@contextlib.contextmanager
+def _named_in_environment(address: str) -> Iterator[None]:
+    """Ray's client prefers an address from the environment to the one that it is given."""
+    name = "RAY_API_SERVER_ADDRESS"
+    before = os.environ.get(name)
+    os.environ[name] = address
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+def _token(file: Path) -> str:
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--token-file {file}: cannot be read ({error})") from None
+    if not token:
+        raise InputError(f"--token-file {file}: is empty; expected the cluster's token, as `ray get-auth-token` prints it there")
+    return token
+
+
+@contextlib.contextmanager
+def _answered(address: str) -> Iterator[None]:
+    """Tell what a job server, or the way to it, answers in one line.
+
+    Raises:
+        InputError: says what to do about it.
+    """
+    try:
+        yield
+    except AuthenticationError as error:
+        wrong = "refuses this token" if "authentication failed" in str(error).lower() else "wants its token"
+        raise InputError(
+            f"{address} {wrong}: name its file by --token-file, or set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE"
+        ) from None
+    except ConnectionError:
+        raise InputError(f"{address}: no job server answers there; is the tunnel open (`ray dashboard cluster.yaml`)?") from None
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise InputError(f"{address}: does not take this job: {_last_line(str(error))}") from None
+
+
+def pack(folder: Path, archive: Path, config: Path) -> Path:
+    """Write the files of a folder that are sent (see `sent_files`) into an archive, and return it.
+
+    Raises:
+        InputError: the archive would be larger than a job server takes, or the configuration is not among the files.
+    """
+    files = sent_files(folder)
+    if config.resolve() not in {file.resolve() for file in files}:
+        raise InputError(f"{config}: is left out of what is sent, by .gitignore, .rayignore or its folder's name; move it")
+    with archive.open("wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as target:
+        for file in files:
+            entry = zipfile.ZipInfo(file.relative_to(folder).as_posix())
+            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            with file.open("rb") as source, target.open(entry, "w") as part:
+                while chunk := source.read(_CHUNK):
+                    part.write(chunk)
+                    if stream.tell() > UPLOAD_LIMIT:
+                        raise InputError(_too_large(folder, files))
+    return archive
+
+
+def sent_files(folder: Path) -> list[Path]:
+    """The files of a folder that are sent to a cluster, in the order of their paths.
+
+    Left out are what .gitignore and .rayignore name, `runs`, virtual environments, caches and hidden folders, links to folders.
+    """
+    return sorted(_walk(folder, [], top=True))
+
+
+def _walk(folder: Path, rules: list[Callable[[Path], bool]], *, top: bool = False) -> Iterator[Path]:
+    rules = [*rules, *get_excludes_from_ignore_files(folder, include_gitignore=True, logger=_LOGGER)]
+    for path in folder.iterdir():
+        if any(rule(path) for rule in rules):
+            continue
+        if path.is_dir():
+            if not (path.is_symlink() or _is_kept(path) or (top and path.name == "runs")):
+                yield from _walk(path, rules)
+        elif path.is_file():
+            yield path
+
+
+def _is_kept(folder: Path) -> bool:
+    """Whether a folder is of this machine only."""
+    return folder.name.startswith(".") or folder.name == "__pycache__" or (folder / "pyvenv.cfg").exists()
+
+
+def _too_large(folder: Path, files: Sequence[Path]) -> str:
+    largest = sorted(files, key=lambda file: file.stat().st_size, reverse=True)[:3]
+    named = ", ".join(f"{file.relative_to(folder)} ({file.stat().st_size / 2**20:,.0f} MiB)" for file in largest)
+    return (
+        f"--working-dir {folder}: more than {UPLOAD_LIMIT >> 20} MiB would be sent, the most that a job server takes; "
+        f"largest are {named}; keep data on storage that every node mounts, or name it in .rayignore"
+    )

@@ -1,0 +1,116 @@
+"""What a search came to: its trials, the best first, and how their figures go together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from divsel_ray.config.tuning import Point, TuningConfig
+from divsel_ray.tasks import last_line, reason_of
+from divsel_ray.tune.correlation import Correlation, correlate
+from divsel_ray.tune.objectives import Mode, cautions, mode_of
+from divsel_ray.tune.record import ROUND, read_record
+
+_ORDER = {"finished": 0, "stopped": 1, "failed": 2}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial.
+
+    Attributes:
+        key: the name of its run folder in `trials/`.
+        settings: by their place in the job's configuration.
+        state: finished, stopped (by the scheduler, after a round) or failed.
+        objective: of the finished run, or of the last round before it was stopped; None where it is not known.
+        figures: objective and measures of a finished one.
+        rounds: each round's figures.
+        seconds: of work; what other trials had made already is not in them.
+        error: why it failed.
+    """
+
+    key: str
+    settings: Point
+    state: str
+    objective: float | None
+    figures: Mapping[str, float]
+    rounds: Sequence[Mapping[str, float]]
+    seconds: float | None
+    error: str | None = None
+
+    @property
+    def last_round(self) -> int | None:
+        """The last round it ended; None where it has none."""
+        return int(self.rounds[-1][ROUND]) if self.rounds else None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A search and its trials.
+
+    Attributes:
+        tuning: what was asked.
+        mode: whether the best has most or least of the objective.
+        trials: finished ones from the best to the worst, then those stopped, the farthest first, then those that failed.
+        correlations: of each further measure with the objective, over finished trials.
+        cautions: what to keep in mind when comparing them, a line each.
+        concurrency: trials that ran at once.
+    """
+
+    tuning: TuningConfig
+    mode: Mode
+    trials: Sequence[Trial]
+    correlations: Sequence[Correlation]
+    cautions: Sequence[str]
+    concurrency: int
+
+    @property
+    def finished(self) -> list[Trial]:
+        """Trials that ran to their end, the best first."""
+        return [trial for trial in self.trials if trial.state == "finished"]
+
+    @property
+    def best(self) -> Trial | None:
+        """The best finished trial."""
+        return next(iter(self.finished), None)
+
+
+def read_trial(folder: Path, point: Point, tuning: TuningConfig, error: BaseException | None) -> Trial:
+    """A trial as its folder tells it; one that neither finished nor failed was stopped.
+
+    Args:
+        folder: its run folder.
+        point: its settings.
+        tuning: the search.
+        error: that ended it.
+    """
+    record = read_record(folder)
+    rounds, figures = record.get("rounds", []), record.get("figures", {})
+    objective = figures.get(tuning.objective, rounds[-1].get(tuning.objective) if rounds else None)
+    state = record.get("state", "failed")
+    said = record.get("error") or (reason_of(error) or last_line(error) if error else None)
+    state = "failed" if error is not None else "stopped" if state == "running" else state
+    return Trial(folder.name, point, state, objective, figures, rounds, record.get("seconds"), said)
+
+
+def compare(tuning: TuningConfig, trials: Sequence[Trial], concurrency: int) -> Outcome:
+    """Trials in their order, and the correlations."""
+    mode = mode_of(tuning)
+    ordered = sorted(trials, key=lambda trial: _place(trial, mode))
+    finished = [trial for trial in ordered if trial.state == "finished"]
+    correlations = [
+        correlate(measure, tuning.objective, [(one.figures[measure], one.figures[tuning.objective]) for one in finished])
+        for measure in dict.fromkeys(tuning.measures)
+        if measure != tuning.objective
+    ]
+    return Outcome(tuning, mode, ordered, correlations, cautions(tuning), concurrency)
+
+
+def _place(trial: Trial, mode: Mode) -> tuple[Any, ...]:
+    if trial.objective is None:
+        return _ORDER[trial.state], 0, True, 0.0, trial.key
+    signed = trial.objective if mode == "min" else -trial.objective
+    farthest = -(trial.last_round or 0) if trial.state == "stopped" else 0
+    return _ORDER[trial.state], farthest, False, signed, trial.key

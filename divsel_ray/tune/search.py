@@ -1,0 +1,240 @@
+"""`divsel tune` below the command line: a search in, trials compared, the best configuration written.
+
+<out>/trials/<key>/   a run folder for each trial; `divsel report` takes it
+<out>/shared/         the stages that trials find of one another, each made once
+<out>/.state/         what Ray Tune pickles to go on from after a kill; for the owner only
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from divsel_ray.config import Config
+from divsel_ray.config.tuning import Dimension, TuningConfig
+from divsel_ray.errors import InputError
+from divsel_ray.needs import check_cluster
+from divsel_ray.pipeline import plan_job, require_models
+from divsel_ray.plan import known_of
+from divsel_ray.progress import Progress, Silent
+from divsel_ray.resources import connect
+from divsel_ray.select.registry import check_sampler
+from divsel_ray.store import Store, digest
+from divsel_ray.tune.common import make_common
+from divsel_ray.tune.concurrency import choose_concurrency, share_of
+from divsel_ray.tune.measures import require_benchmarks
+from divsel_ray.tune.objectives import check_figures, figure_of, figures_wanted, mode_of
+from divsel_ray.tune.outcome import Outcome, Trial, compare, read_trial
+from divsel_ray.tune.page import write_outcome
+from divsel_ray.tune.record import OBJECTIVE, ROUND, SHARED, TRIALS, read_record
+from divsel_ray.tune.trial import Setting, decoded, trainable
+from divsel_ray.watch import require_trackers
+
+TRIAL_CPUS = 0.01
+"""Of Ray Tune's own process for a trial, which waits; the job's stages ask for what they need."""
+_POLL_SECONDS = 0.5
+_END = 0
+
+
+def tune_job(tuning: TuningConfig, out: str | Path, progress: Progress | None = None) -> Outcome:
+    """Try settings of a job, going on with whatever the folder already holds, and compare the trials.
+
+    Leaves `tune.json`, `tune.html` and, where a trial finished, `best.yaml` in the folder.
+
+    Args:
+        tuning: the search.
+        out: the folder, on storage that every node sees.
+        progress: told of stages and trials.
+
+    Raises:
+        InputError: settings, data or the cluster do not fit one another, or Optuna is asked for and missing.
+        JobError: another process holds the folder.
+    """
+    store, progress = Store(out), progress or Silent()
+    configs = [tuning.config_of(corner) for corner in tuning.corners()]
+    _check(tuning, configs)
+    with store.lock():
+        shared = store.root / SHARED
+        known = known_of(plan_job(configs[0], shared))
+        cluster = connect()
+        for config in configs:
+            check_cluster(config, cluster)
+        concurrency = choose_concurrency(tuning.concurrency, configs, cluster, tuning.count, known)
+        make_common([tuning.config_of(point) for point in tuning.variations()], shared, cluster, progress)
+        setting = Setting(tuning, store.root, share_of(cluster, concurrency), _name(tuning, concurrency))
+        with _followed(setting, progress):
+            trials = _search(setting, concurrency)
+        outcome = compare(tuning, trials, concurrency)
+        write_outcome(outcome, store.root)
+    return outcome
+
+
+def _check(tuning: TuningConfig, configs: Sequence[Config]) -> None:
+    """Refuse before anything starts what trials would refuse one by one."""
+    check_figures(tuning, configs)
+    require_benchmarks([name for name in figures_wanted(tuning) if figure_of(name).of == "benchmark"], tuning.benchmark)
+    if tuning.searcher == "optuna":
+        _require_optuna()
+    for config in configs:
+        check_sampler(config)
+        require_trackers(config.watch)
+        require_models(config)
+
+
+def _require_optuna() -> None:
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"searcher optuna: the package is missing ({error}); pip install optuna, or take random") from None
+
+
+def _name(tuning: TuningConfig, concurrency: int) -> str:
+    """Of what Ray Tune keeps: another search in the same folder begins anew, and finds the stages of the earlier one."""
+    return digest([tuning.model_dump(mode="json"), concurrency])
+
+
+def _search(setting: Setting, concurrency: int) -> list[Trial]:
+    """Have Ray Tune run the trials, or go on with those that it had begun."""
+    _quiet()
+    state = setting.out / ".state"
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state.chmod(0o700)
+    tuner = _tuner(setting, concurrency, state)
+    found: dict[Path, Trial] = {}
+    for result in tuner.fit():
+        point = decoded(setting.tuning, result.config)
+        folder = setting.folder(point)
+        found.setdefault(folder, read_trial(folder, point, setting.tuning, result.error))
+    return list(found.values())
+
+
+def _tuner(setting: Setting, concurrency: int, state: Path) -> Any:
+    from ray import tune
+
+    tuning, place = setting.tuning, state / setting.name
+    function = tune.with_resources(trainable(setting), {"CPU": TRIAL_CPUS})
+    if _restorable(place):
+        return tune.Tuner.restore(str(place), function, resume_unfinished=True, restart_errored=True)
+    shutil.rmtree(place, ignore_errors=True)
+    return tune.Tuner(
+        function,
+        param_space={name: _domain(dimension, tuning.searcher) for name, dimension in tuning.search.items()},
+        tune_config=tune.TuneConfig(
+            metric=OBJECTIVE,
+            mode=mode_of(tuning),
+            search_alg=_searcher(tuning, concurrency),
+            scheduler=_scheduler(tuning),
+            num_samples=tuning.trials or 1,
+            reuse_actors=True,
+            trial_dirname_creator=_dirname,
+        ),
+        run_config=tune.RunConfig(name=setting.name, storage_path=str(state), verbose=0),
+    )
+
+
+def _restorable(place: Path) -> bool:
+    """Whether there is a search to go on with: one that was killed before its first snapshot is begun anew."""
+    from ray import tune
+
+    return bool(tune.Tuner.can_restore(str(place))) and any(place.glob("experiment_state-*.json"))
+
+
+def _dirname(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+def _domain(dimension: Dimension, searcher: str) -> Any:
+    from ray import tune
+
+    if dimension.choice is not None:
+        numbers = list(range(len(dimension.choice)))
+        return tune.grid_search(numbers) if searcher == "grid" else tune.choice(numbers)
+    low, high = getattr(dimension, dimension.kind)
+    # Ray's whole numbers end below the upper one.
+    return getattr(tune, dimension.kind)(low, high + 1 if dimension.kind.endswith("randint") else high)
+
+
+def _searcher(tuning: TuningConfig, concurrency: int) -> Any:
+    from ray.tune.search import ConcurrencyLimiter
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    if tuning.searcher != "optuna":
+        return BasicVariantGenerator(max_concurrent=concurrency, random_state=tuning.seed)
+    from ray.tune.search.optuna import OptunaSearch
+
+    return ConcurrencyLimiter(OptunaSearch(metric=OBJECTIVE, mode=mode_of(tuning), seed=tuning.seed), concurrency)
+
+
+def _scheduler(tuning: TuningConfig) -> Any:
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+    if tuning.scheduler == "none":
+        return FIFOScheduler()
+    rounds = max(refine.rounds for corner in tuning.variations() if (refine := tuning.config_of(corner).refine))
+    # The report of a finished job must not count as one that asha stopped.
+    most = max(rounds, tuning.grace_rounds) + 1
+    return ASHAScheduler(time_attr=ROUND, max_t=most, grace_period=tuning.grace_rounds, reduction_factor=tuning.reduction)
+
+
+def _quiet() -> None:
+    """Ray Tune's tables, banners and loggers are not wanted, and Ctrl-C is ours; its state is written every second."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_GLOBAL_CHECKPOINT_S": "1"}
+    for name in ("ray.tune", "optuna"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def _followed(setting: Setting, progress: Progress) -> Iterator[None]:
+    """Tell of trials while they run, by what they write into their folders."""
+    progress.start(TRIALS)
+    stop = threading.Event()
+    thread = threading.Thread(target=_follow, args=(setting, progress, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    progress.finish(TRIALS, f"{setting.tuning.count} compared by {setting.tuning.objective}", cached=False)
+
+
+def _follow(setting: Setting, progress: Progress, stop: threading.Event) -> None:
+    objective, told, ended = setting.tuning.objective, set[tuple[str, int]](), False
+    # What an earlier command came to was told then.
+    for name, record in _records(setting).items():
+        list(_news(name, record, objective, told))
+    while not ended:
+        ended = stop.wait(_POLL_SECONDS)
+        records = _records(setting)
+        for name, record in records.items():
+            for line in _news(name, record, objective, told):
+                progress.note(line)
+        done = sum(record["state"] != "running" for record in records.values())
+        progress.advance(done, setting.tuning.count, TRIALS)
+
+
+def _records(setting: Setting) -> dict[str, dict[str, Any]]:
+    """What this search's trials have written so far, by their keys."""
+    found = {path.name: read_record(path) for path in sorted((setting.out / TRIALS).glob("*"))}
+    return {name: record for name, record in found.items() if record.get("search") == setting.name}
+
+
+def _news(name: str, record: dict[str, Any], objective: str, told: set[tuple[str, int]]) -> Iterator[str]:
+    """What has not been told of a trial yet: its rounds, and its end."""
+    settings = ", ".join(f"{place}={value}" for place, value in record["settings"].items())
+    lines = {one[ROUND]: f"round {one[ROUND]}: {objective} {one[objective]:.4g}" for one in record["rounds"] if objective in one}
+    if record["state"] == "finished":
+        lines[_END] = f"finished: {objective} {record['figures'][objective]:.4g}"
+    elif record["state"] == "failed":
+        lines[_END] = f"failed: {record['error']}"
+    for number, line in lines.items():
+        if (name, number) not in told:
+            told.add((name, number))
+            yield f"trial {name} ({settings}) {line}"

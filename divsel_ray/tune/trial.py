@@ -1,0 +1,191 @@
+"""One trial on Ray: a small process that Ray Tune starts and may stop, and beside it the process of the job.
+
+Ray Tune puts its trials into placement groups that whatever they start would have to fit into. The job therefore runs in an
+actor outside of the group; it ends with the trial that owns it.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from divsel_ray.config.tuning import Point, TuningConfig
+from divsel_ray.errors import InputError, JobError
+from divsel_ray.pipeline import Surroundings, run_job
+from divsel_ray.progress import Silent
+from divsel_ray.resources import Cluster
+from divsel_ray.store import Store, digest, write_json
+from divsel_ray.tasks import last_line, reason_of
+from divsel_ray.tune.measures import measure
+from divsel_ray.tune.record import OBJECTIVE, RECORD, ROUND, SHARED, TRIALS
+
+LOCK_PATIENCE_S = 60.0
+"""How long a trial waits for its folder: the process of a killed search may take a moment to end."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all trials of a search have in common.
+
+    Attributes:
+        tuning: the search.
+        out: its folder, seen by every node.
+        share: what each trial has of the cluster.
+        name: of this search among others in the folder.
+    """
+
+    tuning: TuningConfig
+    out: Path
+    share: Cluster
+    name: str
+
+    def folder(self, point: Point) -> Path:
+        """The run folder of a trial; the same settings of the same job give the same."""
+        return self.out / TRIALS / digest(self.tuning.config_of(point).model_dump(mode="json", exclude_unset=True))[:8]
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether trials are stopped between rounds."""
+        return self.tuning.scheduler == "asha"
+
+
+class TrialProcess:
+    """Runs the jobs of trials, one after the other, and lets one go on after a round only when it is told to.
+
+    Args:
+        setting: of the search.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        if not setting.share.local:
+            # What asks whether Ray was started here looks at this; worker processes are not given it.
+            os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+        self._setting = setting
+        self._reports: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._verdicts: queue.Queue[bool] = queue.Queue()
+
+    def run(self, point: Point) -> None:
+        """The job of a trial and its figures.
+
+        Raises:
+            JobError: says in one line what is wrong.
+        """
+        began, tuning = time.monotonic(), self._setting.tuning
+        self._config, self._folder = tuning.config_of(point), self._setting.folder(point)
+        self._record: dict[str, Any] = {"search": self._setting.name, "settings": dict(point), "state": "running", "rounds": []}
+        try:
+            figures = self._run()
+            self._note(state="finished", figures=figures, seconds=round(time.monotonic() - began, 1))
+            self._report(self._rounds, figures[tuning.objective])
+        except Exception as error:
+            said = str(error) if isinstance(error, InputError | JobError) else reason_of(error) or last_line(error)
+            self._note(state="failed", error=said, seconds=round(time.monotonic() - began, 1))
+            raise JobError(said) from error
+        finally:
+            self._reports.put(None)
+
+    @property
+    def _rounds(self) -> int:
+        return self._config.refine.rounds if self._config.refine else 1
+
+    def _run(self) -> dict[str, float]:
+        setting, folder = self._setting, self._folder
+        shared = setting.out / SHARED
+        await_lock(folder)
+        self._note()
+        run_job(self._config, folder, beside=Surroundings(shared, setting.share, [self]))
+        return measure(setting.tuning, self._config, Store(folder, shared), setting.share, Silent())
+
+    def stage(self, name: str, figures: Mapping[str, float]) -> None:
+        """A stage is there: nothing to do."""
+
+    def round(self, number: int, figures: Mapping[str, float]) -> None:
+        """A round is over: tell, and wait for the verdict where there is one; of the last round the run's end tells."""
+        self._note(rounds=[*self._record["rounds"], {ROUND: number, **figures}])
+        objective = figures.get(self._setting.tuning.objective)
+        if self._setting.in_rounds and objective is not None and number < self._rounds:
+            self._report(number, objective)
+            self._verdicts.get()
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+    def _report(self, number: int, objective: float) -> None:
+        self._reports.put({OBJECTIVE: objective, ROUND: number})
+
+    def _note(self, **facts: Any) -> None:
+        self._record |= facts
+        write_json(self._folder / RECORD, self._record)
+
+    def next_report(self) -> dict[str, Any] | None:
+        """Wait for the next report; None after the last."""
+        return self._reports.get()
+
+    def go_on(self) -> None:
+        """Let the job begin its next round."""
+        self._verdicts.put(True)
+
+
+def trainable(setting: Setting) -> Callable[[dict[str, Any]], None]:
+    """The function that Ray Tune calls for each trial."""
+
+    def trial(point: dict[str, Any]) -> None:
+        follow(setting, decoded(setting.tuning, point))
+
+    return trial
+
+
+def decoded(tuning: TuningConfig, point: Mapping[str, Any]) -> Point:
+    """Ray Tune knows a choice by the number of its value."""
+    choices = {place: dimension.choice for place, dimension in tuning.search.items()}
+    return {place: chosen[value] if (chosen := choices[place]) is not None else value for place, value in point.items()}
+
+
+def follow(setting: Setting, point: Point) -> None:
+    """Have the job of a trial run, and pass on what it reports. Ray Tune stops a trial by ending it when it reports."""
+    from ray import tune
+
+    process = _PROCESSES.pop(setting.name, None) or _start(setting)
+    try:
+        done = process.run.remote(point)
+        while (report := ray.get(process.next_report.remote())) is not None:
+            tune.report(report)
+            ray.get(process.go_on.remote())
+        ray.get(done)
+    except BaseException:
+        ray.kill(process)
+        raise
+    _PROCESSES[setting.name] = process
+
+
+_PROCESSES: dict[str, Any] = {}
+"""Of this process's last trial: the next one need not load everything again."""
+
+
+def _start(setting: Setting) -> Any:
+    process = ray.remote(num_cpus=0, max_concurrency=3)(TrialProcess).options(scheduling_strategy="DEFAULT")
+    return process.remote(setting)
+
+
+def await_lock(folder: Path, patience: float = LOCK_PATIENCE_S) -> None:
+    """Wait until no other process works on the folder, at most so many seconds.
+
+    Raises:
+        JobError: one still does.
+    """
+    end = time.monotonic() + patience
+    while True:
+        try:
+            with Store(folder).lock():
+                return
+        except JobError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)

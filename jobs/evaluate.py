@@ -1,0 +1,17 @@
+"""The evaluation a Ray cluster runs: `divsel evaluate` on the cluster that Ray's job server connects it to.
+
+    ray job submit --address http://HEAD:8265 --working-dir . -- \\
+        python jobs/evaluate.py /shared/runs/alpaca --task gsm8k --humaneval --out /shared/runs/alpaca/evaluate
+
+Takes the arguments of `divsel evaluate`. Models and results must lie on storage that every node mounts.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from divsel_ray.cli import app
+
+if __name__ == "__main__":
+    app(["evaluate", *sys.argv[1:]])

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    with started_head(tmp_path_factory.mktemp("head"), node_cpus=4) as head:
+    with started_head(tmp_path_factory.mktemp("head"), node_cpus=6) as head:
         yield head
 
 
@@ -64,7 +64,7 @@ def said_last(done):
 @pytest.fixture(scope="module")
 def finished(head, working_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    return out, submit(head, working_dir, out, "--wait-for", "CPU=4", "cluster.k=4", "--json")
+    return out, submit(head, working_dir, out, "cluster.k=4", "--json")
 
 
 def test_a_submitted_job_is_followed_to_its_end_and_its_result_is_there(finished):
@@ -108,12 +108,10 @@ def test_a_job_is_refused_without_the_token_in_one_line(head, working_dir, tmp_p
 
 
 def test_a_job_outlives_ctrl_c_of_the_one_who_follows_it_and_is_stopped_by_the_command_that_is_named(head, working_dir, tmp_path):
-    fifo = tmp_path / "rows.jsonl"
-    os.mkfifo(fifo)
-    line = command(head, working_dir, tmp_path / "run", "--token-file", head.token_file, f"pool.data={fifo}")
+    line = command(head, working_dir, tmp_path / "run", "--token-file", head.token_file, "--wait-for", "CPU=64")
     process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
     seen = ""
-    while "Selecting" not in seen:
+    while "Waiting for CPU=64" not in seen:
         seen += process.stderr.readline()
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]

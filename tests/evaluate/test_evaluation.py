@@ -2,6 +2,8 @@ import json
 import math
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from divsel_ray.errors import InputError
@@ -82,30 +84,35 @@ def test_nothing_to_measure_and_unknown_settings_are_refused(tmp_path):
 def test_a_finished_job_is_evaluated_by_the_command(tmp_path):
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (the extra `eval`)")
     run = finished(write_job(tmp_path))
-    rows = write_more(tmp_path / "new.jsonl", 9, seed=5)
-    measures = ["--humaneval", "--task", "local_choice", "--tasks-folder", write_task(tmp_path / "tasks"), "--limit", "8"]
-    own = json.loads(divsel("evaluate", run, "--every-round", "--json").stdout)
-    command = ["evaluate", run, "--rows", rows, *measures, "--set", "max_new_tokens=8", "--json", "--out", tmp_path / "out"]
+    [draw] = run.glob("round-1/draw/*/held_out_rows.parquet")
+    held_out = pq.read_table(draw, columns=["row_id", "messages"]).to_pylist()
+    rows = write_more(tmp_path / "rows.jsonl", 5, seed=5)
+    with rows.open("a") as stream:
+        stream.writelines(json.dumps({"messages": row["messages"]}) + "\n" for row in held_out)
+    measures = ["--humaneval", "--task", "local_choice", "--tasks-folder", write_task(tmp_path / "tasks"), "--limit", "9"]
+    out = tmp_path / "out"
+    command = ["evaluate", run, "--every-round", "--rows", rows, *measures, "--set", "max_new_tokens=8", "--json", "--out", out]
     done = divsel(*command)
     assert done.returncode == 0, done.stderr
 
-    facts = stage_facts(run)
-    reported = [facts["round-1/train"]["held_out_loss_base"], *(facts[f"round-{n}/train"]["held_out_loss"] for n in (1, 2))]
-    np.testing.assert_allclose([figure["value"] for figure in own["figures"]], reported, rtol=1e-5)
-    assert [figure["model"] for figure in own["figures"]] == ["untuned", "round 1", "round 2"]
-
-    found = json.loads(done.stdout)
-    assert [(figure["metric"], figure["count"]) for figure in found["figures"]] == [
-        *[("held-out loss", 8)] * 2,
-        *[("local_choice acc", 3)] * 2,
-        *[("HumanEval pass@1", 8)] * 2,
+    found, names = json.loads(done.stdout), ["untuned", "round 1", "round 2"]
+    assert [(figure["metric"], figure["model"], figure["count"]) for figure in found["figures"]] == [
+        *[("held-out loss", name, 9) for name in names],
+        *[("local_choice acc", name, 3) for name in names],
+        *[("HumanEval pass@1", name, 9) for name in names],
     ]
     assert all(math.isfinite(figure["value"]) for figure in found["figures"])
     # New rows have clusters too: those of the run, by its encoder.
-    assert sum(one["rows"] for one in found["clusters"]) == 8
+    assert sum(one["rows"] for one in found["clusters"]) == 9
     assert {one["cluster"] for one in found["clusters"]} <= set(range(4))
 
-    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*") if file.name != "evaluate.json"}
+    facts, ids = stage_facts(run), {row["row_id"] for row in held_out}
+    reported = [facts["round-1/train"]["held_out_loss_base"], *(facts[f"round-{n}/train"]["held_out_loss"] for n in (1, 2))]
+    losses = [pq.read_table(out / name, filters=[("row_id", "in", ids)]) for name in found["files"]["loss"]]
+    means = [pc.sum(table["nats"]).as_py() / pc.sum(table["tokens"]).as_py() for table in losses]
+    np.testing.assert_allclose(means, reported, rtol=1e-5)
+
+    files = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.name != "evaluate.json"}
     again = json.loads(divsel(*command).stdout)
     assert again["figures"] == found["figures"]
     assert {file: file.stat().st_mtime_ns for file in files} == files

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from divsel_ray.config.arena import load_arena
 from divsel_ray.config.files import load_config
+from divsel_ray.config.tuning import load_tuning
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("setup_commands", "head_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
@@ -108,7 +110,11 @@ def test_nodes_install_the_package_that_is_sent_to_them(config):
     assert {"runs", ".git", ".venv"} <= set(config["rsync_exclude"])
 
 
+LOADERS = {"arena": load_arena, "tune_k": load_tuning}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_each_job_configuration_is_valid_and_names_its_command(path):
-    assert load_config(path).budget > 0
-    assert f"divsel run jobs/configs/{path.name}" in path.read_text().split("\n\n")[0]
+def test_each_shipped_configuration_is_valid_and_names_its_command(path):
+    assert LOADERS.get(path.stem, load_config)(path)
+    command = path.stem.partition("_")[0] if path.stem in LOADERS else "run"
+    assert f"divsel {command} jobs/configs/{path.name}" in path.read_text().split("\n\n")[0]

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from divsel_ray.config.base import Section, as_list
-from divsel_ray.config.files import build_config, override
+from divsel_ray.config.files import build_config, override, read_settings
 from divsel_ray.config.job import Config
 from divsel_ray.config.refinement import RefineConfig
 from divsel_ray.errors import InputError
@@ -106,9 +105,9 @@ def load_arena(path: str | Path, overrides: Sequence[str] = ()) -> Arena:
         InputError: the file is missing, is not YAML, or holds a key or value that is not allowed.
     """
     path = Path(path)
-    values = _mapping(path)
+    values = read_settings(path)
     if isinstance(values.get("job"), str):
-        values["job"] = _mapping(path.parent / Path(values["job"]).expanduser())
+        values["job"] = read_settings(path.parent / Path(values["job"]).expanduser())
     values = override(values, overrides)
     job_values = values.pop("job", None)
     if not isinstance(job_values, dict):
@@ -117,18 +116,6 @@ def load_arena(path: str | Path, overrides: Sequence[str] = ()) -> Arena:
     job = _job(job_values, iterative=bool(settings.iterative), name=f"{path}: job")
     _check(settings, job, str(path))
     return Arena(settings, job)
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such configuration file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a mapping of settings at the top level")
-    return values
 
 
 def _job(values: dict[str, Any], *, iterative: bool, name: str) -> Config:

@@ -20,21 +20,33 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         InputError: the file is missing, is not YAML, or holds a key or value that is not allowed.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such configuration file")
-    return parse_config(path.read_text(encoding="utf-8"), str(path), overrides)
+    return build_config(override(read_settings(Path(path)), overrides), str(path))
 
 
 def parse_config(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
     """`load_config` on text; `name` says in messages where the text is from."""
+    return build_config(override(_settings(text, name), overrides), name)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or holds no mapping.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such configuration file")
+    return _settings(path.read_text(encoding="utf-8"), str(path))
+
+
+def _settings(text: str, name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"{name}: expected a mapping of settings at the top level")
-    return build_config(override(values, overrides), name)
+    return values
 
 
 def build_config(values: dict[str, Any], name: str) -> Config:

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from divsel_ray.config.base import Section
 from divsel_ray.config.evaluation import EvaluateConfig
-from divsel_ray.config.files import build_config, override
+from divsel_ray.config.files import build_config, override, read_settings
 from divsel_ray.config.job import Config
 from divsel_ray.errors import InputError
 
@@ -165,10 +164,10 @@ def load_tuning(path: str | Path, changes: Sequence[str] = ()) -> TuningConfig:
         InputError: a file is missing or is not YAML, a key or value is not allowed, or a value that is to be tried is not.
     """
     path, of_job = Path(path), [change for change in changes if change.startswith("job.")]
-    values = override(_read(path), [change for change in changes if not change.startswith("job.")])
+    values = override(read_settings(path), [change for change in changes if not change.startswith("job.")])
     job = values.get("job")
     if isinstance(job, str):
-        values["job"] = _read(_beside(path, job))
+        values["job"] = read_settings(_beside(path, job))
     if isinstance(values.get("job"), dict):
         override(values, of_job)
     values["search"] = flatten(values.get("search"))
@@ -176,18 +175,6 @@ def load_tuning(path: str | Path, changes: Sequence[str] = ()) -> TuningConfig:
     for corner in tuning.corners():
         tuning.config_of(corner)
     return tuning
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such configuration file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a mapping of settings at the top level")
-    return values
 
 
 def _beside(path: Path, job: str) -> Path:

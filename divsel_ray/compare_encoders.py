@@ -44,7 +44,7 @@ RECORD = "compare-encoders.json"
 RANDOM = "random"
 """The encoder that knows nothing."""
 _RANDOM_DIMENSION = 16
-STAGE, VERSION = "encoder_measures", 1
+_STAGE, _VERSION = "encoder_measures", 1
 _KINDS = ("sentence_transformers", "causal_lm", "vllm")
 _KEPT = ("text", "max_tokens", "window", "batch_tokens", "dtype", "trust_remote_code", "workers")
 """Settings of `embed` that every encoder takes from the job; the others say which encoder it is."""
@@ -226,14 +226,14 @@ def _measure(job: _Job, cluster: Cluster, progress: Progress) -> Candidate:
     k, settings = int(job.stages["cluster"].facts["k"]), job.config.cluster
     identity = settings.model_dump(mode="json", exclude={"k", "size_cap", "n_shards", "mode", "workers"})
     identity |= {"k": k, "seed": job.config.seed}
-    stage = Store(job.folder).stage(STAGE, VERSION, identity, [job.stages["embed"].folder.name])
+    stage = Store(job.folder).stage(_STAGE, _VERSION, identity, [job.stages["embed"].folder.name])
     cached = stage.committed
     if not cached:
-        progress.start(STAGE)
+        progress.start(_STAGE)
         [candidate] = measure_grid(job.files("embed"), [k], settings, job.config.seed, stage.start(), cluster, progress)
         stage.commit(asdict(candidate))
     found = Candidate(**stage.facts)
-    progress.finish(STAGE, f"{job.name}: simplified silhouette {found.simplified_silhouette:.3f}", cached=cached)
+    progress.finish(_STAGE, f"{job.name}: simplified silhouette {found.simplified_silhouette:.3f}", cached=cached)
     return found
 
 

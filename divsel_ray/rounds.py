@@ -49,10 +49,10 @@ class RefiningJob(Job):
         config, seed = self.refinement.train, self.config.seed
         last = before.model if before and config.mode == "continue" else None
         template = read_chat_template(self.refinement.generate)
-
         held_out = self.refinement.held_out > 0
 
         def build(folder: Path) -> dict[str, Any]:
+            """Train on what was drawn."""
             self._fetch_model()
             base_loss = before.model.facts["held_out_loss_base"] if before else None
             origin = Origin(base_loss, trained_folder(last.folder, config) if last else None, template)
@@ -91,6 +91,7 @@ class RefiningJob(Job):
         model_key = trained.key if trained else fingerprint(self.refinement.train.model)
 
         def build(folder: Path) -> dict[str, Any]:
+            """Complete the prompts, in the order of their row ids."""
             self._fetch_model()
             parts = [pq.read_table(draw.folder / f"{name}_rows.parquet", columns=["row_id", "messages"]) for name in names]
             prompts = folder / "prompts.parquet"
@@ -151,6 +152,7 @@ class RefiningJob(Job):
         """Rewards of gold and generated completions, and their gap (Yu et al. 2024, Eq. 4)."""
 
         def build(folder: Path) -> dict[str, Any]:
+            """Have every shard scored, and compare."""
             shards = [Path(file) for file in generated.files("shard-*.parquet")]
             scored = self._streaming(reward).score(shards, folder, self.progress)
             held_out = set(pq.read_table(draw.folder / "held_out.parquet")["row_id"].to_pylist())
@@ -186,6 +188,7 @@ class RefiningJob(Job):
         config = self.refinement.weights
 
         def build(folder: Path) -> dict[str, Any]:
+            """Move the weights, and write why."""
             update = update_of_round(self.config, number, draw, scored)
             write_json(folder / "weights.json", explain_weights(clusters.facts["sizes"], update))
             return update.facts(config)

@@ -134,6 +134,7 @@ class Job(StageMaker):
         sampled = {} if config.oversample is None else {**self._wanted_rows(config.oversample), "seed": seed}
 
         def build(folder: Path) -> dict[str, Any]:
+            """Score all rows, or those drawn for it."""
             rows = sampled["rows"] + sampled["rows_per_cluster"] * clusters.facts["k"] if sampled else 0
             wanted = draw_wanted(clusters.files(), rows, seed, folder) if sampled else ""
             return score_pool(pool.files(), spec, folder, self.hardware, config.workers, self.progress, wanted)
@@ -191,6 +192,7 @@ class Job(StageMaker):
         digests = [_digest_of(str(path), f"select.{name}") for name, path in lists.items()]
 
         def build(folder: Path) -> dict[str, Any]:
+            """Draw by the plan, with copies of its lists."""
             # The lists are part of what the draw can be made again from.
             copies = {name: shutil.copy(path, folder / f"{name}{path.suffix}") for name, path in lists.items()}
             memory = MEMORY_SHARE * self.hardware.node_gib * 2**30

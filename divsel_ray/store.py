@@ -125,6 +125,9 @@ class Stage:
 
     def start(self) -> Path:
         """Make the folder, take damaged files of an earlier commit out of it, and count the time from here."""
+        if self.folder.is_symlink():
+            # What another run shared and is whole no more: that run's folder stays as it is.
+            self.folder.unlink()
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / MANIFEST).is_file():
             self._discard_damaged()

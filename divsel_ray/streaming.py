@@ -48,6 +48,7 @@ class Stream:
             self._close_crews()
 
         def finished(shard: Path) -> None:
+            """Have a shard scored, where crews have room."""
             for crew in self.crews if limits is not None else ():
                 crew.submit(shard, scores, (limits or {}).get(crew.name, 1))
 

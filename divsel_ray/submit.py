@@ -28,6 +28,7 @@ from divsel_ray.config.files import load_config
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.nodes import bundles_of
 from divsel_ray.select.registry import check_sampler
+from divsel_ray.tasks import last_line
 
 UPLOAD_LIMIT = 100 * 2**20
 """Bytes of the largest request that Ray's job server takes."""
@@ -84,7 +85,8 @@ class Submission:
         """Refuse, before anything is sent, what the cluster would refuse.
 
         Raises:
-            InputError: the configuration is wrong or lies outside the folder, or the run folder is no absolute path.
+            InputError: the configuration or `wait_for` is wrong, the folder is not there or does not hold the configuration, or
+                the run folder is no absolute path.
         """
         check_sampler(load_config(self.config, self.overrides))
         if self.wait_for:
@@ -158,9 +160,7 @@ def follow(client: JobSubmissionClient, submission: Submission, job: str, write:
         except (OSError, RuntimeError, AuthenticationError) as error:
             if time.monotonic() - answered > _LOST_SECONDS:
                 again = submission.ray_job("logs --follow", job)
-                raise JobError(
-                    f"{submission.address} answers no more ({_last_line(str(error))}); the job may go on: {again}"
-                ) from None
+                raise JobError(f"{submission.address} answers no more ({last_line(error)}); the job may go on: {again}") from None
         else:
             answered = time.monotonic()
             write(log[written:])
@@ -176,10 +176,10 @@ def _outcome(info: Any, log: str) -> Outcome:
     code = info.driver_exit_code if info.driver_exit_code in (1, 2) else 1
     if info.status == JobStatus.STOPPED:
         return Outcome(code, "was stopped; submitted again, it goes on")
-    return Outcome(code, f"failed: {_last_line(log) or _last_line(info.message or '')}")
+    return Outcome(code, f"failed: {_last_written(log) or _last_written(info.message or '')}")
 
 
-def _last_line(text: str) -> str:
+def _last_written(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
@@ -246,7 +246,7 @@ def _answered(address: str) -> Iterator[None]:
     except ConnectionError:
         raise InputError(f"{address}: no job server answers there; is the tunnel open (`ray dashboard cluster.yaml`)?") from None
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise InputError(f"{address}: does not take this job: {_last_line(str(error))}") from None
+        raise InputError(f"{address}: does not take this job: {last_line(error)}") from None
 
 
 def pack(folder: Path, archive: Path, config: Path) -> Path:
@@ -273,7 +273,7 @@ def pack(folder: Path, archive: Path, config: Path) -> Path:
 def sent_files(folder: Path) -> list[Path]:
     """The files of a folder that are sent to a cluster, in the order of their paths.
 
-    Left out are what .gitignore and .rayignore name, `runs`, virtual environments, caches and hidden folders, links to folders.
+    Left out are what .gitignore and .rayignore name, its `runs`, virtual environments, caches, hidden folders and linked folders.
     """
     return sorted(_walk(folder, [], top=True))
 
@@ -284,13 +284,13 @@ def _walk(folder: Path, rules: list[Callable[[Path], bool]], *, top: bool = Fals
         if any(rule(path) for rule in rules):
             continue
         if path.is_dir():
-            if not (path.is_symlink() or _is_kept(path) or (top and path.name == "runs")):
+            if not (path.is_symlink() or _stays_here(path) or (top and path.name == "runs")):
                 yield from _walk(path, rules)
         elif path.is_file():
             yield path
 
 
-def _is_kept(folder: Path) -> bool:
+def _stays_here(folder: Path) -> bool:
     """Whether a folder is of this machine only."""
     return folder.name.startswith(".") or folder.name == "__pycache__" or (folder / "pyvenv.cfg").exists()
 

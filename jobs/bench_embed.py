@@ -95,12 +95,11 @@ def sentence_transformers(model: str, dtype: str, max_tokens: int) -> Callable[[
     loaded = SentenceTransformer(model, device=_device(), model_kwargs={"dtype": dtype}).eval()
     loaded.max_seq_length = max_tokens + sum(map(len, special_tokens(loaded.tokenizer)))
 
-    def of_batch(size: int) -> Run:
-        return lambda texts: np.asarray(
+    return lambda size: (
+        lambda texts: np.asarray(
             loaded.encode(list(texts), batch_size=size, convert_to_tensor=True, show_progress_bar=False).float().cpu()
         )
-
-    return of_batch
+    )
 
 
 def encoder(model: str, dtype: str, max_tokens: int, batch_tokens: int | None) -> Run:

@@ -126,15 +126,20 @@ class Bar:
 
 
 def job_config(rows: Rows, k: int, budget_share: float) -> Config:
-    """The job: a static selection by kMQ, with what is said above of k-means."""
+    """The job: a static selection by kMQ."""
     return Config(
         budget=max(1, round(budget_share * rows.count)),
         pool=PoolConfig(data=[str(rows.texts)], score_column=QUALITY),
         embed=EmbedConfig(given=str(rows.vectors)),
-        cluster=ClusterConfig(k=k, fit_rows=256 * k, progressive=True, max_iter=25, n_shards=os.cpu_count() or 1),
+        cluster=cluster_config(k),
         quality=QualityConfig(source=f"column:{QUALITY}"),
         select=SelectConfig(sampler="kmq"),
     )
+
+
+def cluster_config(k: int) -> ClusterConfig:
+    """What is said above of k-means."""
+    return ClusterConfig(k=k, fit_rows=256 * k, progressive=True, max_iter=25, n_shards=os.cpu_count() or 1)
 
 
 def run_size(count: int, options: argparse.Namespace, work: Path) -> Size:
@@ -297,16 +302,13 @@ def run_sizes(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     about = machine()
     if about["load"] > 0.5:
         console.print(f"load {about['load']:.1f}: other work slows every stage; wait for a quiet machine")
-    asked = job_config(
-        Rows(Path("texts"), Path("vectors"), max(options.rows), options.dimension), options.k, options.budget_share
-    )
-    cluster = asked.cluster.model_dump(exclude={"workers"})
+    cluster = cluster_config(options.k).model_dump(exclude={"workers"})
     console.print(f"cluster: {', '.join(f'{name} {value}' for name, value in cluster.items())}", soft_wrap=True)
     settings = {"dimension": options.dimension, "k": options.k, "budget_share": options.budget_share, "cluster": cluster}
     sizes: list[Size] = []
     for count in options.rows:
         sizes.append(run_size(count, options, work))
-        report = {"machine": about, "settings": settings, "report_written": True, **figures(sizes, judged=not options.smoke)}
+        report = {"machine": about, "settings": settings, **figures(sizes, judged=not options.smoke)}
         # A run takes long: what it has found so far must survive its end.
         if options.json:
             write_json(options.json, report)
@@ -330,12 +332,12 @@ def figures(sizes: Sequence[Size], *, judged: bool) -> dict[str, Any]:
 
 def read_models(report: Mapping[str, Any]) -> dict[str, StageModel]:
     """The fitted model from its JSON."""
+    return {name: _read_model(report["model"][name]) for name in STAGES if name in report["model"]}
 
-    def read(model: Mapping[str, Any]) -> StageModel:
-        values: dict[str, Any] = {key: Line(**value) if isinstance(value, dict) else value for key, value in model.items()}
-        return StageModel(**values)
 
-    return {name: read(report["model"][name]) for name in STAGES if name in report["model"]}
+def _read_model(record: Mapping[str, Any]) -> StageModel:
+    values: dict[str, Any] = {key: Line(**value) if isinstance(value, dict) else value for key, value in record.items()}
+    return StageModel(**values)
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -87,6 +87,7 @@ def _fit_stage(name: str, figures: Mapping[int, Figure]) -> StageModel:
     rows = list(figures)
 
     def values(of: Callable[[Figure], float]) -> list[float]:
+        """One of every size."""
         return [of(figure) for figure in figures.values()]
 
     seconds = values(lambda figure: figure.seconds)

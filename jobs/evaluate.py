@@ -1,6 +1,6 @@
 """The evaluation a Ray cluster runs: `divsel evaluate` on the cluster that Ray's job server connects it to.
 
-    ray job submit --address http://HEAD:8265 --working-dir . -- \\
+    ray job submit --address http://localhost:8265 --working-dir . -- \\
         python jobs/evaluate.py /shared/runs/alpaca --task gsm8k --humaneval --out /shared/runs/alpaca/evaluate
 
 Takes the arguments of `divsel evaluate`. Models and results must lie on storage that every node mounts.

@@ -27,7 +27,7 @@ port=$((20000 + SLURM_JOB_ID % 10000))
 cpus=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}
 gpus=${SLURM_GPUS_ON_NODE:-0}
 state=$PWD/.divsel-$SLURM_JOB_ID
-temporary=/tmp/ray-$SLURM_JOB_ID
+declare -A temporary=()
 
 started=()
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -38,9 +38,11 @@ on() { "${step[@]}" --nodelist="$1" "${@:2}"; }
 address_of() { on "$1" hostname -I | awk '{ for (i = 1; i <= NF; i++) if ($i !~ /:/) { print $i; next } }'; }
 
 start() { # NODE ADDRESS OPTION...
+  # Below the TMPDIR that a node has. Ray's sockets lie deep in it, and their paths must be short.
+  temporary[$1]=$(on "$1" mktemp -d --tmpdir ray-XXXXXX)
   # Not by `on`: what is ended with the job must be srun itself, not a shell around it.
   "${step[@]}" --nodelist="$1" ray start --block --disable-usage-stats --node-ip-address="$2" --num-cpus="$cpus" \
-    --num-gpus="$gpus" --temp-dir="$temporary" "${@:3}" &
+    --num-gpus="$gpus" --temp-dir="${temporary[$1]}" "${@:3}" &
   started+=($!)
 }
 
@@ -60,7 +62,7 @@ end() {
     # shellcheck disable=SC2086
     [ -z "$those" ] || { kill $those; wait $those; } 2> /dev/null || true
   done
-  for node in "${nodes[@]}"; do on "$node" rm -rf "$temporary" || true; done
+  for node in "${!temporary[@]}"; do on "$node" rm -rf "${temporary[$node]}" || true; done
   rm -rf "$state"
 }
 trap end EXIT

@@ -1,6 +1,6 @@
 """The search a Ray cluster runs: `divsel tune` on the cluster that Ray's job server connects it to.
 
-    ray job submit --address http://HEAD:8265 --working-dir . -- \\
+    ray job submit --address http://localhost:8265 --working-dir . -- \\
         python jobs/tune.py jobs/configs/tune_k.yaml --out /shared/runs/tune-k
 
 Takes the arguments of `divsel tune`. The folder must lie on storage that every node mounts.

@@ -187,6 +187,17 @@ def test_a_shared_stage_that_is_whole_no_more_is_made_anew(tmp_path, damage):
     assert commit(Store(tmp_path / "c", tmp_path / "shared")).facts == {"made_in": "b"}
 
 
+def test_a_run_that_shares_no_more_leaves_a_damaged_stage_to_its_owner(tmp_path):
+    owner, reader = (Store(tmp_path / name, tmp_path / "shared") for name in ("a", "b"))
+    made = commit(owner)
+    commit(reader)
+    (made.folder / "part.parquet").write_text("ro")
+    left = (made.folder / "_manifest.json").read_bytes()
+    again = commit(Store(tmp_path / "b"))
+    assert (again.facts, again.folder.is_symlink()) == ({"made_in": "b"}, False)
+    assert (made.folder / "_manifest.json").read_bytes() == left
+
+
 def test_a_shared_stage_whose_folder_is_gone_is_made_anew(tmp_path):
     commit(Store(tmp_path / "a", tmp_path / "shared"))
     reader = Store(tmp_path / "b", tmp_path / "shared")

@@ -124,6 +124,7 @@ def _measured(
     """The cell's stage: losses and figures."""
 
     def build(folder: Path) -> dict[str, Any]:
+        """Measure what was trained, and describe what it was trained on."""
         model = trained_folder(trained.folder, job.refinement.train) if trained else None
         bench.measure(model, folder)
         facts: dict[str, Any] = {"contender": contender.name, "seed": job.config.seed if trained else None}

@@ -12,7 +12,7 @@ from divsel_ray.config.arena import Arena, Feedback
 from divsel_ray.select.allocation import round_sizes
 from divsel_ray.select.registry import check_sampler
 
-BASE, RANDOM, LONG = "base", "random", "random-long"
+BASE, RANDOM, LONG, SHUFFLED = "base", "random", "random-long", "iterative-shuffled"
 TRAINING_PASSES = 3
 """A training step on a row costs three forward passes: one forward, and a backward pass of twice its work."""
 

@@ -128,6 +128,7 @@ class Grounds:
             format="messages",
             max_chars=job.pool.max_chars,
             score_column="score" if column else None,
+            tokenizer=job.pool.tokenizer,
             partition_bytes=job.pool.partition_bytes,
         )
         quality = job.quality.model_copy(update={"source": "column:score"}) if kind == "column" else job.quality
@@ -182,24 +183,20 @@ class Grounds:
         rows = self.rows() if not self._made else next(iter(self._made.values())).rows
         config = self.job_of_pool(rows)
         # What another seed made before is not told again.
-        job = self._job(self._before_draws(config), Silent() if self._made else None)
+        job = self._job(self.arena.without_rounds(config), Silent() if self._made else None)
         records = job.pool()
         pool = job.clean(records)
         budget = job.budget(pool)
         embeddings = job.embeddings(pool, records)
         check_cluster(config, job.hardware, Known(embeddings.facts["rows"], embeddings.facts["dimension"]))
-        anew = config.model_copy(update={"seed": seed}) if self.arena.settings.clusters == "per_seed" else config
-        clusters = self._job(anew).clusters(embeddings)
+        anew = self.arena.settings.clusters == "per_seed"
+        clusters = (self._job(config.model_copy(update={"seed": seed})) if anew else job).clusters(embeddings)
         reward = job.reward(pool)
         quality = job.quality(pool, reward, clusters)
         sources = Sources(pool, embeddings, clusters, quality, job.semantic(embeddings, clusters, quality))
         made = {"embed": embeddings, "cluster": clusters, "reward": reward, "quality": quality}
         spent = {name: spent_by([stage], config, self.cluster) for name, stage in made.items() if stage is not None}
         return Ground(budget, sources, reward, rows, self._identity(rows), spent)
-
-    def _before_draws(self, config: Config) -> Config:
-        """Without rounds, where there are none: a reward model is then fitted only for the quality."""
-        return config if self.arena.settings.iterative else config.model_copy(update={"refine": None})
 
     def _identity(self, rows: Stage) -> list[str]:
         train, measured = self.arena.refine.train, self._measured_on(rows)

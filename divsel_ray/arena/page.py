@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from divsel_ray import __version__, store
 from divsel_ray.arena.bootstrap import LEVEL
-from divsel_ray.arena.contenders import BASE, LONG, RANDOM
-from divsel_ray.arena.result import SHUFFLED, Result, Standing
+from divsel_ray.arena.contenders import BASE, LONG, RANDOM, SHUFFLED
+from divsel_ray.arena.result import Result, Standing
 from divsel_ray.report import charts, html
 
 PAGE = "arena.html"
@@ -48,8 +48,9 @@ def render_page(result: Result) -> str:
         colours=scripts,
         policy=html.policy([figure, f"<script>{scripts}</script>"]),
         tasks=[one for one in result.tasks if one.rows >= FEWEST_ROWS][:TASKS_SHOWN],
-        names={"base": BASE, "random": RANDOM, "long": LONG, "shuffled": SHUFFLED},
+        names={"base": BASE, "random": RANDOM, "long": LONG},
         level=LEVEL,
+        colors=_COLORS,
         settings=yaml.safe_dump(
             {**result.settings, "job": result.job}, sort_keys=False, allow_unicode=True, default_flow_style=False
         ),

@@ -12,14 +12,13 @@ import pyarrow.parquet as pq
 
 from divsel_ray.arena.bootstrap import LEVEL, Interval, interval, paired
 from divsel_ray.arena.cells import Cell
-from divsel_ray.arena.contenders import BASE, LONG, RANDOM, Contender
+from divsel_ray.arena.contenders import BASE, LONG, RANDOM, SHUFFLED, Contender
 from divsel_ray.arena.ground import Grounds
 from divsel_ray.arena.pool import EVALUATION
 from divsel_ray.config.arena import Arena
 from divsel_ray.store import write_json
 
 RECORD = "arena.json"
-SHUFFLED = "iterative-shuffled"
 
 
 @dataclass(frozen=True)
@@ -178,24 +177,18 @@ def _standing(
     if contender.kind == "base":
         return Standing(contender, loss, by_seed, differences)
     facts, ground = [cell.facts for cell in cells], grounds.of_seed(arena.settings.seeds[0])
-
-    def mean(name: str) -> float:
-        return float(np.mean([one[name] for one in facts]))
-
-    def share(values: Sequence[float]) -> Interval:
-        return interval(np.array(values)[:, None], draws, seed)
-
+    shares = np.array([[one["labels"] / ground.rows.facts["labels"], one["spoiled"] / one["rows"]] for one in facts])
+    covered, spoiled = (interval(column[:, None], draws, seed) for column in shares.T)
+    spent = np.array([[one["training"]["tokens"], one["cpu_s"], one["gpu_s"]] for one in facts])
     return Standing(
         contender,
         loss,
         by_seed,
         differences,
-        covered=share([one["labels"] / ground.rows.facts["labels"] for one in facts]),
-        spoiled=share([one["spoiled"] / one["rows"] for one in facts]) if arena.settings.spoil else None,
-        epochs=facts[0]["epochs"],
-        trained_tokens=float(np.mean([one["training"]["tokens"] for one in facts])),
-        cpu_s=mean("cpu_s"),
-        gpu_s=mean("gpu_s"),
+        covered,
+        spoiled if arena.settings.spoil else None,
+        facts[0]["epochs"],
+        *spent.mean(axis=0).tolist(),
     )
 
 

@@ -34,7 +34,7 @@ def run_arena(arena: Arena, out: str | Path, progress: Progress | None = None) -
     contenders = contenders_of(arena)
     store, progress = Store(out), progress or Silent()
     with store.lock():
-        require_models(arena.job if arena.settings.iterative else arena.job.model_copy(update={"refine": None}))
+        require_models(arena.without_rounds(arena.job))
         cluster = replace(connect(), placement_timeout_s=arena.job.placement_timeout_s)
         check_cluster(arena.job, cluster)
         grounds = Grounds(arena, store, cluster, progress)

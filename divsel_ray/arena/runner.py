@@ -6,11 +6,10 @@ another, the iterative ones, whose actors stay from cell to cell and may fill th
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
@@ -97,19 +96,19 @@ class Runner:
         last: ArenaJob | None = None
         try:
             for contender, seed in chain:
-                last = self._cell(contender, seed, last)
+                ground = self.grounds.of_seed(seed)
+                config = self._config(contender, seed, ground)
+                job = ArenaJob(config, self.grounds.store, Silent(), self.grounds.cluster, bench=self.bench)
+                job.take_stream(last)
+                last = job
+                self._cell(contender, job, ground)
         finally:
             if last is not None:
                 last.end()
 
-    def _cell(self, contender: Contender, seed: int, before: ArenaJob | None) -> ArenaJob:
-        ground = self.grounds.of_seed(seed)
-        config = self._config(contender, seed, ground)
-        job = ArenaJob(config, self.grounds.store, Silent(), self.grounds.cluster, bench=self.bench)
-        job.take_stream(before)
+    def _cell(self, contender: Contender, job: ArenaJob, ground: Ground) -> None:
         began = time.monotonic()
-        with _ended_on_error(job):
-            cell = run_cell(contender, job, ground, self.bench)
+        cell = run_cell(contender, job, ground, self.bench)
         cached = all(found for _, found in job.stages)
         with self._lock:
             self._cells.append(cell)
@@ -117,7 +116,6 @@ class Runner:
                 self._seconds += time.monotonic() - began
                 self._units += self._unit(contender)
             self._tell(contender, cell, cached)
-        return job
 
     def _tell(self, contender: Contender, cell: Cell, cached: bool) -> None:
         """A line for each cell that was made, and the bar."""
@@ -145,13 +143,3 @@ class Runner:
     def _config(self, contender: Contender, seed: int, ground: Ground) -> Config:
         epochs = self._long if contender.long else self.arena.refine.train.epochs
         return config_of(contender, self.arena, self.grounds.job_of_pool(ground.rows), seed, epochs)
-
-
-@contextlib.contextmanager
-def _ended_on_error(job: ArenaJob) -> Iterator[None]:
-    """End a job's actors where the block fails; else they stay for the next cell."""
-    try:
-        yield
-    except BaseException:
-        job.end()
-        raise

@@ -11,19 +11,21 @@ from divsel_ray.store import Stage
 from divsel_ray.usage import usage_of
 
 _ONE = Workers(gpus=0)
-_BY_ONE = ("train", "score")
-"""Stages whose workers an arena counts as one where the configuration does not say."""
 
 
 def spent_by(stages: Sequence[Stage], config: Config, cluster: Cluster) -> dict[str, float]:
-    """{"cpu_s", "gpu_s"} of stages, each counted once; the driver, and workers that stay loaded in between, are not counted."""
+    """{"cpu_s", "gpu_s"} of stages, each counted once; the driver, and workers that stay loaded in between, are not counted.
+
+    What the cluster as a whole holds meanwhile (`usage`) would count what other cells hold beside it.
+    """
     spent = {"cpu_s": 0.0, "gpu_s": 0.0}
     needs = needs_of(config, cluster, Known())
     for stage in {stage.key: stage for stage in stages}.values():
         kind = stage.name.rpartition("/")[2]
         need, usage = needs.get(kind), usage_of(stage.facts)
         workers = need.workers if need else _ONE
-        count = 1 if need is None or (workers.count is None and kind in _BY_ONE) else need.count
+        # Scorers start one by one while completions are generated: all that there is room for are more than there were.
+        count = 1 if need is None or (workers.count is None and kind == "score") else need.count
         wall = usage.wall_s if usage else stage.seconds
         spent["cpu_s"] += wall * min(workers.cpus * count, cluster.cpus)
         spent["gpu_s"] += wall * min(cluster.gpus_per_worker(workers) * count, cluster.gpus)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from divsel_ray.arena.bootstrap import Interval
+from divsel_ray.arena.bootstrap import LEVEL, Interval
 from divsel_ray.arena.contenders import RANDOM
 from divsel_ray.arena.result import Result
 
@@ -13,7 +13,7 @@ def standings_table(result: Result) -> Table:
     """One line for each contender, the lowest loss first; those told apart from random in bold."""
     spoiled = result.settings["spoil"] is not None
     table = Table("contender", box=None, pad_edge=False, header_style="dim")
-    for name in ("loss", "less random's\n[95 %]", "tasks", *(["spoiled"] if spoiled else []), "CPU s", "GPU s"):
+    for name in ("loss", f"less random's\n[{100 * LEVEL:.0f} %]", "tasks", *(["spoiled"] if spoiled else []), "CPU s", "GPU s"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in result.standings:
         shares = [one.covered, *([one.spoiled] if spoiled else [])]

@@ -119,11 +119,11 @@ def check_places(arena: Arena, cluster: Cluster) -> None:
     if not trains_alone(config):
         raise InputError("parallel: trainings of several workers run one at a time; set parallel to 1")
     cpus, gpus = config.workers.cpus, cluster.gpus_per_worker(config.workers)
-    room = int(min(cluster.cpus / cpus, cluster.gpus / gpus if gpus else cluster.cpus))
+    room = cluster.count(config.workers.model_copy(update={"count": None}), parallel)
     if parallel > room:
         raise InputError(
             f"parallel {parallel}: each cell's training asks for {cpus:g} CPUs and {gpus:g} GPUs, and the cluster has "
-            f"{cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs: at most {max(1, room)} at a time"
+            f"{cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs: at most {room} at a time"
         )
 
 

@@ -13,6 +13,15 @@ from divsel_ray.cli.app import Out, Overrides, app
 from divsel_ray.cli.console import AsJson, Quiet, print_result, reported, resumable, say
 from divsel_ray.errors import JobError
 
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        help="Folder, Hugging Face id or package:NAME of a model, folder of an adapter, or folder of a run: its untuned "
+        "base, the model of its last round and its static control.",
+        metavar="MODEL_OR_RUN...",
+    ),
+]
+
 
 @app.command()
 def tune(
@@ -88,14 +97,7 @@ def arena(
 
 @app.command()
 def evaluate(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            help="Folder, Hugging Face id or package:NAME of a model, folder of an adapter, or folder of a run: its untuned "
-            "base, the model of its last round and its static control.",
-            metavar="MODEL_OR_RUN...",
-        ),
-    ],
+    models: Models,
     adapter: Annotated[list[Path] | None, typer.Option(help="Adapter to put on the one model named. Repeatable.")] = None,
     task: Annotated[
         list[str] | None,

@@ -18,6 +18,14 @@ from divsel_ray.config.files import build_config, override
 from divsel_ray.errors import InputError
 from divsel_ray.progress import Progress
 
+Quality = Annotated[
+    str,
+    typer.Option(
+        help="column:NAME, given:FILE, reward:MODEL, ifd:MODEL, perplexity:MODEL, deita, none, or judge "
+        "(with --set quality.judge.model=NAME and the like)."
+    ),
+]
+
 
 @app.command()
 def select(
@@ -32,13 +40,7 @@ def select(
         int | None, typer.Option("--k", help="Clusters. Default: 256, or a twentieth of the pool where that is less.")
     ] = None,
     sampler: Annotated[str, typer.Option(help="kmq (weighs rows by quality) or another one of `divsel samplers`.")] = "kmq",
-    quality: Annotated[
-        str,
-        typer.Option(
-            help="column:NAME, given:FILE, reward:MODEL, ifd:MODEL, perplexity:MODEL, deita, none, or judge "
-            "(with --set quality.judge.model=NAME and the like)."
-        ),
-    ] = "none",
+    quality: Quality = "none",
     embeddings: Annotated[
         Path | None,
         typer.Option(help="Your own vectors: Parquet with row_id and embedding, or .npy in the order of the one input."),

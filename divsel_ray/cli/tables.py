@@ -22,9 +22,8 @@ def candidates_table(choice: Choice) -> Table:
     for name in ("k", "inertia", *silhouettes, "stability\n(ARI)", "single-\ntons", "smallest\ncluster", "largest\ncluster"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in choice.candidates:
-        standard = "-" if one.silhouette is None else f"{one.silhouette:.3f}"
         stability = "-" if one.stability is None else f"{one.stability:.2f} ± {one.stability_deviation:.2f}"
-        measures = (f"{one.inertia:,.5g}", f"{one.simplified_silhouette:.3f}", standard, stability)
+        measures = (f"{one.inertia:,.5g}", f"{one.simplified_silhouette:.3f}", _figure(one.silhouette, 3), stability)
         style = "bold" if one.k == choice.recommendation.k else None
         table.add_row(str(one.k), *measures, str(one.singletons), f"{one.smallest:,}", f"{one.largest:,}", style=style)
     return table
@@ -37,7 +36,7 @@ def comparison_table(found: Comparison) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for one in found.outcomes:
         figures = (one.held_out_loss, one.gain, one.held_out_gap)
-        table.add_row(escape(one.folder), f"{one.rows:,}", *("-" if value is None else f"{value:.3f}" for value in figures))
+        table.add_row(escape(one.folder), f"{one.rows:,}", *(_figure(value, 3) for value in figures))
     spreads = (found.held_out_loss, found.gain, found.held_out_gap)
     deviations = ("-" if one is None else f"± {one.deviation:.3f}" for one in spreads)
     table.add_row("standard deviation", "", *deviations, style="dim")

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from divsel_ray.config.base import Section, as_list
-from divsel_ray.config.files import build_config, override, read_settings
+from divsel_ray.config.files import build_config, build_section, override, read_settings
 from divsel_ray.config.job import Config
 from divsel_ray.config.refinement import RefineConfig
 from divsel_ray.errors import InputError
 
-_S = TypeVar("_S", bound=Section)
 Feedback = Literal["lagging", "learned", "shuffled"]
 Fault = Literal["other", "truncated", "shuffled"]
 FEWEST_SEEDS = 3
@@ -97,6 +96,10 @@ class Arena:
             raise RuntimeError("an arena's job has a recipe")
         return self.job.refine
 
+    def without_rounds(self, job: Config) -> Config:
+        """A job of the arena without its rounds where no contender has any: what only rounds need is not needed then."""
+        return job if self.settings.iterative else job.model_copy(update={"refine": None})
+
 
 def load_arena(path: str | Path, overrides: Sequence[str] = ()) -> Arena:
     """Read an arena's YAML and apply `key.path=value` overrides; the job's keys begin with `job.`.
@@ -112,7 +115,7 @@ def load_arena(path: str | Path, overrides: Sequence[str] = ()) -> Arena:
     job_values = values.pop("job", None)
     if not isinstance(job_values, dict):
         raise InputError(f"{path}: job: expected a job's configuration, or the path of its file")
-    settings = _validated(ArenaConfig, values, str(path))
+    settings = build_section(ArenaConfig, values, str(path), "arena")
     job = _job(job_values, iterative=bool(settings.iterative), name=f"{path}: job")
     _check(settings, job, str(path))
     return Arena(settings, job)
@@ -125,7 +128,7 @@ def _job(values: dict[str, Any], *, iterative: bool, name: str) -> Config:
     if iterative:
         return build_config(values, name)
     rest = {key: value for key, value in values.items() if key != "refine"}
-    recipe = _validated(RefineConfig, values["refine"], f"{name}.refine")
+    recipe = build_section(RefineConfig, values["refine"], f"{name}.refine", "refine")
     return build_config(rest, name).model_copy(update={"refine": recipe})
 
 
@@ -141,21 +144,3 @@ def _check(settings: ArenaConfig, job: Config, name: str) -> None:
     ):
         if given:
             raise InputError(f"{name}: {setting}: {why}; leave it out")
-
-
-def _validated(kind: type[_S], values: dict[str, Any], name: str) -> _S:
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'arena'}: {_plain(kind, e)}" for e in error.errors()]
-        raise InputError(f"{name}: " + "; ".join(problems)) from None
-
-
-def _plain(kind: type[Section], error: Any) -> str:
-    if error["type"] != "extra_forbidden":
-        return str(error["msg"]).removeprefix("Value error, ")
-    section: Any = kind
-    for key in error["loc"][:-1]:
-        kinds = [section.model_fields[str(key)].annotation, *get_args(section.model_fields[str(key)].annotation)]
-        section = next(one for one in kinds if isinstance(one, type) and issubclass(one, Section))
-    return f"unknown key; expected one of {', '.join(section.model_fields)}"

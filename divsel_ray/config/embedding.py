@@ -12,7 +12,7 @@ _SERVERS = {
     "openai": ("https://api.openai.com/v1", "OPENAI_API_KEY"),
     "cohere": ("https://api.cohere.com/v2", "CO_API_KEY"),
 }
-"""Address and key's variable of the servers that speak each protocol first."""
+"""Address and key's variable of each protocol's own server."""
 
 
 class EmbedApiConfig(Section):
@@ -25,7 +25,7 @@ class EmbedApiConfig(Section):
     url: str = Field(
         "",
         pattern=r"^(https?://[^@\s]+)?$",
-        description="The server, up to and with its version. Default: that of the protocol's inventor.",
+        description="The server, up to and with its version. Default: the protocol's own.",
     )
     key_variable: str = Field(
         "",

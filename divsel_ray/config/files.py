@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from divsel_ray.config import Config, Section
 from divsel_ray.errors import InputError
+
+_S = TypeVar("_S", bound=Section)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -50,31 +52,43 @@ def _settings(text: str, name: str) -> dict[str, Any]:
 
 
 def build_config(values: dict[str, Any], name: str) -> Config:
+    """The configuration of a job, see `build_section`."""
+    return build_section(Config, values, name, "config")
+
+
+def build_section(kind: type[_S], values: dict[str, Any], name: str, whole: str) -> _S:
     """Validate settings; every problem in one line that names its key.
+
+    Args:
+        kind: what they are settings of.
+        values: nested, as a YAML file holds them.
+        name: where they are from, for messages.
+        whole: stands in a message for the key where the problem is of no single one.
 
     Raises:
         InputError: a key is unknown, or a value has the wrong type or range.
     """
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'config'}: {_plain(e)}" for e in error.errors()]
+        problems = [f"{'.'.join(map(str, e['loc'])) or whole}: {_plain(kind, e)}" for e in error.errors()]
         raise InputError(f"{name}: " + "; ".join(problems)) from None
 
 
-def _plain(error: Any) -> str:
+def _plain(kind: type[Section], error: Any) -> str:
     if error["type"] == "extra_forbidden":
-        return f"unknown key; expected one of {', '.join(_keys_beside(error['loc']))}"
+        return f"unknown key; expected one of {', '.join(_keys_beside(kind, error['loc']))}"
     return str(error["msg"]).removeprefix("Value error, ")
 
 
-def _keys_beside(place: tuple[str | int, ...]) -> list[str]:
+def _keys_beside(kind: type[Section], place: tuple[str | int, ...]) -> list[str]:
     """The keys that the section has in which a key is not allowed."""
-    section: Any = Config
+    section = kind
     for key in place[:-1]:
-        kinds = [section.model_fields[str(key)].annotation]
-        kinds += get_args(kinds[0])
-        section = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section))
+        # A mapping's own key is no field: what is below it is of the section that the mapping holds.
+        if field := section.model_fields.get(str(key)):
+            kinds = [field.annotation, *get_args(field.annotation)]
+            section = next(one for one in kinds if isinstance(one, type) and issubclass(one, Section))
     return list(section.model_fields)
 
 
@@ -88,18 +102,27 @@ def override(values: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
         keys, sign, text = change.partition("=")
         if not sign or not keys:
             raise InputError(f"override {change!r}: expected key.path=value, e.g. cluster.k=64")
-        *parents, last = keys.split(".")
-        section = values
-        for parent in parents:
-            section[parent] = {} if section.get(parent) is None else section[parent]
-            section = section[parent]
-            if not isinstance(section, dict):
-                raise InputError(f"override {change!r}: {parent} is a value, not a section")
         try:
-            section[last] = yaml.safe_load(text)
+            value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise InputError(f"override {change!r}: {text!r} is no YAML value") from None
+        put(values, keys, value, f"override {change!r}")
     return values
+
+
+def put(values: dict[str, Any], place: str, value: Any, name: str) -> None:
+    """Set what a dotted key names, in place; `name` says in messages who asks for it.
+
+    Raises:
+        InputError: the key goes below a value.
+    """
+    *parents, last = place.split(".")
+    for parent in parents:
+        values[parent] = {} if values.get(parent) is None else values[parent]
+        values = values[parent]
+        if not isinstance(values, dict):
+            raise InputError(f"{name}: {parent} is a value, not a section")
+    values[last] = value
 
 
 def quickstart_config(fast: bool, overrides: Sequence[str] = ()) -> Config:

@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from divsel_ray.config.base import Section
 from divsel_ray.config.evaluation import EvaluateConfig
-from divsel_ray.config.files import build_config, override, read_settings
+from divsel_ray.config.files import build_config, build_section, override, put, read_settings
 from divsel_ray.config.job import Config
-from divsel_ray.errors import InputError
 
 MOST_CHECKED = 512
 """Combinations that are all checked before anything starts; of more, each value is, beside the first of the others."""
@@ -123,7 +122,7 @@ class TuningConfig(Section):
         """
         values = copy.deepcopy(self.job)
         for place, value in point.items():
-            _put(values, place, value)
+            put(values, place, value, f"search {place}")
         return build_config(values, ", ".join(["search", *(f"{place}={value}" for place, value in point.items())]))
 
     def corners(self) -> Iterator[Point]:
@@ -142,21 +141,6 @@ class TuningConfig(Section):
             yield from ({**first, name: value} for value in dimension.values[1:most])
 
 
-def _put(values: dict[str, Any], place: str, value: Any) -> None:
-    """Set what a dotted key names.
-
-    Raises:
-        InputError: the key goes below a value.
-    """
-    *parents, last = place.split(".")
-    for parent in parents:
-        values[parent] = {} if values.get(parent) is None else values[parent]
-        values = values[parent]
-        if not isinstance(values, dict):
-            raise InputError(f"search {place}: {parent} is a value, not a section")
-    values[last] = value
-
-
 def load_tuning(path: str | Path, changes: Sequence[str] = ()) -> TuningConfig:
     """Read a YAML file of a search, and the job's file that it names, and apply `key.path=value` changes to both.
 
@@ -171,7 +155,7 @@ def load_tuning(path: str | Path, changes: Sequence[str] = ()) -> TuningConfig:
     if isinstance(values.get("job"), dict):
         override(values, of_job)
     values["search"] = flatten(values.get("search"))
-    tuning = _validated(values, str(path))
+    tuning = build_section(TuningConfig, values, str(path), "search")
     for corner in tuning.corners():
         tuning.config_of(corner)
     return tuning
@@ -195,21 +179,3 @@ def flatten(search: Any, place: str = "") -> Any:
         else:
             found[name] = value
     return found if place else {name: value for name, value in found.items() if value is not None}
-
-
-def _validated(values: dict[str, Any], name: str) -> TuningConfig:
-    try:
-        return TuningConfig.model_validate(values)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'search'}: {_plain(e)}" for e in error.errors()]
-        raise InputError(f"{name}: " + "; ".join(problems)) from None
-
-
-def _plain(error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        first, *below = error["loc"]
-        known: type[Section] = TuningConfig if not below else Dimension if first == "search" else BenchmarkConfig
-        if below[:1] == ["settings"] and len(below) > 1:
-            known = EvaluateConfig
-        return f"unknown key; expected one of {', '.join(known.model_fields)}"
-    return str(error["msg"]).removeprefix("Value error, ")

@@ -18,10 +18,10 @@ import numpy as np
 
 from divsel_ray.config import EmbedApiConfig, EmbedConfig
 from divsel_ray.embed.api_protocols import PATHS, Answer, read_answer, write_body
-from divsel_ray.embed.pooling import normalise, pool_chunks
+from divsel_ray.embed.pooling import normalise, pool_chunks, split_tokens
 from divsel_ray.errors import JobError
 from divsel_ray.models.api_client import ApiClient, RefusedError, UnavailableError
-from divsel_ray.models.references import resolve_model
+from divsel_ray.models.references import resolve_model, unloadable
 from divsel_ray.models.spending import Ledger
 from divsel_ray.store import atomic_path, digest
 
@@ -93,7 +93,7 @@ class ApiEncoder:
         folder: keeps the answers; None keeps none.
 
     Raises:
-        InputError: the key is missing.
+        InputError: the key is missing, or the tokenizer cannot be loaded.
     """
 
     def __init__(self, config: EmbedConfig, api: EmbedApiConfig, folder: Path | None) -> None:
@@ -104,7 +104,11 @@ class ApiEncoder:
         self._config, self._api, self._stopped = config, api, Event()
         self._client = ApiClient(SECTION, api, self._stopped.wait)
         self._ledger = Ledger(SECTION, api.max_cost, cost_of(api, self.answers.spent.tokens))
-        self._tokenizer = AutoTokenizer.from_pretrained(resolve_model(config.model), trust_remote_code=config.trust_remote_code)
+        model, trusted = resolve_model(config.model), config.trust_remote_code
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trusted)
+        except (OSError, ValueError, KeyError) as error:
+            raise unloadable(f"embed.model {config.model}", error) from None
 
     def encode(self, texts: Sequence[str], keys: Sequence[str]) -> np.ndarray:
         """Embed texts, see `Encoder`.
@@ -177,14 +181,12 @@ class ApiEncoder:
 
 
 def cost_of(api: EmbedApiConfig, tokens: float) -> float:
-    """Money."""
+    """What so many tokens cost, in the money of `price`."""
     return tokens * api.price / 1e6
 
 
 def cut_text(tokenizer: Any, text: str, window: int, max_tokens: int) -> list[tuple[str, int]]:
     """Consecutive pieces of a text of at most `window` tokens each, up to `max_tokens` in all, and each one's tokens."""
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    parts = [spans[start : start + window] for start in range(0, min(len(spans), max_tokens), window)]
-    # The last part ends at the limit.
-    parts = [part[: max_tokens - at * window] for at, part in enumerate(parts)]
-    return [(text[part[0][0] : part[-1][1]] or _EMPTY, len(part)) for part in parts] or [(_EMPTY, 0)]
+    parts = split_tokens(spans, window, max_tokens)
+    return [((text[part[0][0] : part[-1][1]] if part else "") or _EMPTY, len(part)) for part in parts]

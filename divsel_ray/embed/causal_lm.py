@@ -14,8 +14,8 @@ import numpy as np
 from divsel_ray.config import EmbedConfig
 from divsel_ray.embed.chunked import batch_tokens_of
 from divsel_ray.errors import InputError
-from divsel_ray.models.batching import token_batches
-from divsel_ray.models.references import resolve_model
+from divsel_ray.models.batching import pad_ids, token_batches
+from divsel_ray.models.references import resolve_model, unloadable
 
 
 class CausalModel:
@@ -50,13 +50,11 @@ class CausalModel:
         return vectors
 
     def _embed(self, batch: list[list[int]]) -> Any:
-        torch, lengths = self._torch, self._torch.tensor([len(ids) for ids in batch])
-        ids = torch.zeros(len(batch), int(lengths.max()), dtype=torch.long)
-        for row, tokens in enumerate(batch):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
+        torch = self._torch
         # Padding stands behind the texts, where no token of a causal model looks.
-        mask = torch.arange(ids.shape[1]) < lengths[:, None]
-        output = self._model(input_ids=ids.to(self._device), attention_mask=mask.long().to(self._device), use_cache=False)
+        ids, mask = (torch.from_numpy(values) for values in pad_ids(batch, 0))
+        lengths = mask.sum(dim=1)
+        output = self._model(input_ids=ids.to(self._device), attention_mask=mask.to(self._device), use_cache=False)
         states = output.last_hidden_state.float()
         if not self._mean:
             return states[torch.arange(len(batch)), lengths - 1]
@@ -75,7 +73,7 @@ def _load(config: EmbedConfig, device: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
         model = AutoModel.from_pretrained(folder, dtype=config.dtype, trust_remote_code=trusted)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"embed.model {config.model}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        raise unloadable(f"embed.model {config.model}", error) from None
     return tokenizer, model.to(device).eval()
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 
+Token = TypeVar("Token")
 
-def split_tokens(ids: list[int], window: int, max_tokens: int) -> list[list[int]]:
-    """Cut the first `max_tokens` ids into consecutive chunks of at most `window`; an empty text is one empty chunk."""
-    kept = ids[:max_tokens]
+
+def split_tokens(tokens: list[Token], window: int, max_tokens: int) -> list[list[Token]]:
+    """Cut the first `max_tokens` tokens into consecutive chunks of at most `window`; an empty text is one empty chunk."""
+    kept = tokens[:max_tokens]
     return [kept[start : start + window] for start in range(0, len(kept), window)] or [[]]
 
 

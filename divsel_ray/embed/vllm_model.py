@@ -9,12 +9,8 @@ import numpy as np
 
 from divsel_ray.config import EmbedConfig
 from divsel_ray.embed.chunked import batch_tokens_of, special_tokens
-from divsel_ray.errors import InputError
-from divsel_ray.models.references import resolve_model
-from divsel_ray.models.vllm import prepare_vllm
-
-_CPU_CACHE = 1 << 30
-"""Bytes of vLLM's cache on a CPU; on a GPU its own rule holds."""
+from divsel_ray.models.references import resolve_model, unloadable
+from divsel_ray.models.vllm import pooling_engine
 
 
 class VllmModel:
@@ -25,38 +21,25 @@ class VllmModel:
     """
 
     def __init__(self, config: EmbedConfig) -> None:
-        prepare_vllm()
         import torch
-
-        try:
-            from vllm import LLM
-        except ImportError:
-            raise InputError(
-                'embed.encoder vllm: vLLM is not installed on this node; install "divsel-ray[cpu]" or [gpu], or name another'
-            ) from None
         from transformers import AutoTokenizer
 
-        folder, on_gpu = resolve_model(config.model), torch.cuda.is_available()
-        trusted = config.trust_remote_code
+        folder, trusted = resolve_model(config.model), config.trust_remote_code
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
             self.prefix, self.suffix = special_tokens(self.tokenizer)
             limit = config.window or config.max_tokens + len(self.prefix) + len(self.suffix)
             self.limit: int | None = min(limit, _positions(folder, trusted) or limit)
-            self._llm = LLM(
-                folder,
-                runner="pooling",
-                dtype=config.dtype,
-                max_model_len=self.limit,
-                max_num_batched_tokens=max(batch_tokens_of(config, on_gpu=on_gpu), self.limit),
-                enforce_eager=not on_gpu,
-                trust_remote_code=trusted,
-                disable_log_stats=True,
-                seed=0,
-                **({} if on_gpu else {"kv_cache_memory_bytes": _CPU_CACHE}),
-            )
         except (OSError, ValueError) as error:
-            raise InputError(f"embed.model {config.model}: vLLM cannot load it: {' '.join(str(error).split())[:300]}") from None
+            raise unloadable(f"embed.model {config.model}", error) from None
+        self._llm = pooling_engine(
+            f"embed.model {config.model}",
+            folder,
+            dtype=config.dtype,
+            max_tokens=self.limit,
+            batch_tokens=batch_tokens_of(config, on_gpu=torch.cuda.is_available()),
+            trust_remote_code=trusted,
+        )
         self.dimension = int(self.embed([[*self.prefix, *self.suffix] or [0]], [""]).shape[1])
 
     def embed(self, inputs: Sequence[list[int]], keys: Sequence[str]) -> np.ndarray:

@@ -137,12 +137,14 @@ def _hook(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
     """An audit hook that refuses sockets, processes, and writes outside a folder."""
 
     def outside(path: object) -> bool:
+        """Whether a path leads out of the folder."""
         if isinstance(path, int) or path is None:
             return False
         place = os.path.abspath(os.fsdecode(path))  # type: ignore[arg-type]  # noqa: PTH100 (called at any time)
         return place != os.devnull and not f"{place}/".startswith(f"{folder}/")
 
     def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+        """The hook."""
         if event.startswith(_REFUSED):
             raise PermissionError(f"{event} is not allowed here")
         writes = event == "open" and bool(arguments[2] & _WRITES)

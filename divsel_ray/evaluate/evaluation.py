@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from divsel_ray.config import EvaluateConfig
-from divsel_ray.config.files import override
+from divsel_ray.config.files import build_section, override
 from divsel_ray.errors import InputError
 from divsel_ray.evaluate.harness import HarnessTask, require_harness
 from divsel_ray.evaluate.human_eval import HumanEval, require_human_eval
@@ -85,17 +84,7 @@ def build_settings(changes: Sequence[str]) -> EvaluateConfig:
     Raises:
         InputError: a key is unknown, or a value is not allowed.
     """
-    try:
-        return EvaluateConfig.model_validate(override({}, changes))
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, one['loc'])) or 'settings'}: {_plain(one)}" for one in error.errors()]
-        raise InputError(f"--set: {'; '.join(problems)}") from None
-
-
-def _plain(error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        return f"unknown key; expected one of {', '.join(EvaluateConfig.model_fields)}"
-    return str(error["msg"]).removeprefix("Value error, ")
+    return build_section(EvaluateConfig, override({}, changes), "--set", "settings")
 
 
 def evaluate(request: Request, config: EvaluateConfig, out: str | Path | None = None, progress: Progress | None = None) -> Path:

@@ -68,13 +68,12 @@ def ratio(totals: np.ndarray, sizes: np.ndarray) -> tuple[float, float | None]:
     return value, math.sqrt(count / (count - 1) * squares) / float(sizes.sum())
 
 
-def loss_figures(measured: Sequence[Measured], rows: np.ndarray, metric: str = LOSS) -> list[Figure]:
+def loss_figures(measured: Sequence[Measured], rows: np.ndarray) -> list[Figure]:
     """The loss of some rows under each model, and how far each is from the first.
 
     Args:
         measured: the first is what the others are compared with.
         rows: indices of the rows, or a mask (n,).
-        metric: its name.
     """
     figures, first = [], measured[0]
     for one in measured:
@@ -82,7 +81,7 @@ def loss_figures(measured: Sequence[Measured], rows: np.ndarray, metric: str = L
         # Models with tokenizers of their own cut the same text into different tokens: their losses are not comparable.
         alike = one is not first and bool((tokens == first.tokens[rows]).all())
         change = ratio(nats - first.nats[rows], tokens) if alike else (None, None)
-        figures.append(Figure(one.model, metric, *ratio(nats, tokens), len(nats), *change))
+        figures.append(Figure(one.model, LOSS, *ratio(nats, tokens), len(nats), *change))
     return figures
 
 

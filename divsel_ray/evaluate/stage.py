@@ -21,7 +21,7 @@ from divsel_ray.config import EmbedConfig, EvaluateConfig
 from divsel_ray.embed.stage import embed_pool
 from divsel_ray.errors import JobError
 from divsel_ray.evaluate.loading import LoadedModel
-from divsel_ray.evaluate.measures import Losses, Measure, read_losses
+from divsel_ray.evaluate.measures import Measure
 from divsel_ray.evaluate.models import Model
 from divsel_ray.generate.stage import read_template
 from divsel_ray.models.references import fingerprint
@@ -29,8 +29,6 @@ from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
 from divsel_ray.store import digest, file_digest
 from divsel_ray.tasks import MAX_RETRIES
-
-__all__ = ["SECTION", "chat_template_of", "embed_rows", "measure_all", "measure_losses", "pending", "read_losses"]
 
 SECTION = "evaluate"
 _POLL_SECONDS = 1.0
@@ -42,29 +40,6 @@ class _Due(NamedTuple):
     model: Model
     measure: Measure
     target: Path
-
-
-def measure_losses(
-    models: Sequence[Model], rows: Path, config: EvaluateConfig, folder: Path, cluster: Cluster, progress: Progress
-) -> list[Path]:
-    """Losses of every row under every model; models of one base share it in a process.
-
-    Args:
-        models: m models.
-        rows: Parquet (row_id, messages); the last message of each is the completion.
-        config: how they are measured.
-        folder: where the files go; those that are there are not made again.
-        cluster: where it is done.
-        progress: told of measurements done.
-
-    Returns:
-        m Parquet files (row_id, nats, tokens) in the order of `rows`; see `read_losses`.
-
-    Raises:
-        InputError, JobError: as `measure_all`.
-    """
-    losses = Losses(rows, config, chat_template_of(config))
-    return measure_all([(model, losses) for model in models], folder, config, lambda: cluster, progress)
 
 
 def chat_template_of(config: EvaluateConfig) -> str | None:

@@ -80,7 +80,7 @@ def find_key(server: Server, what: str) -> str | None:
         what: section of the configuration, for messages.
 
     Raises:
-        InputError: the variable is not set and the server is not a local one.
+        InputError: the variable is not set and the server is an https:// one.
     """
     key = os.environ.get(server.key_variable, "").strip()
     if not key and server.url.startswith("https:"):

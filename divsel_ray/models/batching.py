@@ -1,8 +1,9 @@
-"""Batches cut by tokens from one defined order, so that a batch never depends on who computes it."""
+"""Batches cut by tokens from one defined order, so that a batch never depends on who computes it, and padded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -33,3 +34,23 @@ def token_batches(lengths: Sequence[int], keys: Sequence[str], budget: int) -> l
             batches.append([])
         batches[-1].append(index)
     return [np.array(batch) for batch in batches]
+
+
+def pad_ids(batch: Sequence[Sequence[int]], padding: int, *, left: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids padded to the longest, and the mask that is 1 where they are not padding; each (n, longest) int64.
+
+    Args:
+        batch: n > 0 token ids.
+        padding: id to pad with.
+        left: pad before the ids instead of behind them.
+
+    Example:
+        >>> [array.tolist() for array in pad_ids([[5, 6], [7]], padding=0)]
+        [[[5, 6], [7, 0]], [[1, 1], [1, 0]]]
+    """
+    lengths = np.array([len(ids) for ids in batch])
+    places = np.arange(lengths.max())
+    mask = places >= places.size - lengths[:, None] if left else places < lengths[:, None]
+    padded = np.full(mask.shape, padding, np.int64)
+    padded[mask] = np.fromiter(chain.from_iterable(batch), np.int64, lengths.sum())
+    return padded, mask.astype(np.int64)

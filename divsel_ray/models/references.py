@@ -73,6 +73,11 @@ def fingerprint(reference: str) -> str:
     return state.hexdigest()[:16]
 
 
+def unloadable(what: str, error: Exception) -> InputError:
+    """What is said, in one line, of a model that is there and cannot be loaded."""
+    return InputError(f"{what}: cannot be loaded: {' '.join(str(error).split())[:300]}")
+
+
 def _sampled_digest(path: Path) -> str:
     if path.stat().st_size <= 2 * _SAMPLED_BYTES:
         return file_digest(path)

@@ -1,8 +1,14 @@
-"""What vLLM is told before it is first imported in a process."""
+"""vLLM in this process: what it is told before it is first imported, and an engine for models that pool."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
+
+from divsel_ray.errors import InputError
+
+_CPU_CACHE = 1 << 30
+"""Bytes of vLLM's cache on a CPU; on a GPU its own rule holds."""
 
 
 def prepare_vllm() -> None:
@@ -14,3 +20,44 @@ def prepare_vllm() -> None:
         VLLM_NO_USAGE_STATS="1",
         VLLM_LOGGING_LEVEL="ERROR",
     )
+
+
+def pooling_engine(what: str, folder: str, *, dtype: str, max_tokens: int, batch_tokens: int, trust_remote_code: bool) -> Any:
+    """A `vllm.LLM` with a model that embeds or scores texts.
+
+    Args:
+        what: the model as the user knows it, for messages.
+        folder: of the model, or its Hugging Face id.
+        dtype: arithmetic of the model.
+        max_tokens: of a text.
+        batch_tokens: that vLLM takes per step, at least `max_tokens`.
+        trust_remote_code: let the model's own Python code run.
+
+    Raises:
+        InputError: vLLM is not installed, or cannot load the model.
+    """
+    prepare_vllm()
+    import torch
+
+    try:
+        from vllm import LLM
+    except ImportError:
+        raise InputError(
+            f'{what}: vLLM is not installed on this node; install "divsel-ray[cpu]" or [gpu], or let transformers run it'
+        ) from None
+    on_gpu = torch.cuda.is_available()
+    try:
+        return LLM(
+            folder,
+            runner="pooling",
+            dtype=dtype,
+            max_model_len=max_tokens,
+            max_num_batched_tokens=max(batch_tokens, max_tokens),
+            enforce_eager=not on_gpu,
+            trust_remote_code=trust_remote_code,
+            disable_log_stats=True,
+            seed=0,
+            **({} if on_gpu else {"kv_cache_memory_bytes": _CPU_CACHE}),
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what}: vLLM cannot load it: {' '.join(str(error).split())[:300]}") from None

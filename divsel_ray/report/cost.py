@@ -45,7 +45,7 @@ class Bill:
 
     Attributes:
         total: what the recorded stages held.
-        money: in the currency of `prices`, of the judges too; None where no price was given and no judge paid.
+        money: in the currency of `prices`, that paid to servers too; None where no price was given and nothing paid.
         unrecorded: stages made by a version that recorded nothing.
         interrupted: stages that were begun more than once.
         refinement: None for a static selection.

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from divsel_ray.data.hashing import id_array
 from divsel_ray.report.examples import beginning
-from divsel_ray.report.sample import Parts, Place, read_at, there
+from divsel_ray.report.records import existing
+from divsel_ray.report.sample import Parts, Place, read_at
 
 TYPICAL, ODD = 2, 1
 LENGTH = 240
@@ -74,7 +75,7 @@ def look_at_clusters(parts: Parts, shown: Sequence[int], k: int) -> Look:
     sketches = {cluster: _Sketch() for cluster in shown}
     rows, totals, known = 0, np.zeros(k), np.zeros(k, np.int64)
     for name in parts.names:
-        table = pq.read_table(there(parts.clusters / name), columns=["row_id", "cluster", "distance"])
+        table = pq.read_table(existing(parts.clusters / name), columns=["row_id", "cluster", "distance"])
         label, distance = table["cluster"].to_numpy(), table["distance"].to_numpy()
         for cluster, sketch in sketches.items():
             sketch.add(name, np.flatnonzero(label == cluster), distance)

@@ -36,10 +36,18 @@ class StageRecord:
         Raises:
             InputError: it is gone.
         """
-        path = self.folder / name
-        if not path.is_file():
-            raise InputError(f"{path}: this file of the run is gone; run divsel run again with the same --out")
-        return path
+        return existing(self.folder / name)
+
+
+def existing(path: Path) -> Path:
+    """The path of a run's file.
+
+    Raises:
+        InputError: it is gone.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: this file of the run is gone; run divsel run again with the same --out")
+    return path
 
 
 def read_stages(folder: str | Path) -> tuple[dict[str, Any], dict[str, StageRecord]]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from divsel_ray.data.hashing import id_array
-from divsel_ray.report.records import StageRecord
+from divsel_ray.report.records import StageRecord, existing
 
 FILES = 256
 _BATCH, _BUFFER = 1024, 1 << 20
@@ -68,7 +68,7 @@ def places_of(parts: Parts, row_ids: NDArray[np.bytes_]) -> list[Place]:
     """Where rows with these ids lie; those that lie in none of the parts are left out."""
     found: list[Place] = []
     for name in parts.names:
-        ids = id_array(pq.read_table(there(parts.clusters / name), columns=["row_id"])["row_id"])
+        ids = id_array(pq.read_table(existing(parts.clusters / name), columns=["row_id"])["row_id"])
         found += [(name, row) for row in np.flatnonzero(np.isin(ids, row_ids)).tolist()]
     return found
 
@@ -83,21 +83,12 @@ def read_at(folder: Path, columns: list[str], places: Iterable[Place]) -> pa.Tab
     for name, row in places:
         wanted.setdefault(name, []).append(row)
     return pa.Table.from_batches(
-        [batch for name, rows in sorted(wanted.items()) for batch in _batches(there(folder / name), columns, np.unique(rows))]
+        [batch for name, rows in sorted(wanted.items()) for batch in _batches(existing(folder / name), columns, np.unique(rows))]
     )
 
 
-def there(path: Path) -> Path:
-    """The path.
-
-    Raises:
-        InputError: there is no such file.
-    """
-    return StageRecord(path.parent, {}, 0.0, False).file(path.name)
-
-
 def _rows_in(path: Path) -> int:
-    return int(pq.read_metadata(there(path)).num_rows)
+    return int(pq.read_metadata(existing(path)).num_rows)
 
 
 def _batches(path: Path, columns: list[str], rows: NDArray[np.int64]) -> Iterator[pa.RecordBatch]:

@@ -27,7 +27,7 @@ def find_key(config: JudgeConfig) -> str | None:
     """The judge's key in the environment; None for a server without TLS that needs none.
 
     Raises:
-        InputError: the variable is not set and the server is not a local one.
+        InputError: the variable is not set and the server is an https:// one.
     """
     return api_client.find_key(config, _SECTION)
 

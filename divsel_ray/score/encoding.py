@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from divsel_ray.errors import InputError
+from divsel_ray.models.batching import pad_ids
 from divsel_ray.models.text import Message, cut_completion
 from divsel_ray.score.scorer import Exchange
 
@@ -74,12 +73,8 @@ def collate(tokenizer: Any, batch: Sequence[Encoded], padding: int) -> dict[str,
     """Pad on the right: the model's inputs (ids, mask and, for models with segments, types), each (n, longest) int64."""
     import torch
 
-    shape = (len(batch), max(len(item.ids) for item in batch))
-    ids, mask, types = np.full(shape, padding), np.zeros(shape, int), np.zeros(shape, int)
-    for row, item in enumerate(batch):
-        ids[row, : len(item.ids)] = item.ids
-        mask[row, : len(item.ids)] = 1
-        types[row, : len(item.ids)] = item.types
+    ids, mask = pad_ids([item.ids for item in batch], padding)
+    types, _ = pad_ids([item.types for item in batch], 0)
     inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
     names = [name for name in inputs if name != "token_type_ids" or name in tokenizer.model_input_names]
     return {name: torch.from_numpy(inputs[name]) for name in names}

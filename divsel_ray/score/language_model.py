@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from divsel_ray.errors import InputError
-from divsel_ray.models.batching import token_batches
-from divsel_ray.models.references import resolve_model
+from divsel_ray.models.batching import pad_ids, token_batches
+from divsel_ray.models.references import resolve_model, unloadable
 from divsel_ray.models.text import encode_completion, encode_prompt
 from divsel_ray.score.scorer import Exchange
 
@@ -133,11 +133,7 @@ class LanguageModel:
         """Ids padded on the right, (n, longest), and the model's inputs."""
         import torch
 
-        shape = (len(batch), max(len(ids) for ids in batch))
-        ids, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        for row, item in enumerate(batch):
-            ids[row, : len(item)] = item
-            mask[row, : len(item)] = 1
+        ids, mask = pad_ids(batch, 0)
         arrays = {"input_ids": ids, "attention_mask": mask}
         return ids, {name: torch.from_numpy(values).to(self._device) for name, values in arrays.items()}
 
@@ -175,5 +171,5 @@ def _load(role: str, folder: str, device: str, trust_remote_code: bool) -> tuple
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise InputError(f"{role} model {folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        raise unloadable(f"{role} model {folder}", error) from None
     return tokenizer, model.to(device).eval()

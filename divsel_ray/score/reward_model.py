@@ -9,7 +9,7 @@ import numpy as np
 
 from divsel_ray.errors import InputError
 from divsel_ray.models.batching import token_batches
-from divsel_ray.models.references import resolve_model
+from divsel_ray.models.references import resolve_model, unloadable
 from divsel_ray.score.encoding import Encoded, collate, encode_exchange, load_tokenizer, position_limit
 from divsel_ray.score.scorer import Exchange, encode_each
 
@@ -84,14 +84,10 @@ def check_outputs(folder: str, *, trust_remote_code: bool = False) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise _unloadable(folder, error) from None
+        raise unloadable(f"reward model {folder}", error) from None
     if config.num_labels != 1:
         raise InputError(f"reward model {folder}: it has {config.num_labels} outputs; a reward model has one (num_labels 1)")
     return config
-
-
-def _unloadable(folder: str, error: Exception) -> InputError:
-    return InputError(f"reward model {folder}: cannot be loaded: {' '.join(str(error).split())[:300]}")
 
 
 def _load(folder: str, device: str, trust_remote_code: bool) -> tuple[Any, Any]:
@@ -109,7 +105,7 @@ def _load(folder: str, device: str, trust_remote_code: bool) -> tuple[Any, Any]:
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise _unloadable(folder, error) from None
+        raise unloadable(f"reward model {folder}", error) from None
     # transformers fills missing weights with random ones and goes on: the scores would mean nothing.
     if loading["missing_keys"]:
         raise InputError(

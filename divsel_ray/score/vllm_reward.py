@@ -8,13 +8,10 @@ import numpy as np
 
 from divsel_ray.errors import InputError
 from divsel_ray.models.references import resolve_model
-from divsel_ray.models.vllm import prepare_vllm
+from divsel_ray.models.vllm import pooling_engine
 from divsel_ray.score.encoding import encode_exchange, load_tokenizer
 from divsel_ray.score.reward_model import check_outputs
 from divsel_ray.score.scorer import Exchange, encode_each
-
-_CPU_CACHE = 1 << 30
-"""Bytes of vLLM's cache on a CPU; on a GPU its own rule holds."""
 
 
 class VllmRewardModel:
@@ -31,36 +28,22 @@ class VllmRewardModel:
     """
 
     def __init__(self, model: str, max_tokens: int, batch_tokens: int, trust_remote_code: bool = False) -> None:
-        prepare_vllm()
         import torch
 
-        try:
-            from vllm import LLM
-        except ImportError:
-            raise InputError(
-                'backend vllm: vLLM is not installed on this node; install "divsel-ray[cpu]" or [gpu], or use transformers'
-            ) from None
         self.problem = ""
         self.signals: dict[str, np.ndarray] = {}
-        folder, on_gpu = resolve_model(model), torch.cuda.is_available()
+        folder = resolve_model(model)
         config = check_outputs(folder, trust_remote_code=trust_remote_code)
         positions = getattr(config.get_text_config(), "max_position_embeddings", None) or max_tokens
         self._tokenizer, self._max_tokens = _tokenizer(folder, trust_remote_code), min(max_tokens, positions)
-        try:
-            self._llm = LLM(
-                folder,
-                runner="pooling",
-                dtype="bfloat16" if on_gpu else "float32",
-                max_model_len=self._max_tokens,
-                max_num_batched_tokens=max(batch_tokens, self._max_tokens),
-                enforce_eager=not on_gpu,
-                trust_remote_code=trust_remote_code,
-                disable_log_stats=True,
-                seed=0,
-                **({} if on_gpu else {"kv_cache_memory_bytes": _CPU_CACHE}),
-            )
-        except (OSError, ValueError) as error:
-            raise InputError(f"reward model {folder}: vLLM cannot load it: {' '.join(str(error).split())[:300]}") from None
+        self._llm = pooling_engine(
+            f"reward model {folder}",
+            folder,
+            dtype="bfloat16" if torch.cuda.is_available() else "float32",
+            max_tokens=self._max_tokens,
+            batch_tokens=batch_tokens,
+            trust_remote_code=trust_remote_code,
+        )
 
     def score(self, exchanges: Sequence[Exchange]) -> np.ndarray:
         """Raw logits (n,) float64; see `Scorer`. Sent in the order of (tokens, row id), whatever order they come in."""

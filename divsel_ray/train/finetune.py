@@ -91,7 +91,7 @@ def finetune(
     from divsel_ray.train.trainer import CompletionTrainer, Watch, facts_of, measure, training_arguments
 
     set_seed(seed)
-    tokenizer = load_tokenizer(model_folder, config, origin.chat_template)
+    tokenizer = load_tokenizer(model_folder, origin.chat_template, trust_remote_code=config.trust_remote_code)
     padding = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
     train, valid = (encode(tokenizer, part, config.max_tokens) for part in (rows, held_out))
     model = load_trainable(model_folder, config, origin.start)
@@ -114,17 +114,15 @@ def finetune(
     return {**facts_of(trainer, watch), "tokens": tokens, "held_out_loss": after}
 
 
-def load_tokenizer(model_folder: str, config: TrainConfig, chat_template: str | None) -> Any:
-    """The model's tokenizer, with another chat template where one is given."""
-    return _load_tokenizer(model_folder, config.trust_remote_code, chat_template)
-
-
 @lru_cache(maxsize=1)
-def _load_tokenizer(model_folder: str, trusted: bool, chat_template: str | None) -> Any:
-    """Kept for the next training in this process: a vocabulary of 262k words takes longer to load than a small model."""
+def load_tokenizer(model_folder: str, chat_template: str | None, *, trust_remote_code: bool) -> Any:
+    """The model's tokenizer, with another chat template where one is given.
+
+    Kept for the next training in this process: a vocabulary of 262k words takes longer to load than a small model.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=trusted)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     return tokenizer

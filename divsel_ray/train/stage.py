@@ -245,6 +245,7 @@ def _train(round_: Round, config: TrainConfig, state: Path, output: Path) -> dic
     shutil.rmtree(scratch, ignore_errors=True)
 
     def train(resume: str | None) -> dict[str, Any]:
+        """Train from a checkpoint's folder, or from the start."""
         return finetune(
             resolve_model(config.model),
             rows,

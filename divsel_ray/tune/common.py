@@ -2,48 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from divsel_ray.config import Config
-from divsel_ray.job import VERSIONS
 from divsel_ray.pipeline import plan_job
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
 from divsel_ray.stages import Job
-from divsel_ray.store import Stage, Store
+from divsel_ray.store import Store
 
 
-def common_keys(configs: Sequence[Config], folder: Path) -> frozenset[str]:
-    """Keys of the stages that all of these jobs have, but for those of rounds.
+def common_stages(configs: Sequence[Config], folder: Path) -> frozenset[str]:
+    """Names of the stages that all of these jobs have alike, but for those of rounds.
 
     Args:
-        configs: at least one; a key differs between jobs as soon as a setting differs that the stage depends on.
+        configs: at least one; a stage differs between jobs as soon as a setting differs that it depends on.
         folder: of the shared stages.
     """
-    keys = [{stage.key for stage, _ in plan_job(config, folder) if "/" not in stage.name} for config in configs]
-    return frozenset(set.intersection(*keys))
-
-
-@dataclass
-class _CommonJob(Job):
-    """A job that makes only stages with these keys; of others it knows but the identity."""
-
-    keys: frozenset[str] = frozenset()
-
-    def make(
-        self,
-        name: str,
-        config: Mapping[str, Any],
-        inputs: Sequence[str],
-        build: Callable[[Path], dict[str, Any]],
-        summary: Callable[[dict[str, Any]], str],
-    ) -> Stage:
-        """As `StageMaker.make`, for stages that are common."""
-        stage = self.store.stage(name, VERSIONS[name], config, inputs)
-        return super().make(name, config, inputs, build, summary) if stage.key in self.keys else stage
+    plans = [{stage.key: stage.name for stage, _ in plan_job(config, folder) if "/" not in stage.name} for config in configs]
+    return frozenset(plans[0][key] for key in set.intersection(*map(set, plans)))
 
 
 def make_common(configs: Sequence[Config], folder: Path, cluster: Cluster, progress: Progress) -> None:
@@ -59,14 +37,16 @@ def make_common(configs: Sequence[Config], folder: Path, cluster: Cluster, progr
         InputError: the data or a model does not fit the configuration.
         JobError: a stage failed.
     """
-    keys, store = common_keys(configs, folder), Store(folder)
-    job = _CommonJob(configs[0], store, progress, cluster, keys=keys)
+    common, store = common_stages(configs, folder), Store(folder)
+    making, naming = (Job(configs[0], store, progress, cluster, dry=dry) for dry in (False, True))
+
+    def job_of(stage: str) -> Job:
+        """Of a stage that is not common a dry job knows the identity. A common one has common inputs: it never reads those."""
+        return making if stage in common else naming
+
     with store.lock():
-        records = job.pool()
-        if records.key not in keys:
-            return
-        pool = job.clean(records)
-        # A stage that is common has common inputs, so it never reads one that is only named here.
-        embeddings = job.embeddings(pool, records)
-        clusters, reward = job.clusters(embeddings), job.reward(pool)
-        job.semantic(embeddings, clusters, job.quality(pool, reward, clusters))
+        records = job_of("pool").pool()
+        pool = job_of("clean").clean(records)
+        embeddings = job_of("embed").embeddings(pool, records)
+        clusters, reward = job_of("cluster").clusters(embeddings), job_of("reward").reward(pool)
+        job_of("semantic").semantic(embeddings, clusters, job_of("quality").quality(pool, reward, clusters))

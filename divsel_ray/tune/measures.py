@@ -14,11 +14,11 @@ from divsel_ray.config import Config
 from divsel_ray.config.tuning import BenchmarkConfig, TuningConfig
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.progress import Progress
-from divsel_ray.report.records import StageRecord, read_stages, round_numbers
+from divsel_ray.report.records import StageRecord, number, read_stages, round_numbers
 from divsel_ray.resources import Cluster
 from divsel_ray.store import Store, read_json
 from divsel_ray.train.stage import trained_folder
-from divsel_ray.tune.objectives import EVALUATE, SILHOUETTE, figure_of, figures_wanted, finite, of_selection
+from divsel_ray.tune.objectives import EVALUATE, SILHOUETTE, figure_of, figures_wanted, of_selection
 from divsel_ray.watch import round_figures
 
 VERSION = 1
@@ -43,6 +43,7 @@ def measure(tuning: TuningConfig, config: Config, store: Store, cluster: Cluster
     facts = {stage: record.facts for stage, record in stages.items()}
 
     def value_of(name: str) -> float | None:
+        """A figure by what it is known of."""
         match figure_of(name).of:
             case "selection":
                 return of_selection(stages, name)
@@ -51,7 +52,7 @@ def measure(tuning: TuningConfig, config: Config, store: Store, cluster: Cluster
             case "benchmark":
                 return benchmark(name.removeprefix(EVALUATE), stages, config, tuning.benchmark, store.root)
             case "round":
-                return finite(round_figures(facts, round_numbers(stages)[-1], config.prices).get(name))
+                return number(round_figures(facts, round_numbers(stages)[-1], config.prices).get(name))
 
     found = {name: value_of(name) for name in figures_wanted(tuning)}
     unknown = [name for name, value in found.items() if value is None]
@@ -76,7 +77,7 @@ def silhouette_of(
             check(held, files, config.cluster)
             parts = held.map(silhouette.simplified, np.load(record.folder / CENTROIDS), sizes)
         stage.commit({SILHOUETTE: exact_total(np.sum(parts, axis=0)) / files.rows})
-    return finite(stage.facts[SILHOUETTE])
+    return number(stage.facts[SILHOUETTE])
 
 
 def benchmark(name: str, stages: dict[str, StageRecord], config: Config, asked: BenchmarkConfig, root: Path) -> float | None:
@@ -98,7 +99,7 @@ def benchmark(name: str, stages: dict[str, StageRecord], config: Config, asked: 
     wanted = [one for one in found if not metric or metric in one["metric"].split()]
     if not wanted:
         raise InputError(f"{EVALUATE}{name}: expected one of the metrics {', '.join(one['metric'] for one in found)}")
-    return finite(wanted[0]["value"])
+    return number(wanted[0]["value"])
 
 
 def require_benchmarks(names: Sequence[str], asked: BenchmarkConfig) -> None:

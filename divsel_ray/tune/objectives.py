@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from divsel_ray.config import Config
 from divsel_ray.config.tuning import TuningConfig
 from divsel_ray.errors import InputError
-from divsel_ray.report.records import StageRecord
+from divsel_ray.report.records import StageRecord, number
 from divsel_ray.store import read_json
 
 Mode = Literal["max", "min"]
@@ -128,9 +127,4 @@ def cautions(tuning: TuningConfig) -> list[str]:
 def of_selection(stages: Mapping[str, StageRecord], name: str) -> float | None:
     """A figure of the selection."""
     stage = stages.get("diversity")
-    return None if stage is None else finite(read_json(stage.file("diversity.json"))["selection"][name])
-
-
-def finite(value: Any) -> float | None:
-    """The value as a finite number, or None."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    return None if stage is None else number(read_json(stage.file("diversity.json"))["selection"][name])

@@ -28,6 +28,8 @@ from divsel_ray.tune.record import OBJECTIVE, RECORD, ROUND, SHARED, TRIALS
 
 LOCK_PATIENCE_S = 60.0
 """How long a trial waits for its folder: the process of a killed search may take a moment to end."""
+LEAVING_S = 60
+"""How long Ray Tune waits for a stopped trial before it uses the trial's process again; two seconds by itself."""
 
 
 @dataclass(frozen=True)
@@ -75,27 +77,33 @@ class TrialProcess:
         """The job of a trial and its figures.
 
         Raises:
+            InputError: its settings contradict one another.
             JobError: says in one line what is wrong.
         """
+        try:
+            self._run(point)
+        finally:
+            # Whoever waits for the next report would wait for ever.
+            self._reports.put(None)
+
+    def _run(self, point: Point) -> None:
         began, tuning = time.monotonic(), self._setting.tuning
         self._config, self._folder = tuning.config_of(point), self._setting.folder(point)
         self._record: dict[str, Any] = {"search": self._setting.name, "settings": dict(point), "state": "running", "rounds": []}
         try:
-            figures = self._run()
+            figures = self._figures()
             self._note(state="finished", figures=figures, seconds=round(time.monotonic() - began, 1))
             self._report(self._rounds, figures[tuning.objective])
         except Exception as error:
             said = str(error) if isinstance(error, InputError | JobError) else reason_of(error) or last_line(error)
             self._note(state="failed", error=said, seconds=round(time.monotonic() - began, 1))
             raise JobError(said) from error
-        finally:
-            self._reports.put(None)
 
     @property
     def _rounds(self) -> int:
         return self._config.refine.rounds if self._config.refine else 1
 
-    def _run(self) -> dict[str, float]:
+    def _figures(self) -> dict[str, float]:
         setting, folder = self._setting, self._folder
         shared = setting.out / SHARED
         await_lock(folder)
@@ -107,18 +115,19 @@ class TrialProcess:
         """A stage is there: nothing to do."""
 
     def round(self, number: int, figures: Mapping[str, float]) -> None:
-        """A round is over: tell, and wait for the verdict where there is one; of the last round the run's end tells."""
+        """A round is over: tell, and wait where trials are stopped between rounds; of the last round the run's end tells."""
         self._note(rounds=[*self._record["rounds"], {ROUND: number, **figures}])
         objective = figures.get(self._setting.tuning.objective)
         if self._setting.in_rounds and objective is not None and number < self._rounds:
             self._report(number, objective)
-            self._verdicts.get()
 
     def close(self) -> None:
         """Nothing more will come."""
 
     def _report(self, number: int, objective: float) -> None:
+        """Hand on the objective after a round, and wait: a `go_on` that was left over would let the next trial go on unasked."""
         self._reports.put({OBJECTIVE: objective, ROUND: number})
+        self._verdicts.get()
 
     def _note(self, **facts: Any) -> None:
         self._record |= facts
@@ -129,7 +138,7 @@ class TrialProcess:
         return self._reports.get()
 
     def go_on(self) -> None:
-        """Let the job begin its next round."""
+        """Let the job go on after a report."""
         self._verdicts.put(True)
 
 
@@ -137,6 +146,9 @@ def trainable(setting: Setting) -> Callable[[dict[str, Any]], None]:
     """The function that Ray Tune calls for each trial."""
 
     def trial(point: dict[str, Any]) -> None:
+        """Runs in a process that Ray Tune keeps for the next trial."""
+        # A stopped trial that takes longer to leave the process, as on a busy machine, would fail the next one.
+        os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", str(LEAVING_S))
         follow(setting, decoded(setting.tuning, point))
 
     return trial

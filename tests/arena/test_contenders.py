@@ -1,12 +1,14 @@
 """Who competes, by what settings, and what is refused before anything starts."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from divsel_ray.arena.cells import check_budget
 from divsel_ray.arena.contenders import config_of, contenders_of, long_epochs
+from divsel_ray.arena.ground import Grounds
 from divsel_ray.arena.worker import check_places
 from divsel_ray.config import RefineConfig
 from divsel_ray.config.arena import load_arena
@@ -124,6 +126,19 @@ def test_a_cells_job_differs_in_what_its_contender_is(tmp_path):
 )
 def test_random_trains_no_shorter_than_all_rounds_of_an_iterative_contender(changes, epochs):
     assert long_epochs(RefineConfig(**{"rounds": 3, "train": {"model": "m"}, **changes}), budget=12, k=2) == epochs
+
+
+def test_the_arenas_own_pool_is_read_and_counted_as_the_jobs(tmp_path):
+    pool = {"data": "rows.jsonl", "tokenizer": "some/tokenizer", "score_column": "stars", "max_chars": 9, "partition_bytes": 2048}
+    arena = load_arena(write(tmp_path, **job(pool=pool, quality={"source": "column:stars"})))
+    own = Grounds(arena, store=None, cluster=None, progress=None).job_of_pool(SimpleNamespace(folder=tmp_path))
+    assert own.pool.model_dump(exclude_unset=True) == {
+        **pool,
+        "data": [str(tmp_path / "rows")],
+        "format": "messages",
+        "score_column": "score",
+    }
+    assert own.quality.source == "column:score"
 
 
 def test_unequal_budgets_are_no_comparison(tmp_path):

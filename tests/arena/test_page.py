@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from html.parser import HTMLParser
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from divsel_ray.arena.page import render_page, write_page
 from divsel_ray.arena.result import Result, Standing, tasks_of, write_result
 from divsel_ray.arena.table import standings_table
 from tests.report.conftest import HOSTILE
+from tests.report.test_page import Page
 
 CONTENDERS = {
     "base": Contender("base", "base", "random"),
@@ -57,19 +58,6 @@ def result():
     )
 
 
-class Elements(HTMLParser):
-    """Counts what a browser would find."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.attributes = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [name for name, _ in attrs]
-
-
 def test_losses_by_label_are_means_over_seeds_and_rows_the_largest_label_first():
     table = np.array([[1.0, 2.0, 9.0], [3.0, 4.0, 9.0]])
     found = tasks_of(["x", "x", "y"], {"one": table})
@@ -78,12 +66,12 @@ def test_losses_by_label_are_means_over_seeds_and_rows_the_largest_label_first()
 
 def test_the_page_opens_and_hostile_texts_are_texts(result):
     page = render_page(result)
-    found = Elements(page)
-    assert found.tags.count("table") == 3
-    assert "img" not in found.tags
-    assert not [name for name in found.attributes if name.startswith("on")]
-    # Plotly's library, its configuration, the figure and the switch of colours.
-    assert len(re.findall(r"<script>alert", page)) == 0
+    found = Page(page)
+    tags = [tag for tag, _ in found.elements]
+    assert tags.count("table") == 3
+    assert "img" not in tags
+    assert not [name for _, attributes in found.elements for name in attributes if name.startswith("on")]
+    assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)" in page
     assert "{{ 7*7 }}" in page
     assert "default-src &#39;none&#39;" in page
@@ -97,6 +85,20 @@ def test_the_page_says_who_leads_at_equal_budget_and_what_equal_compute_is(resul
     assert re.findall(r"<th>Less that of (.*?)</th>", page) == columns
     # 2.55 - 1.5 of the iterative contender, against random at equal compute.
     assert "1.0500" in page
+
+
+def test_a_lead_that_is_chance_does_not_hide_who_beats_random(result):
+    unsure = [
+        replace(one, differences={**one.differences, "random": Interval(-0.5, -1.1, 0.1)}) if one is result.best else one
+        for one in result.standings
+    ]
+    assert "No sampler is shown to beat random" in render_page(replace(result, standings=unsure))
+    lagging = Interval(-0.1, -0.15, -0.05)
+    behind = [
+        replace(one, differences={**one.differences, "random": lagging}) if one.contender.name == "iterative-lagging" else one
+        for one in unsure
+    ]
+    assert "<h1>Iterative kmq, lagging has a loss below random’s</h1>" in render_page(replace(result, standings=behind))
 
 
 def test_a_label_of_few_rows_is_only_in_the_record(result, tmp_path):

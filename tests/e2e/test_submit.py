@@ -112,7 +112,9 @@ def test_a_job_outlives_ctrl_c_of_the_one_who_follows_it_and_is_stopped_by_the_c
     process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
     seen = ""
     while "Waiting for CPU=64" not in seen:
-        seen += process.stderr.readline()
+        text = process.stderr.readline()
+        assert text, seen
+        seen += text
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130

@@ -5,34 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import threading
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.models import json_server
+from tests.models.json_server import Reply
 
 DIMENSION = 4
 
 
-@dataclass
-class Reply:
-    """How a request is answered: a status, headers, and a body instead of the right one."""
-
-    status: int = 200
-    body: bytes | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    delay: float = 0.0
-
-
-@dataclass
-class Seen:
+class Seen(json_server.Seen):
     """What the server was asked."""
-
-    url: str
-    bodies: list[dict] = field(default_factory=list)
-    keys: list[str | None] = field(default_factory=list)
-    paths: list[str] = field(default_factory=list)
-    busiest: int = 0
 
     @property
     def texts(self) -> list[str]:
@@ -59,39 +41,6 @@ def answer(path: str, body: dict) -> bytes:
 @contextlib.contextmanager
 def embed_server(reply: Callable[[int], Reply] = lambda number: Reply()) -> Iterator[Seen]:
     """Answer the requests by `reply(number of the request)`."""
-    lock, open_requests = threading.Lock(), [0]
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock:
-                number = len(seen.bodies)
-                seen.bodies.append(body)
-                seen.keys.append(self.headers.get("Authorization"))
-                seen.paths.append(self.path)
-                open_requests[0] += 1
-                seen.busiest = max(seen.busiest, open_requests[0])
-            how = reply(number)
-            time.sleep(how.delay)
-            with lock:
-                open_requests[0] -= 1
-            content = answer(self.path, body) if how.body is None else how.body
-            with contextlib.suppress(OSError):
-                self.send_response(how.status)
-                for name, value in {"Content-Length": str(len(content)), **how.headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    seen = Seen(f"http://127.0.0.1:{server.server_port}/v1")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
+    seen = Seen()
+    with json_server.json_server(seen, reply, lambda number, _: answer(seen.paths[number], seen.bodies[number])):
         yield seen
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from divsel_ray.config import EmbedConfig
 from divsel_ray.embed.chunked import CPU_TOKENS, GPU_TOKENS, batch_tokens_of, first_ids
+from divsel_ray.models.batching import pad_ids
 from divsel_ray.models.references import resolve_model
 
 PIECES = st.sampled_from(["word", " ", "  ", "\n", "tokenization", "é", "e\u0301", "日本語", "a" * 300, "x1-2_", "🙂", " " * 700])
@@ -45,3 +46,13 @@ def test_batches_are_as_large_as_is_set_or_as_the_device_likes_them():
     assert batch_tokens_of(EmbedConfig(batch_tokens=64), on_gpu=True) == 64
     assert batch_tokens_of(EmbedConfig(), on_gpu=False) == CPU_TOKENS
     assert batch_tokens_of(EmbedConfig(), on_gpu=True) == GPU_TOKENS
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("batch", [[[5]], [[5, 6, 7], [8], [9, 10]], [[], [4, 5]]])
+def test_inputs_are_padded_as_the_tokenizer_pads_them(tokenizer, side, batch):
+    expected = tokenizer.pad({"input_ids": batch}, padding_side=side, return_tensors="np")
+    ids, mask = pad_ids(batch, tokenizer.pad_token_id, left=side == "left")
+    assert ids.dtype == mask.dtype == np.int64
+    assert ids.tolist() == expected["input_ids"].tolist()
+    assert mask.tolist() == expected["attention_mask"].tolist()

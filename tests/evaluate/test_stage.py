@@ -8,8 +8,9 @@ from divsel_ray.config import EvaluateConfig, Workers
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.evaluate import stage
 from divsel_ray.evaluate.loss import row_losses
+from divsel_ray.evaluate.measures import Losses, read_losses
 from divsel_ray.evaluate.models import Model
-from divsel_ray.evaluate.stage import measure_all, measure_losses, read_losses
+from divsel_ray.evaluate.stage import measure_all
 from divsel_ray.progress import Silent
 from tests.evaluate.worlds import save_adapter
 from tests.models.tiny import save_language_model
@@ -22,18 +23,16 @@ def test_models_are_measured_at_once_and_never_again(tmp_path, cluster):
     rows, base = conversations(5), save_language_model(tmp_path / "base")
     adapter = save_adapter(tmp_path / "adapter", base)
     models = [Model("untuned", str(base)), Model("tuned", str(base), adapter)]
-    file, out = write_rows(tmp_path / "rows.parquet", rows), tmp_path / "out"
+    losses, out = Losses(write_rows(tmp_path / "rows.parquet", rows), CONFIG), tmp_path / "out"
 
-    files = measure_losses(models, file, CONFIG, out, cluster, Silent())
+    files = measure_all([(model, losses) for model in models], out, CONFIG, lambda: cluster, Silent())
     for model, measured in zip(models, files, strict=True):
         nats, tokens = row_losses(model.base, model.adapter, rows, chat_template=None, max_tokens=64, batch_tokens=100)
         np.testing.assert_allclose(read_losses(measured)[0], nats, rtol=1e-6)
         assert read_losses(measured)[1].tolist() == tokens.tolist()
 
     written = [one.stat().st_mtime_ns for one in files]
-    again = measure_all(
-        [(models[1], stage.Losses(file, CONFIG)), (models[0], stage.Losses(file, CONFIG))], out, CONFIG, _no_cluster, Silent()
-    )
+    again = measure_all([(models[1], losses), (models[0], losses)], out, CONFIG, _no_cluster, Silent())
     assert again == files[::-1]
     assert [one.stat().st_mtime_ns for one in files] == written
 

@@ -94,9 +94,15 @@ class Slurm:
             subprocess.run(["kill", "-9", "--", f"-{process.pid}"], check=False, capture_output=True)
         return process.returncode, said, self.log.read_text().splitlines()
 
+    def left(self):
+        """What the script has made and not taken away."""
+        return [*self.folder.glob(".divsel-*"), *self.folder.glob("tmp/*")]
+
 
 @pytest.fixture
-def slurm(tmp_path):
+def slurm(tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     return Slurm(tmp_path, hostname=HOSTNAME, ray=RAY, divsel=DIVSEL)
 
 
@@ -116,10 +122,12 @@ def test_the_head_is_started_then_the_workers_then_the_job_and_all_of_it_ends(sl
     assert f"--head --port={address.partition(':')[2]} --include-dashboard=false" in starts[0]
     assert all(f"--address={address}" in line and "--head" not in line for line in starts[1:])
     assert all("--block" in line and "--node-ip-address=127.0.0.1 --num-cpus=4 --num-gpus=2" in line for line in starts)
+    temporary = {Path(re.search(r"--temp-dir=(\S+)", line)[1]) for line in starts}
+    assert (len(temporary), {folder.parent for folder in temporary}) == (3, {slurm.folder / "tmp"})
     job = f"RAY_ADDRESS={address} divsel run job.yaml --out /shared/a run cluster.k=4 --wait-for CPU=12,GPU=6"
     assert log.index(job) > log.index(starts[0])
     assert [line for line in log[log.index(job) :] if line == "ray ended"] == ["ray ended"] * 3
-    assert not list(slurm.folder.glob(".divsel-*"))
+    assert slurm.left() == []
 
 
 def test_options_of_ray_are_ones_that_it_knows():
@@ -142,12 +150,13 @@ def test_an_allocation_that_is_taken_away_leaves_nothing_behind(slurm):
     while "\nRAY_ADDRESS=" not in slurm.log.read_text() and time.monotonic() < until:
         time.sleep(0.05)
     assert list(slurm.folder.glob(".divsel-*/token"))
+    assert len(list(slurm.folder.glob("tmp/ray-*"))) == 3
     # Slurm signals the script and every step.
     os.killpg(process.pid, signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 143
     assert slurm.log.read_text().count("ray ended") == 3
-    assert not list(slurm.folder.glob(".divsel-*"))
+    assert slurm.left() == []
 
 
 @pytest.mark.slow

@@ -95,13 +95,13 @@ def test_what_a_judge_was_paid_is_in_the_money_of_its_stage_and_of_all(run: Run)
     assert (found.refinement.static.paid, found.refinement.rounds.paid) == (0, 2.5)
 
 
-def test_the_page_names_what_judges_were_paid(make_run: MakeRun) -> None:
+def test_the_page_names_what_servers_were_paid(make_run: MakeRun) -> None:
     folder = make_run(rounds=1)
-    assert "went to judges" not in write_report(folder).read_text(encoding="utf-8")
+    assert "paid to servers" not in write_report(folder).read_text(encoding="utf-8")
     manifest = json.loads((folder / "manifest.json").read_text())
     [quality] = [stage for stage in manifest["stages"] if stage["stage"] == "quality"]
     quality["facts"]["usage"] = asdict(Usage(wall_s=60, paid=1.25))
     write_json(folder / "manifest.json", manifest)
     page = write_report(folder).read_text(encoding="utf-8")
-    assert "1.250 USD of it went to judges" in page
+    assert "1.250 USD of it was paid to servers that judge or embed" in page
     assert page.count("<td>1.250</td>") == 3  # the stage, all stages, and those that a static selection needs too

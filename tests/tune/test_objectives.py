@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from divsel_ray.errors import InputError
-from divsel_ray.tune.objectives import cautions, check_figures, mode_of
+from divsel_ray.tune.objectives import cautions, check_figures, figure_of, figures_wanted, mode_of
 from tests.tune.searches import REFINED, search
 
 
@@ -45,7 +45,14 @@ def test_figures_that_trials_will_not_have_are_refused(tmp_path, changes, said):
 
 
 def test_figures_that_trials_will_have_pass(tmp_path):
-    check(search(tmp_path, **REWARDED, measures=["vendi", "simplified_silhouette", "evaluate:gsm8k"]))
+    tuning = search(tmp_path, **REWARDED, measures=["vendi", "simplified_silhouette", "evaluate:gsm8k", "held_out_loss"])
+    check(tuning)
+    assert {name: figure_of(name).of for name in figures_wanted(tuning)} == {
+        "held_out_loss": "round",
+        "vendi": "selection",
+        "simplified_silhouette": "clusters",
+        "evaluate:gsm8k": "benchmark",
+    }
 
 
 def test_a_figure_that_a_setting_moves_by_itself_is_pointed_out(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from html.parser import HTMLParser
 
@@ -66,7 +67,7 @@ def test_an_interval_over_few_trials_says_so(tmp_path):
 
 
 def test_the_table_has_a_line_for_each_trial(tmp_path):
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console = Console(width=100, record=True, file=io.StringIO())
     trials = [trial("a", 1.0), trial("b", 2.0, state="stopped", rounds=1), trial("c", None, state="failed")]
     found = compare(search(tmp_path), trials, 1)
     console.print(trials_table(found))

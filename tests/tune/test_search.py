@@ -111,7 +111,9 @@ def test_asha_stops_a_trial_after_the_round_in_which_another_was_better(cluster,
     job["pool"]["partition_bytes"] = 1 << 20
     job["quality"] = {"source": "none"}
     rates = {"refine.train.learning_rate": {"choice": [0.05, 0.0001]}}
-    file = write_search(tmp_path, job=job, search=rates, objective="held_out_loss", scheduler="asha", reduction=2)
+    # One after the other: the first to report at a round always goes on.
+    how = {"scheduler": "asha", "reduction": 2, "concurrency": 1}
+    file = write_search(tmp_path, job=job, search=rates, objective="held_out_loss", **how)
     outcome = tune_job(load_tuning(file), tmp_path / "out")
     assert [(one.settings["refine.train.learning_rate"], one.state, one.last_round) for one in outcome.trials] == [
         (0.05, "finished", 2),
@@ -124,4 +126,4 @@ def test_asha_stops_a_trial_after_the_round_in_which_another_was_better(cluster,
     one, other = (next((tmp_path / "out/trials" / trial.key).glob("round-1/draw/*")) for trial in outcome.trials)
     assert one.samefile(other)
     # Nothing of the stopped trial's job is left that would hold its folder.
-    await_lock(stopped, patience=10)
+    await_lock(stopped)

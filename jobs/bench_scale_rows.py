@@ -37,6 +37,8 @@ _WORDS = np.array(
     "river market light engine garden paper winter number friend window answer planet music bridge doctor summer letter "
     "mountain kitchen village picture science morning history weather animal language teacher journey harbour forest".split()
 )
+_REPORT_BYTES = 6 << 20
+"""Of the report, which carries its plotting library and samples the rows."""
 _OTHER_BYTES = 1_300
 """Of a row on disk, at most: its text four times (input, spilled, pool, quality and clusters beside it)."""
 
@@ -59,8 +61,8 @@ class Rows:
 
 
 def disk_bytes(rows: int, dimension: int) -> int:
-    """What rows and a run over them take on disk at most: vectors as given and as the run keeps them, and the texts."""
-    return rows * (2 * (2 * dimension + 40) + _OTHER_BYTES)
+    """What rows and a run over them take on disk at most: vectors as given and as the run keeps them, the texts, the report."""
+    return rows * (2 * (2 * dimension + 40) + _OTHER_BYTES) + _REPORT_BYTES
 
 
 def write_rows(folder: Path, count: int, dimension: int) -> Rows:

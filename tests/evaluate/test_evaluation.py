@@ -85,10 +85,10 @@ def test_a_finished_job_is_evaluated_by_the_command(tmp_path):
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (the extra `eval`)")
     run = finished(write_job(tmp_path))
     [draw] = run.glob("round-1/draw/*/held_out_rows.parquet")
-    held_out = pq.read_table(draw, columns=["row_id", "messages"]).to_pylist()
+    held_out = pq.read_table(draw, columns=["row_id", "prompt", "completion"]).to_pylist()
     rows = write_more(tmp_path / "rows.jsonl", 5, seed=5)
     with rows.open("a") as stream:
-        stream.writelines(json.dumps({"messages": row["messages"]}) + "\n" for row in held_out)
+        stream.writelines(json.dumps({name: row[name] for name in ("prompt", "completion")}) + "\n" for row in held_out)
     measures = ["--humaneval", "--task", "local_choice", "--tasks-folder", write_task(tmp_path / "tasks"), "--limit", "9"]
     out = tmp_path / "out"
     command = ["evaluate", run, "--every-round", "--rows", rows, *measures, "--set", "max_new_tokens=8", "--json", "--out", out]

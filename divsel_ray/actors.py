@@ -10,7 +10,7 @@ import ray
 from ray.util.annotations import RayDeprecationWarning
 
 from divsel_ray.config import Workers
-from divsel_ray.errors import InputError, JobError
+from divsel_ray.errors import InputError, JobError, one_line
 from divsel_ray.resources import Cluster, actor_pool, await_ready
 from divsel_ray.tasks import MAX_RETRIES, explained
 
@@ -61,11 +61,6 @@ def answer_of(task: Any, what: str) -> Any:
         if isinstance(error.cause, InputError | JobError):
             raise type(error.cause)(str(error.cause)) from None
         raise JobError(f"{what}: {one_line(error.cause)}") from error
-
-
-def one_line(error: object, length: int = 300) -> str:
-    """An exception as one line, at most about `length` characters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:length]}".removesuffix(": ")
 
 
 def map_on_actors(

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from divsel_ray.cluster import rows
 from divsel_ray.cluster.choose import Choice, check_grid, default_grid, elbow, recommend
-from divsel_ray.cluster.choosing import measure_grid
+from divsel_ray.cluster.choosing import measure_grid, measured_settings
 from divsel_ray.config import Config
 from divsel_ray.config.files import load_config, parse_config
 from divsel_ray.data.inputs import fingerprint_inputs
@@ -107,13 +106,8 @@ def _of_job(config: Config, store: Store, grid: Sequence[int] | None, progress: 
     return _Source(files, f"{', '.join(config.pool.data)} by {config.embed.source}", stage.key)
 
 
-def _settings(config: Config) -> dict[str, Any]:
-    """What of the configuration the measures depend on."""
-    return config.cluster.model_dump(mode="json", exclude={"k", "size_cap", "n_shards", "mode", "workers"})
-
-
 def _stage(config: Config, store: Store, source: _Source) -> Stage:
-    return store.stage(STAGE, VERSION, {**_settings(config), "seed": config.seed}, [source.key])
+    return store.stage(STAGE, VERSION, {**measured_settings(config.cluster), "seed": config.seed}, [source.key])
 
 
 def _is_done(stage: Stage, grid: Sequence[int]) -> bool:
@@ -127,7 +121,7 @@ def _choose(config: Config, source: _Source, grid: Sequence[int], folder: Path, 
         rows=source.files.rows,
         dimension=source.files.dimension,
         seed=config.seed,
-        settings=_settings(config),
+        settings=measured_settings(config.cluster),
         candidates=candidates,
         elbow=elbow(candidates),
         recommendation=recommend(candidates, source.files.rows),

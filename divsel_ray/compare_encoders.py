@@ -24,7 +24,7 @@ import ray
 from sklearn.metrics import adjusted_rand_score
 
 from divsel_ray.cluster.choose import Candidate
-from divsel_ray.cluster.choosing import measure_grid
+from divsel_ray.cluster.choosing import measure_grid, measured_settings
 from divsel_ray.config import Config
 from divsel_ray.config.files import build_config, override
 from divsel_ray.data.hashing import id_array, uniform_hash
@@ -224,8 +224,7 @@ def _write_random(source: str, target: str, seed: int) -> None:
 def _measure(job: _Job, cluster: Cluster, progress: Progress) -> Candidate:
     """How clear and how stable the encoder's clusters are, at the job's k."""
     k, settings = int(job.stages["cluster"].facts["k"]), job.config.cluster
-    identity = settings.model_dump(mode="json", exclude={"k", "size_cap", "n_shards", "mode", "workers"})
-    identity |= {"k": k, "seed": job.config.seed}
+    identity = {**measured_settings(settings), "k": k, "seed": job.config.seed}
     stage = Store(job.folder).stage(_STAGE, _VERSION, identity, [job.stages["embed"].folder.name])
     cached = stage.committed
     if not cached:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from divsel_ray.submit import Submission
 
 _QUICKSTART = (
-    "About 7 minutes on two cores, 9 GiB of memory; the first run also converts Gemma once (about a minute).\n"
+    "About 7 minutes on two cores, 10 GiB of memory; the first run also converts Gemma once (about a minute).\n"
     "The reward model is a small stand-in fitted on the pool: it shows the loop at work and is no judge of quality.\n"
     "Gemma is used under its own terms: https://ai.google.dev/gemma/terms"
 )

@@ -65,6 +65,11 @@ def measure_grid(
     return [Candidate(**read_json(_path(folder, k))) for k in grid]
 
 
+def measured_settings(config: ClusterConfig) -> dict[str, Any]:
+    """What of the settings the measures of a k depend on."""
+    return config.model_dump(mode="json", exclude={"k", "size_cap", "n_shards", "mode", "workers"})
+
+
 def _path(folder: str | Path, k: int) -> Path:
     return Path(folder) / f"k-{k:05}.json"
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from divsel_ray.config.base import Section, as_list
-from divsel_ray.config.files import build_config, build_section, override, read_settings
+from divsel_ray.config.files import build_config, build_section, read_around_job
 from divsel_ray.config.job import Config
 from divsel_ray.config.refinement import RefineConfig
 from divsel_ray.errors import InputError
@@ -108,10 +108,7 @@ def load_arena(path: str | Path, overrides: Sequence[str] = ()) -> Arena:
         InputError: the file is missing, is not YAML, or holds a key or value that is not allowed.
     """
     path = Path(path)
-    values = read_settings(path)
-    if isinstance(values.get("job"), str):
-        values["job"] = read_settings(path.parent / Path(values["job"]).expanduser())
-    values = override(values, overrides)
+    values = read_around_job(path, overrides)
     job_values = values.pop("job", None)
     if not isinstance(job_values, dict):
         raise InputError(f"{path}: job: expected a job's configuration, or the path of its file")

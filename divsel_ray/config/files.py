@@ -41,6 +41,25 @@ def read_settings(path: Path) -> dict[str, Any]:
     return _settings(path.read_text(encoding="utf-8"), str(path))
 
 
+def read_around_job(path: Path, changes: Sequence[str]) -> dict[str, Any]:
+    """The settings of a file with a job's below `job`, or the name of its file there; changes of `job.` keys come last.
+
+    Raises:
+        InputError: a file is missing or no YAML, or a change cannot be made.
+    """
+    of_job = [change for change in changes if change.startswith("job.")]
+    values = override(read_settings(path), [change for change in changes if change not in of_job])
+    if isinstance(values.get("job"), str):
+        values["job"] = read_settings(_beside(path, values["job"]))
+    return override(values, of_job)
+
+
+def _beside(path: Path, named: str) -> Path:
+    """The file that a configuration names: from the current folder, else from that of the configuration."""
+    place = Path(named).expanduser()
+    return place if place.is_file() or place.is_absolute() else path.parent / place
+
+
 def _settings(text: str, name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from divsel_ray.config.base import Section
 from divsel_ray.config.evaluation import EvaluateConfig
-from divsel_ray.config.files import build_config, build_section, override, put, read_settings
+from divsel_ray.config.files import build_config, build_section, put, read_around_job
 from divsel_ray.config.job import Config
 
 MOST_CHECKED = 512
@@ -147,24 +147,12 @@ def load_tuning(path: str | Path, changes: Sequence[str] = ()) -> TuningConfig:
     Raises:
         InputError: a file is missing or is not YAML, a key or value is not allowed, or a value that is to be tried is not.
     """
-    path, of_job = Path(path), [change for change in changes if change.startswith("job.")]
-    values = override(read_settings(path), [change for change in changes if not change.startswith("job.")])
-    job = values.get("job")
-    if isinstance(job, str):
-        values["job"] = read_settings(_beside(path, job))
-    if isinstance(values.get("job"), dict):
-        override(values, of_job)
+    values = read_around_job(Path(path), changes)
     values["search"] = flatten(values.get("search"))
     tuning = build_section(TuningConfig, values, str(path), "search")
     for corner in tuning.corners():
         tuning.config_of(corner)
     return tuning
-
-
-def _beside(path: Path, job: str) -> Path:
-    """The job's file: as named from the current folder, else from that of the search."""
-    place = Path(job).expanduser()
-    return place if place.is_file() or place.is_absolute() else path.parent / place
 
 
 def flatten(search: Any, place: str = "") -> Any:

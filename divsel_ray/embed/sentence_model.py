@@ -25,11 +25,11 @@ class SentenceModel:
         import torch
         from sentence_transformers import SentenceTransformer
 
-        self._torch, on_gpu = torch, torch.cuda.is_available()
+        self._torch, self._on_gpu = torch, torch.cuda.is_available()
         try:
             self._model = SentenceTransformer(
                 resolve_model(config.model),
-                device="cuda" if on_gpu else "cpu",
+                device="cuda" if self._on_gpu else "cpu",
                 trust_remote_code=config.trust_remote_code,
                 model_kwargs={"dtype": config.dtype},
             ).eval()
@@ -41,15 +41,16 @@ class SentenceModel:
         self.prefix, self.suffix = special_tokens(self.tokenizer)
         self.limit = self._model.max_seq_length
         self.dimension = int(self._model.get_embedding_dimension() or 0)
-        self._batch_tokens = batch_tokens_of(config, on_gpu=on_gpu)
+        self._batch_tokens = batch_tokens_of(config, on_gpu=self._on_gpu)
 
     def embed(self, inputs: Sequence[list[int]], keys: Sequence[str]) -> np.ndarray:
         """See `ChunkModel`."""
-        vectors = np.zeros((len(inputs), self.dimension), np.float32)
+        batches = token_batches([len(ids) for ids in inputs], keys, self._batch_tokens)
         with self._torch.inference_mode():
-            for batch in token_batches([len(ids) for ids in inputs], keys, self._batch_tokens):
-                features = self._features([inputs[i] for i in batch])
-                vectors[batch] = self._model(features)["sentence_embedding"].float().cpu().numpy()
+            # Fetched only at the end: a fetch waits for the GPU, and the next batch is padded while it computes.
+            found = [self._model(self._features([inputs[i] for i in batch]))["sentence_embedding"].float() for batch in batches]
+            vectors = np.empty((len(inputs), self.dimension), np.float32)
+            vectors[np.concatenate(batches)] = self._torch.cat(found).cpu().numpy()
         return vectors
 
     def _features(self, batch: list[list[int]]) -> dict[str, Any]:
@@ -58,4 +59,8 @@ class SentenceModel:
         ids, mask = pad_ids(batch, self.tokenizer.pad_token_id, left=left)
         arrays = {"input_ids": ids, "attention_mask": mask}
         names = [name for name in arrays if name in self.tokenizer.model_input_names]
-        return {name: self._torch.from_numpy(arrays[name]).to(self._model.device) for name in names}
+        return {name: self._on_device(arrays[name]) for name in names}
+
+    def _on_device(self, array: np.ndarray) -> Any:
+        tensor = self._torch.from_numpy(array)
+        return tensor.pin_memory().to(self._model.device, non_blocking=True) if self._on_gpu else tensor

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from divsel_ray.actors import one_line
 from divsel_ray.config import EvaluateConfig
-from divsel_ray.errors import InputError
+from divsel_ray.errors import InputError, one_line
 from divsel_ray.evaluate.loading import LoadedModel
 from divsel_ray.evaluate.models import Model
 from divsel_ray.models.companions import installed_version

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from divsel_ray.actors import one_line
-from divsel_ray.errors import InputError
+from divsel_ray.errors import InputError, one_line
 from divsel_ray.generate.trained import is_adapter
 from divsel_ray.models.references import resolve_model
 

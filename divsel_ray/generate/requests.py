@@ -9,9 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from divsel_ray.actors import one_line
 from divsel_ray.config import GenerateConfig
-from divsel_ray.errors import InputError, JobError
+from divsel_ray.errors import InputError, JobError, one_line
 from divsel_ray.generate.engine import Completion, Engine
 from divsel_ray.models.text import cut_completion, encode_prompt
 

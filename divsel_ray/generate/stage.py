@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from divsel_ray.actors import answer_of, await_loaded, one_line, start_actor
+from divsel_ray.actors import answer_of, await_loaded, start_actor
 from divsel_ray.config import GenerateConfig, Workers
-from divsel_ray.errors import InputError, JobError
+from divsel_ray.errors import InputError, JobError, one_line
 from divsel_ray.generate.engine import load_engine
 from divsel_ray.generate.requests import complete_rows
 from divsel_ray.models.references import resolve_model

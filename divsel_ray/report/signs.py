@@ -68,7 +68,7 @@ def looked_at(run: Run) -> list[str]:
         ("weights move", bool(updates)),
         ("no cluster swallows the others", bool(run.config.refine and run.rounds)),
         ("scores tell clusters apart", any(_is_measured(one, run) for one in updates)),
-        (f"clusters lie apart (simplified silhouette {apart or 0:.3f})", apart is not None),
+        (f"rows are nearer to their own cluster than to others (simplified silhouette {apart or 0:.3f})", apart is not None),
     ]
     return [words for words, measured in well if measured]
 

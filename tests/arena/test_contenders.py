@@ -87,6 +87,13 @@ def test_the_job_may_be_a_file_beside_the_arenas(tmp_path):
     assert load_arena(write(tmp_path, job="job.yaml"), ["job.budget=9"]).job.budget == 9
 
 
+def test_the_job_may_be_a_file_of_the_current_folder_and_named_on_the_command_line(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "mine.yaml").write_text(yaml.safe_dump(JOB))
+    monkeypatch.chdir(tmp_path / "here")
+    assert load_arena(write(tmp_path), ["job.budget=9", "job=mine.yaml"]).job.budget == 9
+
+
 def test_a_budget_of_tokens_is_for_static_contenders(tmp_path):
     tokens = job(budget_unit="tokens")
     arena = load_arena(write(tmp_path, iterative=[], **tokens))

@@ -5,15 +5,20 @@ from __future__ import annotations
 import fcntl
 import os
 from importlib import import_module
-from importlib.metadata import distribution
+from importlib.metadata import distribution, version
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from divsel_ray.errors import InputError
 from divsel_ray.store import atomic_path
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when the converted folder's content changes."""
+
+_WORD_STARTS = ("▁", "Ġ")
+"""How SentencePiece and byte-level vocabularies write the space before a word."""
+_CHECKED_WORDS = 256
 
 GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
 
@@ -71,6 +76,7 @@ def _convert(module: ModuleType, folder: Path) -> None:
     folder.mkdir(parents=True)
     file = Path(module.assemble(folder / "model.gguf"))
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
+    check_tokenizer(tokenizer, module.__name__)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
     # A model that still calls itself quantised refuses to be saved.
     del model.config.quantization_config
@@ -78,3 +84,27 @@ def _convert(module: ModuleType, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     file.unlink()
+
+
+def check_tokenizer(tokenizer: Any, name: str) -> None:
+    """Refuse a tokenizer that cuts words of its own vocabulary into pieces.
+
+    Up to version 5.17, transformers lost most merges of a GGUF file's byte-pair encoding, without a word: the model then
+    reads letters where it knows words, and every loss is that of nonsense.
+
+    Raises:
+        InputError: says which version reads the file well.
+    """
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    words = [token[1:] for token, _ in vocabulary if token[:1] in _WORD_STARTS and len(token) > 3 and _is_plain(token[1:])]
+    asked = words[:_CHECKED_WORDS]
+    pieces = tokenizer.tokenize("".join(f" {word}" for word in asked))
+    if len(pieces) > 1.5 * len(asked) + 1:
+        raise InputError(
+            f"{name}: transformers {version('transformers')} cuts its tokenizer's own words into pieces ({len(pieces)} for "
+            f'{len(asked)} words), the model would read nonsense; run: pip install -U "transformers>=5.18,<5.20"'
+        )
+
+
+def _is_plain(word: str) -> bool:
+    return word.isascii() and word.isalpha()

@@ -27,6 +27,9 @@ SILHOUETTE = 0.02
 LOSS_NOISE = 0.01
 """Rises of the held-out loss by a smaller share than this count as level."""
 
+NONSENSE = 7.0
+"""Nats per token. A pretrained model comes to 1 to 4 on text that it reads as it was taught to; guessing among 32,000 to 10.4."""
+
 
 @dataclass(frozen=True)
 class Sign:
@@ -54,7 +57,7 @@ class _Rise:
 
 def find_signs(run: Run) -> list[Sign]:
     """All signs that a run shows; none for a healthy one."""
-    found = [_hacking(run), _falling(run), _stalled(run), _noisy(run), _swallowed(run), _silhouette(run)]
+    found = [_nonsense(run), _hacking(run), _falling(run), _stalled(run), _noisy(run), _swallowed(run), _silhouette(run)]
     return [sign for sign in found if sign]
 
 
@@ -83,6 +86,19 @@ def recorded_signs(folder: str | Path) -> list[Sign]:
     """Those in a run's manifest."""
     manifest, _ = read_stages(folder)
     return [Sign(**sign) for sign in manifest.get("signs", [])]
+
+
+def _nonsense(run: Run) -> Sign | None:
+    """The untuned model hardly beats guessing."""
+    base = run.rounds[0].training.held_out_loss_base if run.rounds and run.rounds[0].training else None
+    if base is None or base <= NONSENSE:
+        return None
+    return Sign(
+        "a model that reads nonsense",
+        f"the untuned model's loss on held-out rows is {base:.2f} nats per token, and a pretrained one's 1 to 4",
+        "its tokenizer does not fit its weights, as after a conversion that went wrong; or it was never pretrained",
+        "read what it generates (round-1/generate); then another refine.train.model, or the same from its maker",
+    )
 
 
 def _hacking(run: Run) -> Sign | None:

@@ -81,6 +81,12 @@ def test_a_loss_above_the_untuned_models_is_getting_worse(healthy: Run) -> None:
     assert sign.evidence == "the held-out loss rose from 3.000 (the untuned model) to 3.100 after the last round"
 
 
+@pytest.mark.parametrize(("base", "found"), [(7.0, []), (8.9, ["a model that reads nonsense"])])
+def test_an_untuned_model_that_hardly_beats_guessing_is_named(healthy: Run, base: float, found: list[str]) -> None:
+    rounds = [replace(one, training=training(2.5, base)) for one in healthy.rounds]
+    assert names(with_rounds(healthy, *rounds)) == found
+
+
 @pytest.mark.parametrize(("last", "found"), [(2.52, []), (2.53, ["getting worse"])])
 def test_a_rise_of_one_percent_counts_as_level(healthy: Run, last: float, found: list[str]) -> None:
     assert names(with_rounds(healthy, make_round(1, 2.5), make_round(2, last))) == found

@@ -63,7 +63,10 @@ def fingerprint(reference: str) -> str:
     """
     if reference.startswith(PACKAGE):
         name = reference.removeprefix(PACKAGE)
-        return hashlib.sha256(f"{name}=={_distribution(name).version}".encode()).hexdigest()[:16]
+        version = _distribution(name).version
+        # Of a model that is converted, how it is converted is part of what it is.
+        known = f"{name}=={version}" if _model_folder(name) else converted_folder(name, version).name
+        return hashlib.sha256(known.encode()).hexdigest()[:16]
     folder = Path(resolve_model(reference))
     if not folder.is_dir():
         return reference

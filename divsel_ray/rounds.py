@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
+from divsel_ray.actors import answer_of
 from divsel_ray.config import Config, RefineConfig, RewardConfig
 from divsel_ray.generate.stage import EngineSettings, Fleet, read_chat_template
 from divsel_ray.job import VERSIONS
@@ -141,7 +142,7 @@ class RefiningJob(Job):
         reference = self.refinement.train.model
         if unconverted(reference):
             self.progress.note(f"converting {reference} once for this machine, about a minute; its own terms of use apply")
-            ray.get(ray.remote(max_calls=1)(resolve_model).remote(reference))
+            answer_of(ray.remote(max_calls=1)(resolve_model).remote(reference), f"refine.train.model {reference}")
 
     def close(self) -> None:
         """End the actors that outlive a stage."""

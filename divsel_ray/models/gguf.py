@@ -90,7 +90,7 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
     """Refuse a tokenizer that cuts words of its own vocabulary into pieces.
 
     Up to version 5.17, transformers lost most merges of a GGUF file's byte-pair encoding, without a word: the model then
-    reads letters where it knows words, and every loss is that of nonsense.
+    reads pieces where it knows words, and every loss is that of nonsense.
 
     Raises:
         InputError: says which version reads the file well.

@@ -34,6 +34,7 @@ RAY = f"""#!{sys.executable}
 import os, signal, socket, sys, time
 assert os.environ["RAY_AUTH_MODE"] == "token" and len(open(os.environ["RAY_AUTH_TOKEN_PATH"]).read()) == 64
 def end(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     open(os.environ["SLURM_LOG"], "a").write("ray ended\\n")
     sys.exit(0)
 signal.signal(signal.SIGTERM, end)

@@ -13,7 +13,7 @@ from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
 from divsel_ray.store import Stage, Store
 from divsel_ray.tasks import explained
-from divsel_ray.usage import FACT, Recorder, paid_to_judges
+from divsel_ray.usage import FACT, Recorder, paid_to_servers
 from divsel_ray.watch import Metered, Watchers
 
 VERSIONS = {
@@ -102,7 +102,7 @@ class StageMaker:
                 folder = stage.start()
                 with self._recorder.measure(folder) as meter:
                     facts = build(folder)
-                stage.commit({**facts, FACT: asdict(replace(meter.usage, paid=paid_to_judges(facts)))})
+                stage.commit({**facts, FACT: asdict(replace(meter.usage, paid=paid_to_servers(facts)))})
         self.progress.finish(name, summary(stage.facts), cached=cached)
         self.watchers.stage(name, stage.facts)
         return stage

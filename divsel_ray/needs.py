@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from divsel_ray.cluster.distributed import STATE_BYTES
-from divsel_ray.config import Config, RewardConfig, Workers
+from divsel_ray.config import Config, RefineConfig, RewardConfig, Workers
 from divsel_ray.errors import InputError
 from divsel_ray.resources import SPARE_CPUS, Cluster
 from divsel_ray.score.bradley_terry import THREADS
@@ -49,8 +49,15 @@ class Need:
     together: int = 1
 
 
-def needs_of(config: Config, cluster: Cluster, known: Known) -> dict[str, Need]:
-    """The needs of every stage that has a say in them, by the last part of its name."""
+def needs_of(config: Config, cluster: Cluster, known: Known, *, rounds: bool = True) -> dict[str, Need]:
+    """The needs of every stage that has a say in them, by the last part of its name.
+
+    Args:
+        config: of the job.
+        cluster: what there is.
+        known: of the pool.
+        rounds: whether `refine` stands for rounds, or for the recipe of one training.
+    """
     parallel = Need("pool", Workers(gpus=0), max(1, int(cluster.cpus)))
     needs = {
         "pool": parallel,
@@ -64,18 +71,26 @@ def needs_of(config: Config, cluster: Cluster, known: Known) -> dict[str, Need]:
     }
     if config.reward is not None:
         fitting = Workers(count=1, cpus=min(THREADS, cluster.node_cpus), gpus=0)
-        needs |= {"reward": Need("reward", fitting, 1), "score": _scorer("reward", config.reward, cluster)}
+        needs["reward"] = Need("reward", fitting, 1)
     if config.refine is not None:
-        train, generate = config.refine.train, config.refine.generate
-        trainers = train.workers.count or 1
-        cache_in_memory = generate.engine == "vllm" and not cluster.gpus_per_worker(generate.workers)
-        cache_gib = generate.kv_cache_gib if cache_in_memory else None
-        needs |= {
-            "train": Need("refine.train", train.workers, trainers, together=train.min_workers or trainers),
-            "generate": _pool("refine.generate", generate.workers, cluster, cache_gib),
-        }
-        if config.refine.second is not None:
-            needs["second"] = _scorer("refine.second", config.refine.second, cluster)
+        needs |= _rounds(config, config.refine, cluster) if rounds else _training(config.refine)
+    return needs
+
+
+def _training(refine: RefineConfig) -> dict[str, Need]:
+    workers, count = refine.train.workers, refine.train.workers.count or 1
+    return {"train": Need("refine.train", workers, count, together=refine.train.min_workers or count)}
+
+
+def _rounds(config: Config, refine: RefineConfig, cluster: Cluster) -> dict[str, Need]:
+    generate = refine.generate
+    cache_in_memory = generate.engine == "vllm" and not cluster.gpus_per_worker(generate.workers)
+    cache_gib = generate.kv_cache_gib if cache_in_memory else None
+    needs = _training(refine) | {"generate": _pool("refine.generate", generate.workers, cluster, cache_gib)}
+    if config.reward is not None:
+        needs["score"] = _scorer("reward", config.reward, cluster)
+    if refine.second is not None:
+        needs["second"] = _scorer("refine.second", refine.second, cluster)
     return needs
 
 
@@ -149,12 +164,12 @@ def problem_of(kind: str, need: Need, cluster: Cluster) -> str | None:
     return None
 
 
-def check_cluster(config: Config, cluster: Cluster, known: Known | None = None) -> None:
+def check_cluster(config: Config, cluster: Cluster, known: Known | None = None, *, rounds: bool = True) -> None:
     """Refuse what could never be placed, before any work is done for it.
 
     Raises:
         InputError: says what a stage asks for, what there is, and which setting to change.
     """
-    for kind, need in needs_of(config, cluster, known or Known()).items():
+    for kind, need in needs_of(config, cluster, known or Known(), rounds=rounds).items():
         if problem := problem_of(kind, need, cluster):
             raise InputError(problem)

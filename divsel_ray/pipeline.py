@@ -29,7 +29,6 @@ from divsel_ray.needs import Known, check_cluster
 from divsel_ray.progress import Progress, Silent
 from divsel_ray.resources import Cluster, connect
 from divsel_ray.rounds import RefiningJob
-from divsel_ray.score.chat_client import find_key
 from divsel_ray.score.judge import read_template
 from divsel_ray.select.allocation import round_sizes
 from divsel_ray.select.registry import check_sampler
@@ -123,7 +122,7 @@ def require_models(config: Config) -> None:
 def _require_judge(section: str, judge: JudgeConfig) -> None:
     try:
         read_template(judge)
-        find_key(judge)
+        api_client.find_key(judge, "judge")
     except InputError as error:
         raise InputError(f"{section}.{error}") from None
 

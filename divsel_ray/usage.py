@@ -69,8 +69,8 @@ def usage_of(facts: Mapping[str, Any]) -> Usage | None:
     return Usage(**facts[FACT]) if facts.get(FACT) else None
 
 
-def paid_to_judges(facts: Mapping[str, Any]) -> float:
-    """Money that a stage's facts say its judges cost: that of quality, or those of completions."""
+def paid_to_servers(facts: Mapping[str, Any]) -> float:
+    """Money that a stage's facts say servers were paid: to embed, or to judge rows or completions."""
     scorers = (facts, *(facts.get(name) or {} for name in ("rewards", "second")))
     return math.fsum(scorer.get("cost", 0.0) for scorer in scorers)
 

@@ -65,6 +65,16 @@ def test_a_stage_that_asks_for_more_gpus_than_a_node_has_is_refused_with_its_sec
         check_cluster(job(**{stage: {"count": 1, "gpus": 3}}), GPUS)
 
 
+@pytest.mark.parametrize("stage", ["generate", "score", "second"])
+def test_one_training_without_rounds_asks_for_nothing_that_only_rounds_need(stage):
+    config = job(**{stage: {"count": 1, "gpus": 3}})
+    check_cluster(config, GPUS, rounds=False)
+    left_out = needs_of(config, GPUS, Known()).keys() - needs_of(config, GPUS, Known(), rounds=False)
+    assert left_out == {"generate", "score", "second"}
+    with pytest.raises(InputError, match=r"^refine\.train"):
+        check_cluster(job(train={"count": 1, "gpus": 3}), GPUS, rounds=False)
+
+
 def test_what_only_reads_and_draws_asks_for_no_gpu():
     needs = needs_of(job(), GPUS, Known())
     assert {kind for kind in needs if not GPUS.gpus_per_worker(needs[kind].workers)} == {

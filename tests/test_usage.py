@@ -15,7 +15,7 @@ from divsel_ray.job import StageMaker
 from divsel_ray.progress import Silent
 from divsel_ray.resources import Cluster
 from divsel_ray.store import Store, read_json, write_json
-from divsel_ray.usage import ATTEMPTS, Recorder, Usage, paid_to_judges, usage_of
+from divsel_ray.usage import ATTEMPTS, Recorder, Usage, paid_to_servers, usage_of
 
 
 def test_usages_add_up_and_the_peak_is_the_highest() -> None:
@@ -31,10 +31,10 @@ def test_money_is_hours_times_prices() -> None:
 
 
 def test_judges_are_paid_by_the_pool_or_by_completions_and_a_second_opinion() -> None:
-    assert paid_to_judges({"rows": 3, "cost": 0.5}) == 0.5
-    assert paid_to_judges({"mean_gap": 1.0, "rewards": {"rows": 3, "cost": 0.5}, "second": {"cost": 0.25}}) == 0.75
-    assert paid_to_judges({"rewards": {"rows": 3}, "second": {}}) == 0
-    assert paid_to_judges({}) == 0
+    assert paid_to_servers({"rows": 3, "cost": 0.5}) == 0.5
+    assert paid_to_servers({"mean_gap": 1.0, "rewards": {"rows": 3, "cost": 0.5}, "second": {"cost": 0.25}}) == 0.75
+    assert paid_to_servers({"rewards": {"rows": 3}, "second": {}}) == 0
+    assert paid_to_servers({}) == 0
 
 
 def test_a_stage_records_what_its_judge_was_paid(tmp_path: Path) -> None:

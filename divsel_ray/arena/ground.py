@@ -188,7 +188,8 @@ class Grounds:
         pool = job.clean(records)
         budget = job.budget(pool)
         embeddings = job.embeddings(pool, records)
-        check_cluster(config, job.hardware, Known(embeddings.facts["rows"], embeddings.facts["dimension"]))
+        known = Known(embeddings.facts["rows"], embeddings.facts["dimension"])
+        check_cluster(config, job.hardware, known, rounds=bool(self.arena.settings.iterative))
         anew = self.arena.settings.clusters == "per_seed"
         clusters = (self._job(config.model_copy(update={"seed": seed})) if anew else job).clusters(embeddings)
         reward = job.reward(pool)

@@ -36,7 +36,7 @@ def run_arena(arena: Arena, out: str | Path, progress: Progress | None = None) -
     with store.lock():
         require_models(arena.without_rounds(arena.job))
         cluster = replace(connect(), placement_timeout_s=arena.job.placement_timeout_s)
-        check_cluster(arena.job, cluster)
+        check_cluster(arena.job, cluster, rounds=bool(arena.settings.iterative))
         grounds = Grounds(arena, store, cluster, progress)
         check_places(arena, cluster)
         bench = Bench(arena.refine.train, grounds.measurement(), cluster, arena.settings.parallel)

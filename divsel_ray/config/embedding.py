@@ -101,8 +101,9 @@ class EmbedConfig(Section):
     def _consistent(self) -> EmbedConfig:
         if self.given is not None and self.api is not None:
             raise ValueError("given and api: both are to be the vectors; leave one out")
-        if self.api is not None and self.encoder != "auto":
-            raise ValueError(f"api: the server computes, and not encoder {self.encoder}; leave one out")
+        for name, computed in (("api: the server computes", self.api), ("given: the vectors are there", self.given)):
+            if computed is not None and self.encoder != "auto":
+                raise ValueError(f"{name}, and not by encoder {self.encoder}; leave one out")
         if self.pooling != "last" and self.encoder != "causal_lm":
             raise ValueError("pooling: only encoder causal_lm pools by it; leave it out")
         return self

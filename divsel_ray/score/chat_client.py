@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from divsel_ray.config import JudgeConfig
-from divsel_ray.models import api_client
 from divsel_ray.models.api_client import ApiClient, UnavailableError
 
-_SECTION = "judge"
+SECTION = "judge"
 
 
 @dataclass(frozen=True)
@@ -23,15 +22,6 @@ class Answer:
     output_tokens: int | None
 
 
-def find_key(config: JudgeConfig) -> str | None:
-    """The judge's key in the environment; None for a server without TLS that needs none.
-
-    Raises:
-        InputError: the variable is not set and the server is an https:// one.
-    """
-    return api_client.find_key(config, _SECTION)
-
-
 class ChatClient(ApiClient):
     """Asks one server; safe for many threads.
 
@@ -40,11 +30,11 @@ class ChatClient(ApiClient):
         pause: called with seconds to wait before a further try.
 
     Raises:
-        InputError: the key is missing (see `find_key`).
+        InputError: the key is missing (see `models.api_client.find_key`).
     """
 
     def __init__(self, config: JudgeConfig, pause: Callable[[float], object] = time.sleep) -> None:
-        super().__init__(_SECTION, config, pause)
+        super().__init__(SECTION, config, pause)
         self._config = config
 
     def post(self, question: str) -> Answer:

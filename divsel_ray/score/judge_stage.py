@@ -16,9 +16,10 @@ import ray
 
 from divsel_ray.actors import answer_of, start_actor
 from divsel_ray.config import JudgeConfig, Workers
+from divsel_ray.models.api_client import find_key
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster, await_ready
-from divsel_ray.score.chat_client import find_key
+from divsel_ray.score.chat_client import SECTION
 from divsel_ray.score.judge import cost_of, estimated_tokens, write_question
 from divsel_ray.score.parts import COUNTED, Part, read_part, score_part, summarise
 from divsel_ray.score.spec import ScorerSpec
@@ -39,7 +40,7 @@ def rate_parts(parts: Sequence[Part], spec: ScorerSpec, cluster: Cluster, worker
     """
     started, judge = time.perf_counter(), _settings(spec)
     # Here too, and not only on a worker: before anything is started.
-    find_key(judge)
+    find_key(judge, SECTION)
     journals = {str(Path(part.target).with_name("ratings")) for part in parts}
     counts: list[dict[str, Any]] = []
     actor = start_actor(_Rater, [spec, list(parts)], workers, 0)

@@ -181,7 +181,7 @@ def test_a_missing_key_is_named_unless_the_server_is_a_local_one(monkeypatch):
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(InputError, match="environment variable MY_KEY is not set"):
         Judge(settings("https://example.org/v1", key_variable="MY_KEY"), TEMPLATE, 100)
-    assert chat_client.find_key(settings("http://judge:8000/v1", key_variable="MY_KEY")) is None
+    assert api_client.find_key(settings("http://judge:8000/v1", key_variable="MY_KEY"), "judge") is None
 
 
 def test_no_more_requests_are_under_way_than_allowed():

@@ -119,9 +119,14 @@ def cautions(tuning: TuningConfig) -> list[str]:
     rewarded = [name for name in figures_wanted(tuning) if name in ("held_out_gap", "mean_gap", "held_out_reward")]
     if rewarded and any(place.split(".")[0] in ("reward", "pool", "clean", "seed") for place in tuning.search):
         found.append(f"{rewarded[0]} is in units of the reward model, which varies here with the settings")
-    if any(name in _HELD_OUT for name in figures_wanted(tuning)) and {"seed", "pool.sample"} & set(tuning.search):
+    if any(name in _HELD_OUT for name in figures_wanted(tuning)) and rows_by(tuning):
         found.append("held-out rows vary here with the settings, so that their figures differ by chance too")
     return found
+
+
+def rows_by(tuning: TuningConfig) -> list[str]:
+    """Settings that vary here and decide which rows a job stands on: of different ones, figures differ by the rows too."""
+    return [place for place in ("seed", "pool.sample") if place in tuning.search]
 
 
 def of_selection(stages: Mapping[str, StageRecord], name: str) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 from divsel_ray.config.tuning import Point, TuningConfig
 from divsel_ray.tasks import last_line, reason_of
 from divsel_ray.tune.correlation import Correlation, correlate
-from divsel_ray.tune.objectives import Mode, cautions, mode_of
+from divsel_ray.tune.objectives import Mode, cautions, mode_of, rows_by
 from divsel_ray.tune.record import ROUND, read_record
 
 _ORDER = {"finished": 0, "stopped": 1, "failed": 2}
@@ -54,7 +54,7 @@ class Outcome:
         tuning: what was asked.
         mode: whether the best has most or least of the objective.
         trials: finished ones from the best to the worst, then those stopped, the farthest first, then those that failed.
-        correlations: of each further measure with the objective, over finished trials.
+        correlations: of each further measure with the objective, over finished trials, among those of the same rows.
         cautions: what to keep in mind when comparing them, a line each.
         concurrency: trials that ran at once.
     """
@@ -100,8 +100,9 @@ def compare(tuning: TuningConfig, trials: Sequence[Trial], concurrency: int) -> 
     mode = mode_of(tuning)
     ordered = sorted(trials, key=lambda trial: _place(trial, mode))
     finished = [trial for trial in ordered if trial.state == "finished"]
+    groups = [tuple(one.settings[place] for place in rows_by(tuning)) for one in finished]
     correlations = [
-        correlate(measure, tuning.objective, [(one.figures[measure], one.figures[tuning.objective]) for one in finished])
+        correlate(measure, tuning.objective, [(one.figures[measure], one.figures[tuning.objective]) for one in finished], groups)
         for measure in dict.fromkeys(tuning.measures)
         if measure != tuning.objective
     ]

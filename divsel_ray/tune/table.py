@@ -53,7 +53,8 @@ def correlation_line(one: Correlation) -> str:
     pair = f"{one.measure} and {one.objective}"
     if one.r is None:
         return f"{pair}: no correlation to give; {one.trials} trials, or one of the two does not vary"
-    said = f"{pair}: Pearson r = {one.r:.2f} over {one.trials} trials"
+    within = f" within {one.groups} groups of the same rows" if one.groups > 1 else ""
+    said = f"{pair}: Pearson r = {one.r:.2f} over {one.trials} trials{within}"
     if one.low is None or one.high is None:
         return f"{said}; too few for an interval"
     few = "; few trials, so it says little" if one.trials < FEW else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from divsel_ray.config.tuning import TuningConfig, load_tuning
+from divsel_ray.config.tuning import Point, TuningConfig, load_tuning
 from divsel_ray.tune.outcome import Trial
 from tests.e2e.jobs import write_rows
 from tests.models.tiny import save_encoder
@@ -53,8 +53,16 @@ REFINED = {
 }
 
 
-def trial(key: str, objective: float | None, *, state: str = "finished", rounds: int = 0, **figures: float) -> Trial:
-    """A trial of `search`, at k = 4."""
+def trial(
+    key: str,
+    objective: float | None,
+    *,
+    state: str = "finished",
+    rounds: int = 0,
+    settings: Point | None = None,
+    **figures: float,
+) -> Trial:
+    """A trial of `search`, at k = 4 unless other settings are given."""
     known = {} if objective is None or state != "finished" else {"vendi": objective, **figures}
     done = [{"round": number, "vendi": objective or 0.0} for number in range(1, rounds + 1)]
-    return Trial(key, {"cluster.k": 4}, state, objective, known, done, 1.0, "no room" if state == "failed" else None)
+    return Trial(key, settings or {"cluster.k": 4}, state, objective, known, done, 1.0, "no room" if state == "failed" else None)

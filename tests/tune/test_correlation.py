@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr
 
-from divsel_ray.tune.correlation import correlate, pearson
+from divsel_ray.tune.correlation import correlate
 
 
 def test_r_of_five_points_worked_by_hand():
@@ -28,7 +28,7 @@ def test_r_of_five_points_worked_by_hand():
 @given(st.lists(st.tuples(st.integers(-50, 50), st.integers(-50, 50)), min_size=4, max_size=30))
 def test_r_and_interval_are_scipys(pairs):
     if len({a for a, _ in pairs}) < 2 or len({b for _, b in pairs}) < 2:
-        assert pearson(pairs) is None
+        assert correlate("a", "b", pairs).r is None
         return
     known = pearsonr(*zip(*pairs, strict=True))
     found = correlate("a", "b", pairs)
@@ -36,6 +36,23 @@ def test_r_and_interval_are_scipys(pairs):
     if found.low is not None and abs(found.r) < 0.999999:
         interval = known.confidence_interval(0.95)
         assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=1e-6)
+
+
+def test_trials_are_compared_within_their_group():
+    # Deviations within the groups (-1 0 1 | -1 0 1) and (-1 1 0 | -2 0 2): products 1 + 4, squares 4 and 10. The groups' means
+    # go the other way, and all six together give r < 0.
+    pairs = [(1, 11), (2, 13), (3, 12), (11, 1), (12, 3), (13, 5)]
+    found = correlate("a", "b", pairs, [0, 0, 0, 7, 7, 7])
+    assert (found.trials, found.groups, found.r) == (6, 2, pytest.approx(5 / math.sqrt(4 * 10)))
+    reach = 1.959964 / math.sqrt(2)
+    assert found.high == pytest.approx(math.tanh(math.atanh(found.r) + reach), abs=1e-6)
+    assert correlate("a", "b", pairs).r < -0.8
+
+
+def test_groups_of_one_trial_each_or_of_equal_figures_have_no_r():
+    pairs = [(1, 2), (2, 3), (3, 5), (4, 4)]
+    assert correlate("a", "b", pairs, range(4)).r is None
+    assert correlate("a", "b", [(0.1, 2), (0.1, 3), (0.1, 5), (0.7, 4), (0.7, 1), (0.7, 3)], [0, 0, 0, 1, 1, 1]).r is None
 
 
 def test_too_few_or_equal_figures_have_no_r():

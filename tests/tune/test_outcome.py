@@ -66,6 +66,19 @@ def test_an_interval_over_few_trials_says_so(tmp_path):
     )
 
 
+def test_trials_of_different_seeds_are_correlated_within_each(tmp_path):
+    tuning = search(tmp_path, search={"seed": {"choice": [0, 1]}, "cluster.k": {"choice": [2, 3, 4]}}, measures=["copies"])
+    trials = [
+        trial(f"{seed}-{k}", 100 * seed + value, settings={"seed": seed, "cluster.k": k}, copies=k / 10 - seed)
+        for seed in (0, 1)
+        for k, value in ((2, 1.0), (3, 2.0), (4, 1.5))
+    ]
+    line = next(outcome_lines(compare(tuning, trials, 1)))
+    # Deviations (-1 0 1) and (-0.5 0.5 0), twice: 0.5 / sqrt(2 * 0.5).
+    assert line.startswith("copies and vendi: Pearson r = 0.50 over 6 trials within 2 groups of the same rows, 95 % interval ")
+    assert "√(n − 4)" in render_page(compare(tuning, trials, 1))
+
+
 def test_the_table_has_a_line_for_each_trial(tmp_path):
     console = Console(width=100, record=True, file=io.StringIO())
     trials = [trial("a", 1.0), trial("b", 2.0, state="stopped", rounds=1), trial("c", None, state="failed")]

@@ -3,19 +3,21 @@
     python jobs/bench_kmeans.py --smoke
     python jobs/bench_kmeans.py --embeddings EMBEDDINGS.npy.gz --json kmeans.json
     python jobs/bench_kmeans.py --cases 200k --k 1024 --work FOLDER
+    python jobs/bench_kmeans.py --cases 1m --contenders ours,torch        # on a machine with a GPU, both on it
 
 What is measured. Everyone clusters the same Parquet files from the same first centroids (rows drawn at random, no two
 equal), 25 iterations, d = 384, two threads; the case 10m makes 3 passes over rows that are never all in memory.
 
 | case | rows | k | contenders |
 |---|---|---|---|
-| 55k | those of `--embeddings`, else synthetic | 256, 1024, 2048 | ours, faiss, scikit-learn (Lloyd, Elkan) |
+| 55k | those of `--embeddings`, else synthetic | 256, 1024, 2048 | ours, faiss, scikit-learn (Lloyd, Elkan), PyTorch |
 | 200k | synthetic | 256, 1024, 2048 | the same; at k = 1024 also ours with one shard |
 | 1m | synthetic | 1024 | without Elkan, whose bounds need n x k floats |
 | 10m | synthetic | 1024 | ours, streaming |
 
 - faiss-cpu's `Kmeans`, with `max_points_per_centroid` lifted so that it too uses all rows; float32, as it demands.
 - scikit-learn's `KMeans`, float32, `tol=0`; `copy_x=False`, so that its memory holds the rows once.
+- a plain loop in PyTorch: a product in float32 with all centroids, `min`, `index_add_`; on the GPU where there is one.
 - ours, float16 rows in two partitions, each with a thread of the one actor that a single machine has; and with
   `progressive=True`, which starts on few rows.
 
@@ -88,7 +90,7 @@ from divsel_ray.store import write_json
 
 TARGET = 1.001
 """Times faiss's final inertia."""
-_WITHOUT_ELKAN = ("ours", "ours_progressive", "faiss", "sklearn_lloyd")
+_WITHOUT_ELKAN = ("ours", "ours_progressive", "faiss", "sklearn_lloyd", "torch")
 
 console = Console(stderr=True)
 wide = Console(width=None if sys.stdout.isatty() else 160)

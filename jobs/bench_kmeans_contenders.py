@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from bench_kmeans_rows import read_float32
 from divsel_ray.errors import JobError
 from divsel_ray.store import write_json
 
+if TYPE_CHECKING:
+    import torch
+
 OURS: dict[str, dict[str, Any]] = {
     "ours": {"mode": "memory"},
     "ours_progressive": {"mode": "memory", "progressive": True},
@@ -35,7 +38,9 @@ OURS: dict[str, dict[str, Any]] = {
     "ours_streaming": {"mode": "streaming"},
 }
 """Arguments of `divsel_ray.KMeans` by contender."""
-RIVALS = ("faiss", "sklearn_lloyd", "sklearn_elkan")
+RIVALS = ("faiss", "sklearn_lloyd", "sklearn_elkan", "torch")
+BLOCK = 65_536
+"""Rows that PyTorch multiplies with all centroids at once."""
 SETTLE_SECONDS = 0.5
 """How long a rival stands still before and after its fit, so that short ones are sampled too."""
 POLL_SECONDS = 0.02
@@ -146,6 +151,43 @@ def _run_sklearn(name: str, request: Request) -> tuple[Outcome, np.ndarray]:
     return Outcome([], int(model.n_iter_), None, ended - began, idle, fitting), model.cluster_centers_
 
 
+def _run_torch(name: str, request: Request) -> tuple[Outcome, np.ndarray]:
+    import torch
+
+    torch.set_num_threads(request.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    start = torch.from_numpy(np.load(request.start)).to(device)
+    idle, _ = _clocked(lambda: time.sleep(SETTLE_SECONDS))
+
+    def fit(rows: np.ndarray) -> tuple[list[tuple[float, float]], torch.Tensor]:
+        return _plain_lloyd(torch.from_numpy(rows).to(device), start, request.iterations)
+
+    fitting, (trace, centroids) = _clocked(lambda: _hold(request.rows, fit))
+    return Outcome(trace, len(trace), trace[0][1], trace[-1][1], idle, fitting), centroids.cpu().numpy()
+
+
+def _plain_lloyd(rows: torch.Tensor, centroids: torch.Tensor, iterations: int) -> tuple[list[tuple[float, float]], torch.Tensor]:
+    """Lloyd's loop as one writes it in PyTorch: rows (n, d) and centroids (k, d) float32 on one device."""
+    import torch
+
+    trace, labels = [], torch.empty(len(rows), dtype=torch.long, device=rows.device)
+    squares, began = rows.square().sum(dtype=torch.float64), time.perf_counter()
+    for _ in range(iterations):
+        half, inertia = centroids.square().sum(1) / 2, squares
+        for at in range(0, len(rows), BLOCK):
+            lowest, labels[at : at + BLOCK] = (half - rows[at : at + BLOCK] @ centroids.T).min(1)
+            inertia = inertia + 2 * lowest.sum(dtype=torch.float64)
+        counts = torch.bincount(labels, minlength=len(centroids))[:, None]
+        sums = torch.zeros_like(centroids).index_add_(0, labels, rows)
+        centroids = torch.where(counts > 0, sums / counts.clamp(min=1), centroids)
+        # A GPU has done the iteration when its figure is here.
+        trace.append((float(inertia), time.perf_counter() - began))
+    return trace, centroids
+
+
+_RUN: dict[str, Callable[[str, Request], tuple[Outcome, np.ndarray]]] = {"faiss": _run_faiss, "torch": _run_torch}
+
+
 def _hold(folder: str, fit: Callable[[np.ndarray], Any]) -> Any:
     rows = read_float32(folder)
     answer = fit(rows)
@@ -168,7 +210,7 @@ def _answer(path: Path) -> None:
         if name in OURS:
             outcome, centroids = _run_ours(name, request, idle)
         else:
-            outcome, centroids = (_run_faiss if name == "faiss" else _run_sklearn)(name, request)
+            outcome, centroids = _RUN.get(name, _run_sklearn)(name, request)
         np.save(path.parent / f"{name}.npy", centroids)
         outcomes[name] = asdict(outcome)
     write_json(path.parent / "outcomes.json", outcomes)

@@ -42,6 +42,7 @@ def test_smoke_runs_every_contender_and_ours_clusters_as_well_as_scikit_learn(tm
         assert row["iterations"] >= 1, name
     best = contenders["sklearn_lloyd"]["inertia"]
     assert contenders["ours"]["inertia"] == pytest.approx(best, rel=0.01)
+    assert contenders["torch"]["inertia"] == pytest.approx(best, rel=1e-5)
     assert contenders["ours_progressive"]["inertia"] <= 1.02 * best
     assert contenders["ours"]["inertia"] == contenders["ours_one_shard"]["inertia"] == contenders["ours_streaming"]["inertia"]
     assert 0 < contenders["ours"]["seconds_to_target"] <= contenders["ours"]["loop_seconds"]

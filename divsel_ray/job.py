@@ -17,7 +17,7 @@ from divsel_ray.usage import FACT, Recorder, paid_to_servers
 from divsel_ray.watch import Metered, Watchers
 
 VERSIONS = {
-    "pool": 3,
+    "pool": 4,
     "clean": 1,
     "embed": 2,
     "cluster": 2,
@@ -27,7 +27,7 @@ VERSIONS = {
     "draw": 3,
     "diversity": 1,
     "train": 2,
-    "generate": 3,
+    "generate": 4,
     "score": 2,
     "weights": 2,
     "rows": 1,

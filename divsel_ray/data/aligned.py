@@ -73,8 +73,8 @@ def width_of(path: str, setting: str, column: str) -> int:
     if first.suffix != ".parquet":
         array = load_array(first, setting)
         return int(array.shape[1]) if array.ndim == 2 else 0
-    head = next(pq.ParquetFile(first).iter_batches(1, columns=[column]), None)
-    value = head.column(column)[0].as_py() if head is not None and head.num_rows else None
+    batches = pq.ParquetFile(first).iter_batches(1024, columns=[column])
+    value = next((values[0].as_py() for batch in batches if len(values := batch.column(column).drop_null())), None)
     return len(value) if isinstance(value, list) else 0
 
 
@@ -103,6 +103,9 @@ def take_given(path: str, setting: str, column: str, part: pa.Table) -> np.ndarr
         setting: its name in the configuration.
         column: of Parquet.
         part: row_id and position of m rows.
+
+    Raises:
+        InputError: vectors of different lengths.
     """
     files = given_files(path, setting)
     if files[0].suffix != ".parquet":
@@ -114,7 +117,7 @@ def take_given(path: str, setting: str, column: str, part: pa.Table) -> np.ndarr
     theirs = id_array(found["row_id"])
     order = np.argsort(theirs)
     at = np.minimum(np.searchsorted(theirs, ids, sorter=order), max(len(theirs) - 1, 0))
-    values = _to_numpy(found[column])
+    values = _to_numpy(found[column], f"{setting}: {path}")
     if not len(theirs):
         return np.full((len(ids), *values.shape[1:]), np.nan)
     at = order[at]
@@ -122,9 +125,17 @@ def take_given(path: str, setting: str, column: str, part: pa.Table) -> np.ndarr
     return np.where(known.reshape(-1, *[1] * (values.ndim - 1)), values[at], np.nan)
 
 
-def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
+def _to_numpy(column: pa.ChunkedArray, name: str) -> np.ndarray:
     kind: Any = column.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
         return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(column), -1) if len(column) else flat.reshape(0, 0)
+    # Flattened, a null vector would leave no gap, and those behind it would belong to other rows.
+    vectors = column.drop_null().combine_chunks()
+    lengths = pc.unique(pc.list_value_length(vectors)).to_pylist()
+    if len(lengths) > 1:
+        raise InputError(f"{name}: vectors of {min(lengths):,} and of {max(lengths):,} numbers; expected one length")
+    flat = vectors.flatten().to_numpy(zero_copy_only=False)
+    width = max(lengths, default=0)
+    matrix = np.full((len(column), width), np.nan, np.promote_types(flat.dtype, np.float16))
+    matrix[column.is_valid().to_numpy()] = flat.reshape(-1, width) if width else 0
+    return matrix

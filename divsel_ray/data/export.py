@@ -34,12 +34,10 @@ def write_rows(table: pa.Table, path: Path) -> None:
         InputError: the suffix is neither .jsonl nor .parquet.
     """
     suffix = check_suffix(path)
-    # One chunk and no schema metadata: else the bytes would tell how the table was put together.
-    chosen = table.select([name for name in COLUMNS if name in table.column_names])
-    chosen = chosen.combine_chunks().replace_schema_metadata(None)
+    chosen = table.select([name for name in COLUMNS if name in table.column_names]).replace_schema_metadata(None)
     with atomic_path(path) as temporary:
         if suffix == ".parquet":
-            pq.write_table(chosen, temporary, compression="zstd")
+            _write_parquet(chosen, temporary)
         else:
             _write_lines(chosen, temporary)
 
@@ -50,6 +48,14 @@ def check_suffix(path: Path) -> str:
     if suffix not in (".jsonl", ".parquet"):
         raise InputError(f"{path}: cannot tell how to write it; give a name that ends in .jsonl or .parquet")
     return suffix
+
+
+def _write_parquet(table: pa.Table, path: Path) -> None:
+    """Row groups of few rows, for no reader takes texts of more than 2 GiB from one."""
+    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+        for start in range(0, max(len(table), 1), _BATCH_ROWS):
+            # Each of one chunk: else the bytes would tell how the table was put together.
+            writer.write_table(table.slice(start, _BATCH_ROWS).combine_chunks())
 
 
 def _write_lines(table: pa.Table, path: Path) -> None:

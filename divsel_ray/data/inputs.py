@@ -120,7 +120,9 @@ def _local(reference: str, path: Path) -> Sequence[Input]:
         return _readable(reference, [p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))])
     if glob.has_magic(str(path)):
         matches = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (takes absolute patterns)
-        return _readable(reference, [match for match in matches if match.is_file() and not _hidden(Path(match.name))])
+        # A hidden folder before the first wildcard is meant.
+        named = next(place for place, part in enumerate(path.parts) if glob.has_magic(part))
+        return _readable(reference, [m for m in matches if m.is_file() and not _hidden(Path(*m.parts[named:]))])
     hint = f"for a Hugging Face data set write hf:{reference}" if _looks_like_a_dataset(reference) else f"expected {_KINDS}"
     raise InputError(f"{reference}: no such file or folder; {hint}")
 

@@ -10,15 +10,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
-import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from divsel_ray.data.arrays import array_records
 from divsel_ray.data.decoding import COMPRESSIONS, BrokenDataError, open_stream
 from divsel_ray.data.remote import Input, RemoteFile
 
@@ -74,20 +73,6 @@ def read_records(file: Input) -> Iterator[Record]:
         yield from _read_text(stream, suffix.removesuffix(compression))
 
 
-class _Prompt:
-    """A stream for ijson that never waits for a full buffer, lest it lose one to a break, and knows when it has ended."""
-
-    def __init__(self, stream: io.BufferedReader) -> None:
-        self._stream = stream
-        self.ended = False
-
-    def read(self, size: int) -> bytes:
-        """At most so many bytes; none at the end, and when ijson asks how large the pieces are."""
-        data = self._stream.read1(size)
-        self.ended = size > 0 and not data
-        return data
-
-
 def _read_text(stream: io.BufferedReader, kind: str) -> Iterator[Record]:
     try:
         if stream.peek(3).startswith(_BYTE_ORDER_MARK):
@@ -117,22 +102,26 @@ def _first_byte(stream: io.BufferedReader) -> bytes:
 
 
 def _read_array(stream: io.BufferedReader) -> Iterator[Record]:
-    number, prompt = 0, _Prompt(stream)
+    number = 0
     try:
-        # Without use_float: with it, one integer beyond 64 bits would end the reading of the file.
-        for number, value in enumerate(ijson.items(prompt, "item"), start=1):
-            yield Record(f"record {number}", value)
-    except ijson.JSONError as error:
-        # At the end of the file the parser complains of whatever is half there: a literal, a number, an escape.
-        reason = f"file ends inside record {number + 1:,}" if prompt.ended else _syntax_reason(str(error), number + 1)
-        yield Record(f"record {number + 1}", "", reason, ends=True)
+        for number, record in enumerate(array_records(stream), start=1):
+            position = f"record {number}"
+            yield _parse_line(position, record) if isinstance(record, bytes) else Record(position, record)
+        return
     except BrokenDataError as error:
         yield _broken(f"record {number + 1}", error)
+        return
+    except EOFError:
+        reason = f"file ends inside record {number + 1:,}"
+    except json.JSONDecodeError as error:
+        reason = _syntax_reason(error.msg, number + 1)
+    except RecursionError:
+        reason = _syntax_reason("nested too deeply", number + 1)
+    yield Record(f"record {number + 1}", "", reason, ends=True)
 
 
-def _syntax_reason(error: str, number: int) -> str:
-    what = re.search(r"error: ([^\n\\]+)", error)
-    return f"not valid JSON ({what[1].strip() if what else error[:80]}): the rest from record {number:,} on cannot be read"
+def _syntax_reason(what: str, number: int) -> str:
+    return f"not valid JSON ({what}): the rest from record {number:,} on cannot be read"
 
 
 def _read_lines(stream: io.BufferedReader) -> Iterator[Record]:

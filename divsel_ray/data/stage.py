@@ -10,8 +10,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from divsel_ray.config import PoolConfig
 from divsel_ray.data.formats import with_columns
@@ -36,6 +38,8 @@ from divsel_ray.models.references import resolve_model
 from divsel_ray.progress import Progress, Silent
 from divsel_ray.tasks import remove_folder, run_tasks
 
+CHUNK_ROWS = 1024
+"""Rows whose texts fit into 2 GiB, which is all that one array of Arrow's nested texts holds."""
 _FILE_FACTS = ("format", "rows", "good", "bad", "conversations")
 
 
@@ -101,12 +105,29 @@ def take_rows(pool_files: Sequence[str], row_ids: Sequence[str]) -> pa.Table:
     found = run_tasks(read_rows, calls, Silent(), "partitions")
     if not row_ids:
         return pq.read_schema(pool_files[0]).empty_table()
-    table = pa.concat_tables(found).combine_chunks() if found else pa.table({"row_id": pa.array([], pa.string())})
+    table = pa.concat_tables(found) if found else pa.table({"row_id": pa.array([], pa.string())})
     places = {row_id: place for place, row_id in enumerate(table["row_id"].to_pylist())}
     missing = [row_id for row_id in row_ids if row_id not in places]
     if missing:
         raise KeyError(f"{len(missing)} row ids are not in the pool, the first is {missing[0]}")
-    return table.take(pa.array([places[row_id] for row_id in row_ids]))
+    return take_numbered(table, np.array([places[row_id] for row_id in row_ids]))
+
+
+def take_numbered(table: pa.Table, numbers: NDArray[np.int64]) -> pa.Table:
+    """Rows of these numbers, in this order, in chunks of `CHUNK_ROWS`."""
+    chunks = []
+    for start in range(0, max(len(numbers), 1), CHUNK_ROWS):
+        rows, order = np.unique(numbers[start : start + CHUNK_ROWS], return_inverse=True)
+        wanted = np.zeros(len(table), bool)
+        wanted[rows] = True
+        # Unlike `take`, `filter` does not join the chunks of the table.
+        chunks.append(table.filter(pa.array(wanted)).combine_chunks().take(pa.array(order)))
+    return pa.concat_tables(chunks)
+
+
+def by_row_id(table: pa.Table) -> pa.Table:
+    """The rows of a table with texts in the order of their ids; `sort_by` takes no texts of more than 2 GiB."""
+    return take_numbered(table, np.argsort(np.array(table["row_id"].to_pylist(), dtype=str), kind="stable"))
 
 
 def _ids_within(path: str, ordered: list[str]) -> list[str]:

@@ -74,9 +74,9 @@ def export_selection(selection: Path, trainer: str, out: Path, name: str | None 
         raise InputError(f"--to {trainer!r}: expected one of {', '.join(ENTRIES)}")
     name = _plain_name(name if name is not None else _default_name(selection))
     data, entry = out / f"{name}.jsonl", out / ENTRIES[trainer]
-    if data.exists() and (data.resolve() == selection.resolve() or not _is_named(entry, data)):
-        raise InputError(f"{data}: another file is there; choose another folder or name")
     text = _dataset_info(entry, name, data) if trainer == "llama-factory" else _yaml_entry(entry, trainer, data)
+    if data.exists() and (data.resolve() == selection.resolve() or not _says(entry, text)):
+        raise InputError(f"{data}: another file is there, or its entry was changed; choose another folder or name")
     _write_conversations(selection, data, alternate if trainer == "llama-factory" else _as_they_are, trainer)
     with atomic_path(entry) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -115,9 +115,10 @@ def _default_name(selection: Path) -> str:
     return selection.absolute().parent.name if selection.stem == "selection" else selection.stem
 
 
-def _is_named(entry: Path, data: Path) -> bool:
-    """Whether the file is one that an earlier export wrote."""
-    return entry.is_file() and data.name in entry.read_text(encoding="utf-8", errors="replace")
+def _says(entry: Path, text: str) -> bool:
+    """Whether the entry is as this export would write it: then an earlier one wrote the data that it names."""
+    there = entry.read_text(encoding="utf-8") if entry.is_file() else ""
+    return there == text or (entry.name == DATASET_INFO and there != "" and json.loads(there) == json.loads(text))
 
 
 def _plain_name(name: str) -> str:

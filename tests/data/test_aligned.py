@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from divsel_ray.data.aligned import check_given, take_given, width_of
+from divsel_ray.embed.given import _take
 from divsel_ray.errors import InputError
 
 IDS = [f"{number:032x}" for number in (7, 3, 9, 1)]
@@ -36,6 +37,32 @@ def test_parquet_is_lined_up_by_row_id_whatever_its_order(tmp_path):
 def test_no_row_in_common_gives_nothing_but_missing_values(tmp_path):
     pq.write_table(pa.table({"row_id": IDS, "embedding": [[1.0, 2.0]] * 4}), tmp_path / "a.parquet")
     assert np.isnan(take_given(str(tmp_path / "a.parquet"), "s", "embedding", part(["f" * 32], [0]))).all()
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.large_list(pa.float64()), pa.list_(pa.float16(), 4)])
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_vector_that_is_null_is_missing_and_moves_no_other(tmp_path, kind, missing):
+    vectors = [[1.0, 0.0, 0.0, None], [0.0, 1.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0], [3.0, 3.0, 3.0, 3.0]]
+    vectors[missing] = None
+    table = pa.table({"row_id": IDS, "embedding": pa.array(vectors, kind)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = take_given(str(tmp_path / "a.parquet"), "s", "embedding", part(IDS, [0] * 4))
+    expected = np.array([[np.nan] * 4 if vector is None else vector for vector in vectors], float)
+    np.testing.assert_array_equal(found.astype(float), expected)
+    assert width_of(str(tmp_path / "a.parquet"), "s", "embedding") == 4
+
+
+def test_a_pool_row_whose_vector_is_null_is_named(tmp_path):
+    pq.write_table(pa.table({"row_id": IDS[:2], "embedding": [[1.0, 0.0, 0.0, 1.0], None]}), tmp_path / "a.parquet")
+    pq.write_table(part(IDS[:2], [0, 1]), tmp_path / "pool.parquet")
+    with pytest.raises(InputError, match=f"1 of 2 rows looked at have no vector, .* the first is row_id {IDS[1]}"):
+        _take(str(tmp_path / "pool.parquet"), str(tmp_path / "a.parquet"), 4, str(tmp_path / "out.parquet"))
+
+
+def test_vectors_of_different_lengths_are_refused(tmp_path):
+    pq.write_table(pa.table({"row_id": IDS[:2], "embedding": [[1.0], [1.0, 2.0, 3.0]]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"^s: .*a\.parquet: vectors of 1 and of 3 numbers"):
+        take_given(str(tmp_path / "a.parquet"), "s", "embedding", part(IDS[:2], [0, 0]))
 
 
 @pytest.mark.parametrize("name", ["v.npy", "v.npy.gz"])

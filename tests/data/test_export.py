@@ -53,6 +53,21 @@ def test_bytes_do_not_depend_on_how_the_table_was_put_together(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_parquet_is_written_in_row_groups_that_texts_of_any_length_fit_into(tmp_path):
+    whole = pa.table({"row_id": [f"{i:032x}" for i in range(2500)], "messages": [[{"content": str(i)}] for i in range(2500)]})
+    write_rows(pa.concat_tables([whole.slice(0, 1500), whole.slice(1500)]), tmp_path / "out.parquet")
+    metadata = pq.read_metadata(tmp_path / "out.parquet")
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [1024, 1024, 452]
+    assert pq.read_table(tmp_path / "out.parquet") == whole.select(["messages", "row_id"])
+
+
+def test_a_selection_without_rows_keeps_its_columns(tmp_path):
+    write_rows(table(1).slice(1), tmp_path / "out.parquet")
+    written = pq.read_table(tmp_path / "out.parquet")
+    assert written.num_rows == 0
+    assert written.schema == table(1).select(written.column_names).schema
+
+
 @pytest.mark.parametrize("name", ["out.jsonl", "out.PARQUET"])
 def test_the_suffix_chooses_the_format(tmp_path, name):
     write_rows(table(), tmp_path / name)

@@ -28,6 +28,16 @@ def test_a_glob_gives_the_readable_files_it_matches(files):
     assert relative(find_inputs([f"{files}/**/*.parquet"], "pool.data"), files) == ["deep/c.parquet"]
 
 
+def test_a_glob_leaves_out_hidden_and_work_folders_unless_they_are_named_before_it(files):
+    for name in ("out.jsonl.divsel/pool/part.jsonl", "_old/deep/x.jsonl", "deep/d.jsonl"):
+        (files / name).parent.mkdir(parents=True, exist_ok=True)
+        (files / name).write_text(name)
+    assert relative(find_inputs([f"{files}/**/*.jsonl"], "pool.data"), files) == ["b.jsonl", "deep/d.jsonl"]
+    assert relative(find_inputs([f"{files}/*/*.jsonl"], "pool.data"), files) == ["deep/d.jsonl"]
+    assert relative(find_inputs([f"{files}/_old/**/*.jsonl"], "pool.data"), files) == ["_old/deep/x.jsonl"]
+    assert relative(find_inputs([f"{files}/.hidden/*"], "pool.data"), files) == [".hidden/x.jsonl"]
+
+
 def test_a_file_named_twice_is_read_once(files):
     (files / "link.jsonl").symlink_to(files / "b.jsonl")
     found = find_inputs([f"{files}/link.jsonl", f"{files}/b.jsonl", f"{files}/./b.jsonl", f"{files}/*.jsonl"], "pool.data")

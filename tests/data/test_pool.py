@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,9 +18,11 @@ from divsel_ray.data.pool import (
     Threshold,
     find_threshold,
     parse_file,
+    quarantine_line,
     write_keys,
     write_part,
 )
+from divsel_ray.data.readers import Record
 
 
 def pair(number, **more):
@@ -217,9 +221,11 @@ def test_a_written_part_is_not_written_again(parsed, tiny_tokenizer):
 
 
 def test_what_no_json_line_shows_plainly_is_quarantined_too(tmp_path):
-    path = tmp_path / "x.json"
-    path.write_text('[{"prompt": 1.5}, ' + "[" * 5000 + "]" * 5000 + "]")
-    parse_file(FileTask(path, "x.json", 1, "prompt_completion"), tmp_path / "parsed")
-    decimal, deep = map(json.loads, (tmp_path / "parsed" / QUARANTINE).read_text(encoding="utf-8").splitlines())
+    pq.write_table(pa.table({"prompt": [Decimal("1.5")]}), tmp_path / "x.parquet")
+    parse_file(FileTask(tmp_path / "x.parquet", "x", 1, "prompt_completion"), tmp_path / "parsed")
+    [decimal] = map(json.loads, (tmp_path / "parsed" / QUARANTINE).read_text(encoding="utf-8").splitlines())
     assert decimal["row"] == '{"prompt": 1.5}'
-    assert deep["row"] == "(nested too deeply to show)"
+    deep = json.loads("[" * 900 + "]" * 900)
+    for _ in range(5000):
+        deep = [deep]
+    assert json.loads(quarantine_line("x", Record("row 1", deep), "deep"))["row"] == "(nested too deeply to show)"

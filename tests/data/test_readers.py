@@ -4,8 +4,9 @@ import csv
 import gzip
 import io
 import json
+import math
 import re
-from decimal import Decimal
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from divsel_ray.data.arrays import array_records
 from divsel_ray.data.readers import known_suffix, read_records
 
 ROWS = [{"i": i, "text": f"Grüße {i} 😀\n"} for i in range(5)]
@@ -112,7 +114,82 @@ def test_a_syntax_error_in_an_array_loses_only_what_follows(tmp_path):
 
 def test_an_integer_beyond_64_bits_does_not_end_the_reading(tmp_path):
     path = put(tmp_path, "x.json", b"[1, 99999999999999999999999, 1.25]")
-    assert values(path) == [1, 99999999999999999999999, Decimal("1.25")]
+    assert values(path) == [1, 99999999999999999999999, 1.25]
+
+
+NOT_FINITE = [{"score": score, "text": f"NaN {i}"} for i, score in enumerate([0.5, math.nan, math.inf, -math.inf, 1e300, 2])]
+
+
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
+def test_scores_that_are_no_numbers_are_read_from_an_array_as_from_lines(tmp_path, compression):
+    array = put(tmp_path, f"x.json{compression}", as_array(NOT_FINITE))
+    lines = put(tmp_path, f"x.jsonl{compression}", as_lines(NOT_FINITE))
+    assert [repr(value) for value in values(array)] == [repr(value) for value in values(lines)]
+    assert len(values(array)) == len(NOT_FINITE)
+    assert bad(array) == []
+
+
+def test_a_number_beyond_all_floats_is_read_from_an_array_as_from_lines(tmp_path):
+    text = b'{"a": 1e99999999999999999999}'
+    rows = [{"a": math.inf}, 2]
+    assert values(put(tmp_path, "x.json", b"[" + text + b", 2]")) == values(put(tmp_path, "x.jsonl", text + b"\n2")) == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b'{"a": ' + b"1" * 5000 + b"}", "not valid JSON: a number is too long"),
+        (b"-" + b"1" * 500_000, "not valid JSON: a number is too long"),
+        (b'{"a": "\xff"}', "not valid UTF-8"),
+    ],
+)
+def test_a_record_of_an_array_that_cannot_be_read_is_one_bad_row_with_its_text(tmp_path, text, reason):
+    path = put(tmp_path, "x.json", b"[1, " + text + b", 2]")
+    assert values(path) == [1, 2]
+    assert bad(path) == [("record 2", reason)]
+    assert [record.value for record in read_records(path)][1] == text.decode(errors="replace")
+
+
+def test_a_record_nested_too_deeply_ends_an_array_and_says_so(tmp_path):
+    path = put(tmp_path, "x.json", b"[1, " + b"[" * 5000 + b"]" * 5000 + b", 2]")
+    assert values(path) == [1]
+    assert bad(path) == [("record 2", "not valid JSON (nested too deeply): the rest from record 2 on cannot be read")]
+
+
+@pytest.mark.parametrize("text", [b"[1,]", b"[,1]", b"[1 2]", b"[1]]", b"[1}", b"[1] [2]", b"[1, tru]", b'[1, "\\u12"]'])
+def test_what_is_no_array_is_never_taken_for_one(tmp_path, text):
+    assert all(record.value == 1 for record in read_records(put(tmp_path, "x.json", text)) if record.reason is None)
+    assert len(bad(tmp_path / "x.json")) == 1
+
+
+class Trickle(io.RawIOBase):
+    """Gives a few bytes at a time, so that every character is once the last of a piece."""
+
+    def __init__(self, data, size):
+        self.data, self.size = data, size
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        piece, self.data = self.data[: self.size], self.data[self.size :]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+@given(st.lists(ANY_JSON | st.floats(), max_size=6), st.booleans(), st.integers(1, 4), st.sampled_from([None, 1]))
+def test_an_array_is_read_alike_however_its_bytes_arrive(rows, ascii_only, size, indent):
+    data = json.dumps(rows, ensure_ascii=ascii_only, indent=indent).encode(errors="surrogatepass")
+    records = list(array_records(io.BufferedReader(Trickle(data, size), 1)))
+    assert [repr(record) for record in records] == [repr(row) for row in json.loads(data)]
+
+
+def test_a_large_array_is_never_whole_in_memory(tmp_path):
+    path = put(tmp_path, "x.json", as_array([{"text": "x" * 1000, "score": math.nan}] * 30_000))
+    tracemalloc.start()
+    assert sum(1 for _ in read_records(path)) == 30_000
+    assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 5
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

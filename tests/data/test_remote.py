@@ -20,6 +20,7 @@ from divsel_ray.data.inputs import find_inputs, fingerprint_inputs, source_names
 from divsel_ray.data.readers import read_records
 from divsel_ray.data.remote import RemoteFile, list_remote, open_bytes, size_of
 from divsel_ray.errors import InputError
+from tests.e2e.ray_head import free_ports
 
 ROWS = [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(3000)]
 NAMES = ["a.jsonl", "b b.jsonl.zst", "deep/er/c.parquet", "deep/d.csv.gz", ".hidden/x.jsonl", "_x.jsonl", "README.md"]
@@ -205,9 +206,7 @@ def test_every_kind_of_file_is_read_from_a_store(stores, tmp_path, name):
 def s3():
     """The address of a server that speaks S3, where one is installed."""
     pytest.importorskip("moto.server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stderr=subprocess.DEVNULL)
     try:
         for _ in range(300):

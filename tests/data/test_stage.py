@@ -4,13 +4,15 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from divsel_ray.config import PoolConfig
 from divsel_ray.data.conversation import row_id
 from divsel_ray.data.inputs import find_inputs
-from divsel_ray.data.stage import build_pool, take_rows
+from divsel_ray.data.stage import build_pool, by_row_id, take_numbered, take_rows
 from divsel_ray.errors import InputError
 from divsel_ray.progress import Silent
 from divsel_ray.resources import Cluster
@@ -217,6 +219,18 @@ def test_rows_are_taken_in_the_order_asked_for(pool, tmp_path, lines):
     assert empty.schema == pq.read_schema(parts[0])
     with pytest.raises(KeyError, match="2 row ids are not in the pool, the first is 0000"):
         take_rows(parts, [rows[1]["row_id"], "0" * 32, "f" * 32])
+
+
+def test_many_rows_are_taken_in_chunks_that_texts_of_any_length_fit_into():
+    talks = [[{"content": f"talk {i}"}] for i in range(3500)]
+    whole = pa.table({"id": range(3500), "messages": talks})
+    numbers = np.random.default_rng(0).integers(0, 3500, 3000)
+    taken = take_numbered(pa.concat_tables([whole.slice(start, 700) for start in range(0, 3500, 700)]), numbers)
+    assert taken["id"].to_pylist() == numbers.tolist()
+    assert taken["messages"].to_pylist() == [talks[number] for number in numbers]
+    assert [len(chunk) for chunk in taken["messages"].chunks] == [1024, 1024, 952]
+    named = whole.append_column("row_id", pa.array([f"{(i * 7) % 3500:032x}" for i in range(3500)]))
+    assert by_row_id(named).equals(named.sort_by("row_id"))
 
 
 def test_columns_that_make_no_conversation_are_refused(pool, tmp_path, lines):

@@ -146,6 +146,36 @@ def test_neither_the_selection_nor_another_file_is_overwritten(tmp_path, trainer
     assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
+@pytest.mark.parametrize("name", ["mydata", "picked"])
+def test_a_data_set_that_the_user_has_in_llama_factory_is_not_overwritten(tmp_path, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "picked.jsonl").write_text("mine")
+    (out / "dataset_info.json").write_text(json.dumps({name: {"file_name": "picked.jsonl"}}))
+    with pytest.raises(InputError, match=r"picked\.jsonl: another file is there"):
+        export_selection(selection(tmp_path / "picked.jsonl"), "llama-factory", out)
+    assert (out / "picked.jsonl").read_text() == "mine"
+    assert json.loads((out / "dataset_info.json").read_text()) == {name: {"file_name": "picked.jsonl"}}
+
+
+def test_an_entry_among_others_that_the_user_wrote_anew_is_still_ours(tmp_path):
+    picked, out = selection(tmp_path / "picked.parquet"), tmp_path / "out"
+    data, info = export_selection(picked, "llama-factory", out)
+    info.write_text(json.dumps({"other": {"file_name": "o.json"}, **json.loads(info.read_text())}))
+    assert export_selection(picked, "llama-factory", out) == [data, info]
+    assert list(json.loads(info.read_text())) == ["other", "picked"]
+
+
+@pytest.mark.parametrize("trainer", ["axolotl", "trl"])
+def test_a_file_whose_name_is_but_part_of_one_in_the_section_is_not_overwritten(tmp_path, trainer):
+    out = tmp_path / "out"
+    export_selection(selection(tmp_path / "my_picked.parquet"), trainer, out)
+    (out / "picked.jsonl").write_text("mine")
+    with pytest.raises(InputError, match=r"out/picked\.jsonl: another file is there"):
+        export_selection(selection(tmp_path / "picked.parquet"), trainer, out)
+    assert (out / "picked.jsonl").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("talk", "reason"),
     [

@@ -79,7 +79,8 @@ def needs_of(config: Config, cluster: Cluster, known: Known, *, rounds: bool = T
 
 def _training(refine: RefineConfig) -> dict[str, Need]:
     workers, count = refine.train.workers, refine.train.workers.count or 1
-    return {"train": Need("refine.train", workers, count, together=refine.train.min_workers or count)}
+    fewest = refine.train.min_workers or count
+    return {"train": Need("refine.train", workers.model_copy(update={"count": fewest}), count, together=fewest)}
 
 
 def _rounds(config: Config, refine: RefineConfig, cluster: Cluster) -> dict[str, Need]:
@@ -139,7 +140,8 @@ def draw_gib(config: Config, known: Known) -> float | None:
     select = config.select
     if known.rows is None or known.dimension is None:
         return None
-    if select.exclude or select.quotas or config.clean.semantic_duplicates is not None or config.budget_unit == "tokens":
+    left_out = select.exclude or select.missing == "drop" or config.quality.oversample or config.clean.semantic_duplicates
+    if left_out or select.quotas or config.budget_unit == "tokens":
         return None
     k = config.cluster.resolved(known.rows).k or 1
     rows = min(config.budget, known.rows)

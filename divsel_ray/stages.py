@@ -21,14 +21,14 @@ from divsel_ray.cluster.stage import build_clusters
 from divsel_ray.config import Config, RewardConfig, SelectConfig
 from divsel_ray.data.clean_stage import benchmark_files, build_clean
 from divsel_ray.data.inputs import fingerprint_inputs
-from divsel_ray.data.stage import build_pool, take_rows
+from divsel_ray.data.stage import CHUNK_ROWS, build_pool, take_rows
 from divsel_ray.embed.given import SETTING, take_vectors
 from divsel_ray.embed.stage import embed_pool
 from divsel_ray.errors import InputError
 from divsel_ray.job import StageMaker
 from divsel_ray.models.references import fingerprint
 from divsel_ray.score.spec import ScorerSpec
-from divsel_ray.score.stage import UNSCORED, build_reward, draw_wanted, reward_reference, score_pool
+from divsel_ray.score.stage import UNSCORED, build_reward, check_scores, draw_wanted, reward_reference, score_pool
 from divsel_ray.select.diversity_stage import measure_selection
 from divsel_ray.select.plan import DrawFiles, DrawPlan
 from divsel_ray.select.semantic_stage import drop_semantic_duplicates
@@ -85,7 +85,7 @@ class Job(StageMaker):
         )
 
     def _given(self, given: str, pool: Stage, records: Stage) -> Stage:
-        of_file = {} if self.dry else {name: facts["rows"] for name, facts in records.facts["files"].items()}
+        of_file = {} if self.dry else _rows_of_files(records)
         return self.make(
             "embed",
             self.config.embed.identity(),
@@ -135,6 +135,8 @@ class Job(StageMaker):
 
         def build(folder: Path) -> dict[str, Any]:
             """Score all rows, or those drawn for it."""
+            if spec.kind == "given":
+                check_scores(spec.model, _rows_of_files(next(stage for stage, _ in self.stages if stage.name == "pool")))
             rows = sampled["rows"] + sampled["rows_per_cluster"] * clusters.facts["k"] if sampled else 0
             wanted = draw_wanted(clusters.files(), rows, seed, folder) if sampled else ""
             return score_pool(pool.files(), spec, folder, self.hardware, config.workers, self.progress, wanted)
@@ -189,7 +191,10 @@ class Job(StageMaker):
         budgets = [*sorted(config.nested), config.budget]
         identity = {**settings, "seed": config.seed, "budgets": budgets, "size": size, "unit": plan.unit}
         identity |= {"held_out": plan.held_out, "probe": plan.probe}
-        digests = [_digest_of(str(path), f"select.{name}") for name, path in lists.items()]
+        # With the suffix: by it the list is read, and its copy found again.
+        identity |= {name: _digest_of(str(path), f"select.{name}") + path.suffix for name, path in lists.items()}
+        # Only where it is set: without it every draw is whole, and none is made anew.
+        identity |= {"allow_fewer": True} if plan.allow_fewer else {}
 
         def build(folder: Path) -> dict[str, Any]:
             """Draw by the plan, with copies of its lists."""
@@ -207,7 +212,7 @@ class Job(StageMaker):
                 write_table(take_rows(sources.pool.files(), ids), folder / f"{name}_rows.parquet")
             return facts
 
-        inputs = [*sources.keys, *digests, *([before.draw.key, before.weights.key] if before else [])]
+        inputs = [*sources.keys, *([before.draw.key, before.weights.key] if before else [])]
         return self.make(
             round_name(number, "draw"),
             identity,
@@ -293,9 +298,9 @@ class Before:
 
 def plan_draw(config: Config, size: int, before: Before | None) -> DrawPlan:
     """What a round draws: `size` new rows, or the whole budget of a static selection."""
-    initial = "equal" if config.refine and config.refine.weights.initial == "uniform" else config.select.allocation
+    uniform = config.refine is not None and config.refine.weights.initial == "uniform"
     plan = DrawPlan(
-        config.select.model_copy(update={"allocation": initial}),
+        config.select.model_copy(update={"allocation": "equal", "weights": None} if uniform else {}),
         config.seed,
         [*sorted(config.nested), size],
         config.budget_unit,
@@ -319,6 +324,11 @@ def listed_files(config: SelectConfig) -> dict[str, Path]:
 def with_lists(plan: DrawPlan, copies: Mapping[str, Any]) -> DrawPlan:
     """The plan with these files as its lists of row ids."""
     return replace(plan, config=plan.config.model_copy(update={name: str(path) for name, path in copies.items()}))
+
+
+def _rows_of_files(records: Stage) -> dict[str, int]:
+    """Records of each input file, the bad ones too."""
+    return {name: facts["rows"] for name, facts in records.facts["files"].items()}
 
 
 def _counts(removed: Mapping[str, int]) -> str:
@@ -349,6 +359,6 @@ def settings_of(section: BaseModel, *left_out: str) -> dict[str, Any]:
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write Parquet atomically."""
+    """Write Parquet atomically, in groups of rows that can be read again: of nested texts, one holds at most 2 GiB."""
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(table, temporary, row_group_size=CHUNK_ROWS)

@@ -1,5 +1,7 @@
 """What stages ask for on a cluster with GPUs: what their settings say, and one each where those say nothing."""
 
+from dataclasses import replace
+
 import pytest
 
 from divsel_ray.config.files import build_config
@@ -85,3 +87,30 @@ def test_what_only_reads_and_draws_asks_for_no_gpu():
         "diversity",
         "reward",
     }
+
+
+MILLION = Known(1_000_000, 384)
+
+
+def drawing(**more):
+    """A draw that holds the vectors of all rows that may be drawn."""
+    job = {"budget": 1000, "pool": {"data": "rows.jsonl"}, "select": {"sampler": "facility", **more.pop("select", {})}, **more}
+    return build_config(job, "test")
+
+
+def test_a_draw_of_all_rows_that_no_node_holds_is_refused():
+    with pytest.raises(InputError, match=r"^select\.sampler: the draw needs"):
+        check_cluster(drawing(), replace(GPUS, memory_gib=1), MILLION)
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    [
+        {"quality": {"source": "ifd:some/model", "oversample": 2}},
+        {"select": {"missing": "drop"}},
+        {"select": {"exclude": "others.txt"}},
+        {"clean": {"semantic_duplicates": 0.9}},
+    ],
+)
+def test_a_draw_of_rows_that_nobody_has_counted_yet_is_not_refused_for_their_memory(left_out):
+    check_cluster(drawing(**left_out), replace(GPUS, memory_gib=1), MILLION)

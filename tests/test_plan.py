@@ -7,7 +7,7 @@ import pytest
 from divsel_ray.config.files import build_config
 from divsel_ray.errors import InputError
 from divsel_ray.needs import Known, check_cluster, needs_of
-from divsel_ray.pipeline import plan_job
+from divsel_ray.pipeline import plan_job, require_models
 from divsel_ray.plan import due_totals, plan_lines
 from divsel_ray.resources import Cluster
 from divsel_ray.store import Store
@@ -177,6 +177,17 @@ def test_training_that_needs_more_cpus_at_once_than_there_are_is_refused_before_
     training(five, workers={"count": 5, "cpus": 1})
     training(five, workers={"count": 3, "cpus": 2}, min_workers=2)
     training(replace(five, local=True), workers={"count": 3, "cpus": 2})
+    one_gpu = replace(HERE, gpus=1, node_gpus=1)
+    with pytest.raises(InputError, match=r"^refine\.train\.workers: 2 workers x 1 GPUs are asked for, the cluster has 1; lower"):
+        training(one_gpu, workers={"count": 2})
+    training(one_gpu, workers={"count": 2}, min_workers=1)
+
+
+def test_a_job_that_trains_where_nothing_is_installed_to_train_with_is_refused_before_it_starts(tmp_path, encoder, monkeypatch):
+    monkeypatch.setattr("divsel_ray.pipeline.find_spec", lambda name: None if name == "peft" else name)
+    with pytest.raises(InputError, match=r"^refine: it trains, and peft cannot be imported; pip install 'divsel-ray\[train\]'$"):
+        require_models(job(tmp_path, encoder, reward={"model": encoder}, refine={"train": {"model": encoder}}))
+    require_models(job(tmp_path, encoder))
 
 
 def test_a_due_quality_stage_of_some_rows_is_planned_with_those(tmp_path, encoder):

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from divsel_ray.config import SelectConfig
 from divsel_ray.config.files import build_config
 from divsel_ray.errors import JobError
 from divsel_ray.rounds import read_gaps, update_of_round
@@ -98,6 +99,13 @@ def test_verify_refuses_weights_that_the_gaps_do_not_give(stages, tmp_path):
     wrong = committed(tmp_path / "other", "round-1/weights", {"weights": [0.6, 0.4]}, {})
     with pytest.raises(JobError, match="the weights differ"):
         _compare_weights(config, 1, Before(draw, draw, wrong), gaps)
+
+
+def test_uniform_weights_of_the_first_round_take_the_place_of_given_ones():
+    config = job(weights={"initial": "uniform"})
+    given = config.model_copy(update={"select": SelectConfig(allocation="given", weights=[9, 1])})
+    plan = plan_draw(given, 4, None).config
+    assert (plan.allocation, plan.weights) == ("equal", None)
 
 
 def test_a_plan_has_a_probe_only_where_it_is_scored():

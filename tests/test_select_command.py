@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from divsel_ray.cli import app
+from divsel_ray.config.files import build_config
+from divsel_ray.pipeline import plan_job
 from divsel_ray.store import file_digest
 from tests.e2e.jobs import write_rows
 from tests.models.tiny import save_encoder
@@ -56,6 +58,51 @@ def test_a_selection_is_topped_up_and_another_one_kept_out(cluster, encoder, tmp
     assert not ids(others) & ids(topped)
 
 
+def test_the_list_that_is_kept_out_is_not_mistaken_for_the_one_that_is_kept_in(cluster, encoder, tmp_path):
+    data, out = write_rows(tmp_path / "rows.jsonl", 40), tmp_path / "out.jsonl"
+    listed = ids(select(data, tmp_path / "first.jsonl", encoder, "--budget", 8))
+    assert listed < ids(select(data, out, encoder, "--budget", 20, "--include", tmp_path / "first.jsonl"))
+    assert not listed & ids(select(data, out, encoder, "--budget", 20, "--exclude", tmp_path / "first.jsonl"))
+
+
+def test_a_list_of_another_kind_is_kept_with_its_draw(cluster, encoder, tmp_path):
+    data, out = write_rows(tmp_path / "rows.jsonl", 40), tmp_path / "out.jsonl"
+    first = ids(select(data, tmp_path / "first.jsonl", encoder, "--budget", 8))
+    for name in ("list.txt", "list.ids"):
+        (tmp_path / name).write_text("\n".join(sorted(first)))
+        select(data, out, encoder, "--budget", 20, "--exclude", tmp_path / name)
+        done = divsel("verify", tmp_path / "out.jsonl.divsel")
+        assert done.exit_code == 0, done.output
+
+
+def test_a_short_selection_is_found_again_only_where_fewer_rows_are_allowed(cluster, encoder, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", 40)
+    select(data, tmp_path / "first.jsonl", encoder, "--budget", 30)
+    arguments = ["--budget", 20, "--exclude", tmp_path / "first.jsonl"]
+    assert len(select(data, tmp_path / "out.jsonl", encoder, *arguments, "--allow-fewer")) == 10
+    done = divsel("select", data, "--out", tmp_path / "out.jsonl", "--model", encoder, "--k", 4, "--quiet", *arguments)
+    assert done.exit_code == 2
+    [line] = done.stderr.splitlines()
+    assert "budget 20 exceeds the 10 rows that may be drawn" in line
+    assert "--allow-fewer" in line
+
+
+def draw_config(data, work, encoder, **more):
+    """The settings in the identity of a selection's draw."""
+    job = {"budget": 5, "pool": {"data": str(data)}, "embed": {"model": encoder}, **more}
+    [draw] = [stage for stage, _ in plan_job(build_config(job, "test"), work) if stage.name == "round-1/draw"]
+    return draw.identity["config"]
+
+
+def test_a_draw_without_lists_that_is_to_be_whole_is_named_by_what_it_always_was(encoder, tmp_path):
+    data, listed = write_rows(tmp_path / "rows.jsonl", 10), tmp_path / "list.txt"
+    listed.write_text("")
+    plain = draw_config(data, tmp_path / "run", encoder)
+    assert not {"include", "exclude", "allow_fewer"} & set(plain)
+    given = {"select": {"include": str(listed), "exclude": str(listed)}, "allow_fewer": True}
+    assert set(draw_config(data, tmp_path / "run", encoder, **given)) - set(plain) == {"include", "exclude", "allow_fewer"}
+
+
 def test_quotas_name_sources(cluster, encoder, tmp_path):
     (tmp_path / "data").mkdir()
     lines = write_rows(tmp_path / "rows.jsonl", 60).read_text().splitlines()
@@ -100,6 +147,54 @@ def test_vectors_that_do_not_fit_the_input_are_one_line_and_exit_2(cluster, enco
     assert done.exit_code == 2
     [line] = done.stderr.splitlines()
     assert "39 rows for an input of 40 records" in line
+
+
+def scored_files(folder):
+    """What `--quality given:` may be wrong in, by the line that says so."""
+    for name, values in (("short", np.ones(39)), ("long", np.ones(41)), ("vectors", np.ones((40, 2)))):
+        np.save(folder / f"{name}.npy", values)
+    np.save(folder / "words.npy", np.array(["good"] * 40))
+    pq.write_table(pa.table({"row_id": ["a" * 32], "score": [1.0]}), folder / "unnamed.parquet")
+    pq.write_table(pa.table({"row_id": ["a" * 32], "quality": ["good"]}), folder / "words.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("short.npy", "39 rows for an input of 40 records"),
+        ("long.npy", "41 rows for an input of 40 records"),
+        ("vectors.npy", "expected a number for each row, found vectors"),
+        ("words.npy", "expected a number for each row"),
+        ("unnamed.parquet", "no column quality; expected row_id and quality"),
+        ("words.parquet", "expected a number for each row"),
+    ],
+)
+def test_scores_that_do_not_fit_the_input_are_one_line_and_exit_2(cluster, encoder, tmp_path, name, message):
+    data = write_rows(tmp_path / "rows.jsonl", 40)
+    scored_files(tmp_path)
+    scores = ["--quality", f"given:{tmp_path / name}"]
+    done = divsel("select", data, "--budget", 5, "--out", tmp_path / "o.jsonl", "--model", encoder, "--quiet", *scores)
+    assert done.exit_code == 2, done.output
+    [line] = done.stderr.splitlines()
+    assert "quality.source: " in line
+    assert message in line
+
+
+def test_an_array_of_scores_is_refused_for_two_input_files_and_parquet_is_not(cluster, encoder, tmp_path):
+    (tmp_path / "data").mkdir()
+    for seed, name in enumerate("ab"):
+        write_rows(tmp_path / "data" / f"{name}.jsonl", 20, seed)
+    np.save(tmp_path / "scores.npy", np.arange(20.0))
+    arguments = ["select", tmp_path / "data", "--budget", 5, "--out", tmp_path / "o.jsonl", "--model", encoder, "--quiet"]
+    done = divsel(*arguments, "--quality", f"given:{tmp_path / 'scores.npy'}")
+    assert done.exit_code == 2
+    [line] = done.stderr.splitlines()
+    assert "quality.source: " in line
+    assert "there can be but one input file, and there are 2" in line
+    every = ids(select(tmp_path / "data", tmp_path / "all.jsonl", encoder, "--budget", 40))
+    pq.write_table(pa.table({"row_id": sorted(every), "quality": np.arange(40.0)}), tmp_path / "scores.parquet")
+    done = divsel(*arguments, "--quality", f"given:{tmp_path / 'scores.parquet'}")
+    assert done.exit_code == 0, done.output
 
 
 def test_cleaning_counts_what_it_removes_and_the_selection_has_none_of_it(cluster, encoder, tmp_path):

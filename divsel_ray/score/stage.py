@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -22,7 +22,7 @@ import ray
 
 from divsel_ray.actors import map_on_actors
 from divsel_ray.config import RewardConfig, Workers
-from divsel_ray.data.aligned import take_given
+from divsel_ray.data.aligned import check_given, take_given, width_of
 from divsel_ray.errors import InputError
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
@@ -130,6 +130,25 @@ def score_pool(
     return {**summarise(counts), "seconds": round(time.perf_counter() - started, 3)}
 
 
+_GIVEN = ("quality.source", "quality")
+"""The setting that names a file of scores, and their column in it."""
+
+
+def check_scores(given: str, records: Mapping[str, int]) -> None:
+    """Refuse scores that cannot be lined up with the pool.
+
+    Args:
+        given: file or folder, see `data.aligned`.
+        records: records of each input file.
+
+    Raises:
+        InputError: a column is missing, an array has not one number for each record of one input file, or there are vectors.
+    """
+    check_given(given, *_GIVEN, records)
+    if width_of(given, *_GIVEN):
+        raise InputError(f"{_GIVEN[0]}: {given}: expected a number for each row, found vectors")
+
+
 UNSCORED = "oversample/unscored.parquet"
 """Beside the quality files: the rows that were not drawn for scoring and that nothing may select."""
 
@@ -195,7 +214,10 @@ def _fill_part(part: Part, spec: ScorerSpec, load: Callable[[], Scorer]) -> dict
 
 def _read_given(file: str, given: str) -> tuple[pa.ChunkedArray, np.ndarray]:
     table = pq.read_table(file, columns=["row_id", "position"])
-    return table["row_id"], take_given(given, "quality.source", "quality", table).astype(np.float64)
+    try:
+        return table["row_id"], take_given(given, *_GIVEN, table).astype(np.float64)
+    except ValueError as error:
+        raise InputError(f"{_GIVEN[0]}: {given}: expected a number for each row ({str(error).splitlines()[0][:100]})") from None
 
 
 def _only(batch: dict[str, np.ndarray]) -> dict[str, Any]:

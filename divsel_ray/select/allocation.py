@@ -134,6 +134,24 @@ def allocate_round(
     return np.asarray(first + rest)
 
 
+def split_budgets(budgets: Sequence[int], finals: np.ndarray) -> np.ndarray:
+    """What each part gives of every nested budget: together all of it, by what they give in the end, (t,), (p,) to (t, p).
+
+    Running totals are rounded, as over rounds: no part gives less of a larger budget, or ever more than in the end. Of a
+    budget that is more than they have, they give what they have.
+
+    Args:
+        budgets: (t,) ascending.
+        finals: (p,) whole numbers that the parts give in the end.
+    """
+    total, have, counts = int(finals.sum()), np.zeros_like(finals), []
+    for budget in budgets:
+        reached = min(budget, total)
+        have = have + allocate_round(finals * float(reached) / max(total, 1), have, finals, reached - int(have.sum()))
+        counts.append(have)
+    return np.array(counts)
+
+
 def _one_each(targets: np.ndarray, wanting: np.ndarray, total: int) -> np.ndarray:
     """A row for each of the wanting groups, for those with the largest targets where there are more than `total`."""
     order = np.lexsort((np.arange(len(targets)), -targets))

@@ -10,7 +10,7 @@ import numpy as np
 
 from divsel_ray.data.hashing import uniform_hash
 from divsel_ray.errors import InputError
-from divsel_ray.select.allocation import allocate
+from divsel_ray.select.allocation import split_budgets
 from divsel_ray.select.columns import PoolColumns
 from divsel_ray.select.keyed import Groups
 from divsel_ray.select.lists import find_ids, positions_of, read_ids
@@ -40,7 +40,7 @@ class PoolRows:
         free: (n,) rows that may be drawn, those included among them.
 
     Raises:
-        InputError: the lists name rows that are not there, or contradict each other.
+        InputError: the lists name rows that are not there, or contradict each other, or too few rows may be drawn.
     """
 
     def __init__(self, files: DrawFiles, k: int, plan: DrawPlan, memory: float) -> None:
@@ -54,6 +54,7 @@ class PoolRows:
         self.included = find_ids(self.row_ids, config.include, "include", required=True)
         self.excluded = find_ids(self.row_ids, config.exclude, "exclude", required=False)
         self.free = self._free()
+        self._check_reserved()
         all_alike = np.zeros(len(self.row_ids), self.cluster.dtype)
         self.held_out = self._set_aside("held-out", plan.held_out, all_alike, 1, share_held_out)
         self.probe = self._set_aside("probe", plan.probe, self.cluster, k, share_probe)
@@ -81,6 +82,16 @@ class PoolRows:
         free[self.included] = True
         return free
 
+    def _check_reserved(self) -> None:
+        """Refuse at once what only the last round would miss, after all trainings before it."""
+        plan, able = self._plan, self._held(self.free)
+        if plan.reserved > able and not plan.allow_fewer:
+            raise InputError(
+                f"budget {plan.reserved:,} exceeds the {able:,} {plan.unit} that may be drawn: select.exclude, select.missing: "
+                "drop, clean.semantic_duplicates and quality.oversample leave out the others; lower it, leave out fewer, or "
+                "allow fewer (--allow-fewer, allow_fewer: true)"
+            )
+
     def _set_aside(self, purpose: str, wanted: int, group: np.ndarray, k: int, share: _Share) -> np.ndarray:
         """Positions, ascending, of rows kept out of every round; those rows are not free any more.
 
@@ -107,38 +118,50 @@ class PoolRows:
         Raises:
             InputError: they do not hold a budget or quota, or a source is not there.
         """
-        plan, quotas = self._plan, self._plan.config.quotas
-        if not quotas:
-            return [DrawPart(self.free, self._limited("budget", plan.budgets, self.free))]
-        if sum(quotas.values()) > plan.budgets[-1]:
-            raise InputError(f"select.quotas: they add up to more than the budget of {plan.budgets[-1]} {plan.unit}")
-        source = self.columns.read_texts(self._files.pool, "source")
-        rest, parts = self.free.copy(), []
-        for name, quota in quotas.items():
-            of_source = self.free & (source == name)
+        budgets, quotas = self._plan.budgets, self._plan.config.quotas
+        if sum(quotas.values()) > budgets[-1]:
+            raise InputError(f"select.quotas: they add up to more than the budget of {budgets[-1]} {self._plan.unit}")
+        # In the order of names: a manifest keeps no other, and what is drawn by it again has to be the same.
+        names = sorted(quotas)
+        masks = self._of_sources(names)
+        finals = [self._limited(f"quota of {name}", quotas[name], mask) for name, mask in zip(names, masks, strict=True)]
+        others = "budget beside the quotas" if quotas else "budget"
+        masks.append(self.free & ~np.logical_or.reduce(masks))
+        finals.append(self._limited(others, budgets[-1] - sum(finals), masks[-1]))
+        shares = split_budgets(budgets, np.array(finals)).T.tolist()
+        for what, mask, share in zip([*(f"quota of {name}" for name in names), others], masks, shares, strict=True):
+            self._check_included(what, mask, share[0])
+        return [DrawPart(mask, share) for mask, share in zip(masks, shares, strict=True)]
+
+    def _of_sources(self, names: list[str]) -> list[np.ndarray]:
+        """Of each source, (n,) its rows that may be drawn."""
+        source = self.columns.read_texts(self._files.pool, "source") if names else np.array([])
+        for name in names:
             if not (source == name).any():
                 known = ", ".join(sorted(set(source.tolist()))[:5])
                 raise InputError(f"select.quotas.{name}: no such source in the pool; there are {known}")
-            rest &= ~of_source
-            budgets = [_share(quota, budget, plan.budgets[-1]) for budget in plan.budgets]
-            parts.append(DrawPart(of_source, self._limited(f"quota of {name}", budgets, of_source)))
-        given = np.sum([part.budgets for part in parts], axis=0)
-        left = [int(budget - used) for budget, used in zip(plan.budgets, given, strict=True)]
-        return [*parts, DrawPart(rest, self._limited("budget beside the quotas", left, rest))]
+        return [self.free & (source == name) for name in names]
 
-    def _limited(self, what: str, budgets: list[int], mask: np.ndarray) -> list[int]:
-        """The budgets, if these rows hold them, or as much as they hold where fewer are allowed."""
-        held = int(mask.sum() if self.tokens is None else self.tokens[mask].sum())
-        of_included = self.included[mask[self.included]]
-        listed = int(len(of_included) if self.tokens is None else self.tokens[of_included].sum())
-        if listed > budgets[0]:
-            raise InputError(f"{what} {budgets[0]:,} is less than the {listed:,} {self._plan.unit} of select.include; raise it")
-        if budgets[-1] > held and not self._plan.allow_fewer:
+    def _limited(self, what: str, wanted: int, mask: np.ndarray) -> int:
+        """What is wanted of some rows, if they hold it, or as much as they hold where fewer are allowed."""
+        held = self._held(mask)
+        if wanted > held and not self._plan.allow_fewer:
             raise InputError(
-                f"{what} {budgets[-1]} exceeds the pool's {held} {self._plan.unit}; lower it, or allow fewer "
+                f"{what} {wanted} exceeds the pool's {held} {self._plan.unit}; lower it, or allow fewer "
                 "(--allow-fewer, allow_fewer: true)"
             )
-        return [min(budget, held) for budget in budgets]
+        return min(wanted, held)
+
+    def _check_included(self, what: str, mask: np.ndarray, smallest: int) -> None:
+        included = np.zeros_like(mask)
+        included[self.included] = True
+        listed = self._held(included & mask)
+        if listed > smallest:
+            raise InputError(f"{what} {smallest:,} is less than the {listed:,} {self._plan.unit} of select.include; raise it")
+
+    def _held(self, mask: np.ndarray) -> int:
+        """Rows under a mask, or their tokens where budgets count those."""
+        return int(mask.sum() if self.tokens is None else self.tokens[mask].sum())
 
     def candidates(self, mask: np.ndarray, budget: int) -> Candidates:
         """The rows under a mask, with what the sampler needs of them to choose so many.
@@ -195,8 +218,3 @@ def share_probe(sizes: np.ndarray, wanted: int, spare: int) -> np.ndarray:
     for turn in range(1, wanted + 1):
         counts[order[sizes[order] >= 2 * turn][: max(spare - int(counts.sum()), 0)]] += 1
     return counts
-
-
-def _share(quota: int, budget: int, total: int) -> int:
-    """What a quota of the whole budget comes to in a smaller one."""
-    return int(allocate(np.array([quota, max(total - quota, 0)], float), np.array([budget, budget]), budget)[0])

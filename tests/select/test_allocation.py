@@ -2,12 +2,19 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divsel_ray.config import SelectConfig
 from divsel_ray.errors import InputError
-from divsel_ray.select.allocation import allocate, allocate_round, allocate_tokens, allocation_weights, round_sizes
+from divsel_ray.select.allocation import (
+    allocate,
+    allocate_round,
+    allocate_tokens,
+    allocation_weights,
+    round_sizes,
+    split_budgets,
+)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 50))
@@ -58,6 +65,34 @@ def test_cumulative_rounding_serves_a_small_cluster_in_the_second_round():
         drawn = drawn + allocate_round(targets, drawn, sizes, 4)
         history.append(drawn.tolist())
     assert history == [[4, 0], [7, 1], [11, 1]]
+
+
+@pytest.mark.parametrize(
+    ("budgets", "finals", "expected"),
+    [
+        ([10, 100], [25, 25, 25, 25, 0], [[3, 3, 2, 2, 0], [25, 25, 25, 25, 0]]),
+        ([10, 100], [33, 33, 34, 0], [[3, 3, 4, 0], [33, 33, 34, 0]]),
+        ([10, 99], [33, 33, 33, 0], [[4, 3, 3, 0], [33, 33, 33, 0]]),
+        ([50, 100], [31, 31, 37, 1], [[16, 16, 18, 0], [31, 31, 37, 1]]),
+        # More than the parts have is what they have.
+        ([4, 60, 100], [10, 30], [[1, 3], [10, 30], [10, 30]]),
+        ([4, 8], [0, 0], [[0, 0], [0, 0]]),
+    ],
+)
+def test_a_nested_budget_is_split_like_the_last_one(budgets, finals, expected):
+    assert split_budgets(budgets, np.array(finals)).tolist() == expected
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=8), st.lists(st.integers(0, 1000), max_size=8))
+def test_parts_of_nested_budgets_add_up_and_never_shrink_or_exceed_what_they_give_in_the_end(finals, permille):
+    final = np.array(finals)
+    budgets = np.array([*sorted(final.sum() * share // 1000 for share in permille), final.sum()])
+    counts = split_budgets(budgets.tolist(), final)
+    assert (counts.sum(axis=1) == budgets).all()
+    assert (np.diff(counts, axis=0, prepend=0) >= 0).all()
+    assert counts[-1].tolist() == finals
+    assert (np.abs(counts - np.outer(budgets, final) / max(1, final.sum())) < 1).all()
 
 
 def shares(rule, sizes, **settings):

@@ -91,6 +91,42 @@ def test_a_pool_smaller_than_the_budget_is_refused(cluster, files, tmp_path):
         draw_round(files, K, DrawPlan(SelectConfig(), 0, [121]), tmp_path)
 
 
+def listed_out(files, tmp_path):
+    ids = sorted(column(files, "source"))
+    return SelectConfig(exclude=listed(tmp_path / "out.txt", ids[:50]))
+
+
+def dropped(files, tmp_path):
+    rows = pq.read_table(files.clusters[0])["row_id"].to_pylist()
+    pq.write_table(pa.table({"row_id": rows, "quality": [None] * len(rows)}), files.quality[0])
+    pq.write_table(pa.table({"row_id": pq.read_table(files.clusters[1])["row_id"], "quality": [1.0] * 70}), files.quality[1])
+    return SelectConfig(missing="drop")
+
+
+def removed(files, tmp_path):
+    files.removed.append(files.clusters[0])
+    return SelectConfig()
+
+
+@pytest.mark.parametrize("leave_out", [listed_out, dropped, removed])
+def test_a_budget_that_the_last_round_could_not_reach_is_refused_by_the_first(cluster, files, tmp_path, leave_out):
+    config = leave_out(files, tmp_path)
+    plan = DrawPlan(config, 0, [20], reserved=71)
+    with pytest.raises(InputError, match=r"^budget 71 exceeds the 70 rows that may be drawn: .*; lower it, .*--allow-fewer.*$"):
+        draw_round(files, K, plan, tmp_path)
+    assert draw_round(files, K, replace(plan, reserved=70), tmp_path)["rows"] == 20
+    assert draw_round(files, K, replace(plan, allow_fewer=True), tmp_path)["rows"] == 20
+
+
+def test_a_budget_of_tokens_is_held_against_the_tokens_that_may_be_drawn(cluster, files, tmp_path):
+    config, tokens = listed_out(files, tmp_path), column(files, "n_tokens")
+    able = sum(tokens[row_id] for row_id in sorted(tokens)[50:])
+    plan = DrawPlan(config, 0, [100], "tokens", reserved=able)
+    assert draw_round(files, K, plan, tmp_path)["tokens"] <= 100
+    with pytest.raises(InputError, match=f"budget {able + 1:,} exceeds the {able:,} tokens that may be drawn"):
+        draw_round(files, K, replace(plan, reserved=able + 1), tmp_path)
+
+
 def test_rows_are_drawn_without_quality_too(cluster, files, tmp_path):
     draw_round(DrawFiles(files.clusters), K, DrawPlan(SelectConfig(), 0, [12]), tmp_path)
     assert [row["quality"] for row in read(tmp_path)] == [None] * 12
@@ -131,6 +167,51 @@ def test_quotas_give_exactly_their_rows_and_the_rest_comes_from_the_others(clust
     assert facts["budgets"] == [[10, 10], [40, 40]]
     assert sum(source[row_id] == "small.jsonl" for row_id in rows) == 8
     assert sum(source[row_id] == "small.jsonl" for row_id, row in rows.items() if row["budget"] == 10) == 2
+
+
+QUARTERS = ("a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl")
+
+
+@pytest.fixture
+def quarters(files, tmp_path):
+    """The same rows, a quarter of them from each of four sources."""
+    ids = sorted(column(files, "source"))
+    table = pa.table({"row_id": ids, "source": [QUARTERS[at % 4] for at in range(ROWS)], "n_tokens": [10] * ROWS})
+    return replace(files, pool=write(tmp_path / "quarters", table, 50))
+
+
+@pytest.mark.parametrize(
+    ("budgets", "quotas"),
+    [
+        ([10, 100], [25, 25, 25, 25]),
+        ([11, 90], [30, 30, 30]),
+        ([10, 90], [29, 30, 30]),
+        ([1, 2, 3, 50, 80], [25, 30, 1]),
+    ],
+)
+def test_every_nested_budget_has_exactly_its_rows_beside_quotas(cluster, quarters, tmp_path, budgets, quotas):
+    quotas = dict(zip(QUARTERS, quotas, strict=False))
+    facts, rows = draw(quarters, tmp_path / "a", budgets, quotas=quotas)
+    assert facts["budgets"] == [[budget, budget] for budget in budgets]
+    source = column(quarters, "source")
+    for name, quota in quotas.items():
+        assert sum(source[row_id] == name for row_id in rows) == quota
+
+
+def test_the_order_of_quotas_changes_no_selection(cluster, quarters, tmp_path):
+    quotas = dict.fromkeys(QUARTERS, 5)
+    draws = [
+        draw(quarters, tmp_path / name, [7, 20], quotas=some, sampler="facility")[1]
+        for name, some in (("a", quotas), ("b", dict(reversed(quotas.items()))))
+    ]
+    assert draws[0] == draws[1]
+
+
+def test_what_a_source_lacks_of_its_quota_comes_from_the_others_where_fewer_are_allowed(cluster, files, tmp_path):
+    facts, rows = draw(files, tmp_path / "a", [10, 40], quotas={"small.jsonl": 30}, allow_fewer=True)
+    source = column(files, "source")
+    assert facts["budgets"] == [[10, 10], [40, 40]]
+    assert sum(source[row_id] == "small.jsonl" for row_id in rows) == 20
 
 
 def test_a_quota_that_cannot_be_met_is_refused_with_the_numbers(cluster, files, tmp_path):

@@ -76,15 +76,17 @@ def train_reward(
         progress: told of steps.
 
     Returns:
-        {"pairs", "held_out_pairs", "bad_rows", "held_out_accuracy", "held_out_interval": its 95 % interval (Wilson),
-        "train_loss", "seconds", "base"}.
+        {"pairs", "held_out_pairs", "bad_rows", "refused": pairs that the base's chat template refuses, "held_out_accuracy",
+        "held_out_interval": its 95 % interval (Wilson), "train_loss", "seconds", "base"}.
 
     Raises:
-        InputError: the data or the base cannot be used, too many rows are bad, or fewer than 10 pairs are left.
+        InputError: the data or the base cannot be used, too many rows are bad, fewer than 10 pairs are left, or `out` holds
+            something else than a model of this command.
     """
     settings, progress, out = training or Training(), progress or Silent(), Path(out)
     if not 0 < settings.held_out < 1:
         raise InputError(f"--held-out {settings.held_out:g}: expected a share between 0 and 1, e.g. 0.1")
+    _check_replaceable(out)
     config = _fit_config(settings)
     progress.start("train-reward")
     pairs, bad_rows = read_preferences(data, out.with_name(f"{out.name}.quarantine.jsonl"), settings.max_bad_rows)
@@ -92,6 +94,8 @@ def train_reward(
     fitted = fit_comparisons(
         train, held_out, config, settings.seed, out, lambda done, total: progress.advance(done, total, "steps")
     )
+    if fitted["refused"]:
+        progress.note(f"{fitted['refused']:,} pairs are left out, for the chat template of {settings.base} refuses them")
     accuracy = fitted.pop("held_out_accuracy")
     fitted.pop("accuracy_by_kind")
     interval = wilson_interval(round(accuracy * fitted["held_out_pairs"]), fitted["held_out_pairs"])
@@ -100,6 +104,18 @@ def train_reward(
     low, high = interval
     progress.finish("train-reward", f"held-out accuracy {accuracy:.3f} ({low:.3f} to {high:.3f})", cached=False)
     return facts
+
+
+def _check_replaceable(out: Path) -> None:
+    """The model takes the place of the whole folder: make sure that nothing else is lost with it.
+
+    Raises:
+        InputError: it is a file, or a folder of something else.
+    """
+    if out.is_file():
+        raise InputError(f"--out {out}: is a file; name a new folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / FACTS).is_file():
+        raise InputError(f"--out {out}: holds other files than a model of this command, which would be lost; name a new folder")
 
 
 def read_preferences(data: Sequence[str], quarantine: Path, max_bad_rows: int | None = None) -> tuple[list[Comparison], int]:

@@ -8,11 +8,13 @@ import pytest
 from divsel_ray.data.conversation import BadRow
 from divsel_ray.data.readers import Record
 from divsel_ray.errors import InputError
+from divsel_ray.progress import Silent
 from divsel_ray.score.reward_model import RewardModel
 from divsel_ray.score.scorer import Exchange
 from divsel_ray.train_reward import Training, parse_preference, read_preferences, split_by_prompt, train_reward, wilson_interval
 from tests.e2e.jobs import divsel
 from tests.models.tiny import WORDS, save_encoder, save_language_model
+from tests.train.rows import NO_SYSTEM
 
 
 def user(text: str) -> dict:
@@ -120,6 +122,49 @@ def test_a_reward_model_learns_what_is_preferred(tmp_path, save):
     rows = [Exchange(word, [user("how are you")], f"{word} one two three") for word in ("good", "bad")]
     scores = RewardModel(str(out), 48, 256).score(rows)
     assert scores[0] > scores[1]
+
+
+def test_a_folder_or_file_of_something_else_is_left_as_it_is(tmp_path):
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.txt").write_text("ten years of work")
+    missing, training = [str(tmp_path / "none.jsonl")], Training(str(tmp_path / "no-base"))
+    with pytest.raises(InputError, match=r"^--out .*thesis: holds other files than a model of this command"):
+        train_reward(missing, thesis, training)
+    with pytest.raises(InputError, match=r"^--out .*chapter\.txt: is a file; name a new folder$"):
+        train_reward(missing, thesis / "chapter.txt", training)
+    assert (thesis / "chapter.txt").read_text() == "ten years of work"
+
+
+def test_a_model_of_this_command_is_replaced_and_an_empty_folder_filled(tmp_path):
+    file, out = write(tmp_path / "prefs.jsonl", preferences(12)), tmp_path / "reward"
+    out.mkdir()
+    training = Training(str(save_encoder(tmp_path / "base")), max_tokens=48)
+    first = train_reward([file], out, training)
+    assert train_reward([file], out, training) | {"seconds": 0} == first | {"seconds": 0}
+
+
+def test_pairs_that_the_chat_template_refuses_are_left_out_counted_and_told(tmp_path):
+    from transformers import AutoTokenizer
+
+    said: list[str] = []
+    progress = Silent()
+    progress.note = said.append  # type: ignore[method-assign]
+    base = save_language_model(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = NO_SYSTEM
+    tokenizer.save_pretrained(base)
+    plain = preferences(24)
+    system = {"role": "system", "content": "be brief"}
+    strict = [{**row, "prompt": [system, user(row["prompt"])], "chosen": [assistant(row["chosen"])]} for row in plain]
+    strict = [{**row, "rejected": [assistant(row["rejected"])]} for row in strict]
+    training = Training(str(base), max_tokens=48, held_out=0.5)
+    some = write(tmp_path / "some.jsonl", [*plain[:20], *strict[20:]])
+    facts = train_reward([some], tmp_path / "reward", training, progress)
+    assert (facts["pairs"] + facts["held_out_pairs"], facts["refused"], facts["bad_rows"]) == (20, 4, 0)
+    assert [line for line in said if "4 pairs are left out, for the chat template of" in line] == said != []
+    with pytest.raises(InputError, match="refuses every one of 12 prompts: TemplateError: System role not supported"):
+        train_reward([write(tmp_path / "all.jsonl", strict)], tmp_path / "other", training)
 
 
 def test_a_base_that_is_no_model_is_one_clear_line(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -13,6 +14,12 @@ _SERVERS = {
     "cohere": ("https://api.cohere.com/v2", "CO_API_KEY"),
 }
 """Address and key's variable of each protocol's own server."""
+
+
+def in_the_clear(url: str) -> bool:
+    """Whether what is sent to a server leaves this machine unencrypted: a key only where its variable is named for it."""
+    parts = urlsplit(url)
+    return parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
 
 
 class EmbedApiConfig(Section):
@@ -31,7 +38,7 @@ class EmbedApiConfig(Section):
         "",
         pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$",
         description="Environment variable that holds the key, which never stands in a configuration. Default: OPENAI_API_KEY or "
-        "CO_API_KEY. An http:// server may do without.",
+        "CO_API_KEY, or none for an http:// server on another machine, which is sent a key only where this names it.",
     )
     dimensions: int | None = Field(None, ge=1, description="Length of a vector, where the model can be asked for it.")
     batch_rows: int = Field(96, ge=1, le=2048, description="Texts per request; Cohere takes 96, OpenAI 2,048.")
@@ -48,7 +55,9 @@ class EmbedApiConfig(Section):
         if not isinstance(values, dict) or protocol not in _SERVERS:
             return values
         url, key_variable = _SERVERS[protocol]
-        return {**values, "url": values.get("url") or url, "key_variable": values.get("key_variable") or key_variable}
+        url = values.get("url") or url
+        key_variable = "" if in_the_clear(str(url)) else key_variable
+        return {**values, "url": url, "key_variable": values.get("key_variable") or key_variable}
 
     @model_validator(mode="after")
     def _priced(self) -> EmbedApiConfig:

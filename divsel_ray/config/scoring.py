@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from divsel_ray.config.base import Section, Workers
+from divsel_ray.config.embedding import in_the_clear
 
 
 class FitRewardConfig(Section):
@@ -39,9 +40,9 @@ class JudgeConfig(Section):
     )
     key_variable: str = Field(
         "OPENAI_API_KEY",
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="Environment variable that holds the key, which never stands in a configuration. An http:// server may do "
-        "without.",
+        pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$",
+        description="Environment variable that holds the key, which never stands in a configuration. An http:// server on "
+        "another machine is sent a key only where this names it.",
     )
     template: str | None = Field(
         None,
@@ -59,6 +60,12 @@ class JudgeConfig(Section):
     max_cost: float | None = Field(
         None, gt=0, description="Money that a stage (of a reward: each round's) may spend; it stops before it spends more."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: Any) -> Any:
+        clear = isinstance(values, dict) and in_the_clear(str(values.get("url", "")))
+        return {"key_variable": "", **values} if clear else values
 
     @model_validator(mode="after")
     def _consistent(self) -> JudgeConfig:

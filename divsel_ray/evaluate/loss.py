@@ -1,7 +1,8 @@
 """Losses of given completions, row by row, rendered and cut exactly as in training (`train/encoding.py`).
 
 A row's loss is the sum over its completion's tokens of -log p(token | prompt, tokens before), in nats; the end-of-sequence
-token counts, for it is trained on. The mean loss of rows is the sum of their nats over the sum of their tokens.
+token counts, for it is trained on. The mean loss of rows is the sum of their nats over the sum of their tokens; a row that the
+chat template refuses has no tokens, and so no part in it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from divsel_ray.errors import InputError
 from divsel_ray.evaluate.loading import LoadedModel
 from divsel_ray.models.batching import token_batches
-from divsel_ray.train.encoding import Conversation, Example, collate, encode
+from divsel_ray.train.encoding import Conversation, Example, collate, encode, padding_of
 
 __all__ = ["Conversation", "LossMeter", "losses_of", "row_losses"]
 
@@ -42,7 +44,7 @@ def row_losses(
         (n,) float64 sums of negative log-likelihood in nats, and (n,) int64 tokens they are sums over.
 
     Raises:
-        InputError: the model or the adapter cannot be loaded.
+        InputError: the model or the adapter cannot be loaded, or the chat template refuses a row.
     """
     meter = LossMeter(model, chat_template=chat_template, max_tokens=max_tokens, batch_tokens=batch_tokens)
     return meter.measure(adapter, rows)
@@ -76,19 +78,33 @@ class LossMeter:
         """Loss of each row's completion with this adapter, or with none; returns as `row_losses`.
 
         Raises:
-            InputError: the adapter cannot be put on this model.
+            InputError: the adapter cannot be put on this model, or the chat template refuses a row: here every row has a loss.
         """
         with self._loaded.using(adapter) as model:
-            return losses_of(model, self._loaded.tokenizer, rows, self._max_tokens, self._batch_tokens)
+            nats, tokens = losses_of(model, self._loaded.tokenizer, rows, self._max_tokens, self._batch_tokens)
+        refused = [row.row_id for row, count in zip(rows, tokens, strict=True) if not count]
+        if refused:
+            raise InputError(
+                f"row {refused[0]}: its loss cannot be measured, for the chat template refuses it ({len(refused):,} such rows of "
+                f"{len(rows):,}); leave them out of the data, or give another chat_template"
+            )
+        return nats, tokens
 
 
 def losses_of(
     model: Any, tokenizer: Any, rows: Sequence[Conversation], max_tokens: int, batch_tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Loss of each row's completion under a loaded model; arguments and result as of `row_losses`."""
+    """Loss of each row's completion under a loaded model; arguments and result as of `row_losses`.
+
+    A row that the chat template refuses has no tokens.
+
+    Raises:
+        InputError: the chat template refuses every row.
+    """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max_tokens
-    padding = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
-    examples = encode(tokenizer, rows, min(max_tokens, positions))
+    padding, examples = padding_of(tokenizer), encode(tokenizer, rows, min(max_tokens, positions))
+    if examples and all(example.refusal for example in examples):
+        raise InputError(f"the chat template refuses every one of {len(rows):,} rows: {examples[0].refusal}")
     nats, tokens = np.zeros(len(rows)), np.array([len(example.completion) for example in examples], dtype=np.int64)
     for batch in token_batches([example.size for example in examples], [row.row_id for row in rows], batch_tokens):
         nats[batch] = _batch_losses(model, [examples[index] for index in batch], padding)

@@ -26,12 +26,17 @@ SCHEMA = pa.schema(
         ("generated", pa.string()),
         ("gold_tokens", pa.int64()),
         ("generated_tokens", pa.int64()),
+        ("gold_cut", pa.bool_()),
+        ("generated_cut", pa.bool_()),
         ("tokens", pa.int64()),
         ("finish_reason", pa.string()),
         ("error", pa.string()),
     ]
 )
-"""A shard: a row for each completion. Gold and generated texts are cut alike; their token counts are those after the cut."""
+"""A shard: a row for each completion. Gold and generated texts are cut alike; their token counts are those after the cut.
+
+A text is cut where it does not end by itself: here or, of a generated one, by the engine at its limit.
+"""
 
 
 @dataclass(frozen=True)
@@ -129,17 +134,18 @@ def shard_table(
 ) -> pa.Table:
     """The shard's rows in row and sample order; `completions` is keyed by (position of the row, sample)."""
 
-    def cut(text: str) -> tuple[str, int]:
-        """A text without blanks around it, cut to the limit, and its tokens then."""
+    def cut(text: str) -> tuple[str, int, bool]:
+        """A text without blanks around it, cut to the limit, its tokens then, and whether any were cut off."""
         kept = cut_completion(tokenizer, text.strip(), config.max_new_tokens)
-        return kept, min(len(tokenizer(kept, add_special_tokens=False).input_ids), config.max_new_tokens)
+        tokens = min(len(tokenizer(kept, add_special_tokens=False).input_ids), config.max_new_tokens)
+        return kept, tokens, kept != text.strip()
 
     found = []
     for position, row in enumerate(rows):
-        gold, gold_tokens = cut(row["messages"][-1]["content"])
+        gold, gold_tokens, gold_cut = cut(row["messages"][-1]["content"])
         for sample in range(config.samples):
             answer = completions[position, sample]
-            generated, generated_tokens = (None, None) if answer.text is None else cut(answer.text)
+            generated, generated_tokens, generated_cut = (None, None, None) if answer.text is None else cut(answer.text)
             found.append(
                 {
                     "row_id": row["row_id"],
@@ -149,6 +155,8 @@ def shard_table(
                     "generated": generated,
                     "gold_tokens": gold_tokens,
                     "generated_tokens": generated_tokens,
+                    "gold_cut": gold_cut,
+                    "generated_cut": None if answer.text is None else generated_cut or answer.finish_reason == "length",
                     "tokens": answer.tokens,
                     "finish_reason": answer.finish_reason,
                     "error": answer.error,

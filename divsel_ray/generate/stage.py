@@ -67,11 +67,13 @@ def read_template(file: str | None, setting: str) -> str | None:
     """
     if file is None:
         return None
-    from jinja2 import Environment, TemplateSyntaxError
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import _compile_jinja_template
 
     try:
         text = Path(file).expanduser().read_text(encoding="utf-8")
-        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+        # What transformers takes is more than Jinja: `{% generation %}` of training templates, say.
+        _compile_jinja_template(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{setting}: {file}: cannot be read: {one_line(error)}") from None
     except TemplateSyntaxError as error:

@@ -40,7 +40,7 @@ class Server(Protocol):
 
     @property
     def key_variable(self) -> str:
-        """The environment variable that holds the key."""
+        """The environment variable that holds the key; empty where none is to be sent."""
 
     @property
     def timeout_s(self) -> float:
@@ -73,20 +73,27 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def find_key(server: Server, what: str) -> str | None:
-    """The key in the environment; None for a server without TLS that needs none.
+    """The key in the environment; None for a server without TLS that needs none, or that is not to be sent one.
 
     Args:
         server: whose key it is.
         what: section of the configuration, for messages.
 
     Raises:
-        InputError: the variable is not set and the server is an https:// one.
+        InputError: there is none and the server is an https:// one, or the variable holds what cannot be a key.
     """
     key = os.environ.get(server.key_variable, "").strip()
     if not key and server.url.startswith("https:"):
+        missing = f"the environment variable {server.key_variable} is not set" if server.key_variable else "key_variable is empty"
         raise InputError(
-            f"{what}: the environment variable {server.key_variable} is not set; export the key of {server.url} there "
-            "(for a cluster: in the job's runtime environment), or name another variable in key_variable"
+            f"{what}: {missing}; export the key of {server.url} in a variable (on a cluster: before Ray starts on its nodes), "
+            "and name that in key_variable"
+        )
+    # No header takes anything else; the error that says so would repeat the key.
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise InputError(
+            f"{what}: the environment variable {server.key_variable} holds no key: expected printable ASCII characters without "
+            "spaces and line breaks"
         )
     return key or None
 
@@ -156,6 +163,8 @@ class ApiClient:
         """What an HTTP error means for the caller; of its text a line, without the key should the server repeat it."""
         code, server = error.code, self._server
         if code in (401, 403):
+            if not self._key:
+                return InputError(f"{self._what}: {server.url} wants a key (HTTP {code}); name its variable in key_variable")
             return InputError(f"{self._what}: {server.url} refuses the key in {server.key_variable} (HTTP {code})")
         said = f"HTTP {code}: {self._redacted(error)}"
         if code == 404 or code in range(300, 400):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from divsel_ray.config import FitRewardConfig
-from divsel_ray.errors import InputError
+from divsel_ray.errors import InputError, one_line
 from divsel_ray.models.references import resolve_model
 from divsel_ray.score.encoding import Encoded, collate, encode_exchange, load_tokenizer, position_limit, seen_completion
 from divsel_ray.score.preferences import Comparison, draw, make_comparisons
@@ -50,8 +50,9 @@ def fit_reward_model(
         report: called with (steps done, steps in all) during training.
 
     Returns:
-        {"pairs", "held_out_pairs", "held_out_accuracy", "accuracy_by_kind", "train_loss", "seconds"}; the losses are
-        means over at most 20 equal stretches of the training.
+        {"pairs", "held_out_pairs", "held_out_accuracy", "accuracy_by_kind", "train_loss", "seconds", "refused"}; the losses
+        are means over at most 20 equal stretches of the training, and refused are the prompts that the base's chat template
+        refuses.
 
     Raises:
         InputError: fewer than 10 exchanges, or the base is no model that transformers can load.
@@ -60,11 +61,11 @@ def fit_reward_model(
     with _fixed_threads():
         tokenizer, model = _load_base(config, seed)
         max_tokens = min(config.max_tokens, position_limit(model))
-        parts = split_held_out(_seen(tokenizer, exchanges, max_tokens), config, seed)
-        train, held_out = (make_comparisons(part, seed) for part in parts)
+        seen, refused = _seen(tokenizer, exchanges, max_tokens)
+        train, held_out = (make_comparisons(part, seed) for part in split_held_out(seen, config, seed))
         facts = _fit(tokenizer, model, train, held_out, config, seed, report or _unreported)
     _save(model, tokenizer, folder)
-    return {**facts, "seconds": round(time.perf_counter() - started, 1)}
+    return {**facts, "seconds": round(time.perf_counter() - started, 1), "refused": facts["refused"] + refused}
 
 
 def fit_comparisons(
@@ -87,7 +88,7 @@ def fit_comparisons(
         As `fit_reward_model`.
 
     Raises:
-        InputError: the base cannot be loaded.
+        InputError: the base cannot be loaded, or its chat template refuses every comparison of a part.
     """
     started = time.perf_counter()
     tokenizer, model = _load_base(config, seed)
@@ -111,10 +112,16 @@ def _fit(
 ) -> dict[str, Any]:
     """Train, and measure on the held-out part."""
     max_tokens = min(config.max_tokens, position_limit(model))
-    groups, apart = (_encode_comparisons(tokenizer, part, max_tokens) for part in (train, held_out))
+    (groups, refused), (apart, refused_apart) = (_encode_comparisons(tokenizer, part, max_tokens) for part in (train, held_out))
     losses = _train(tokenizer, model, groups, config, seed, report)
     pairs, held_out_pairs = (sum(len(group) - 1 for group in part) for part in (groups, apart))
-    return {"pairs": pairs, "held_out_pairs": held_out_pairs, **_accuracy(tokenizer, model, apart), "train_loss": losses}
+    return {
+        "pairs": pairs,
+        "held_out_pairs": held_out_pairs,
+        "refused": refused + refused_apart,
+        **_accuracy(tokenizer, model, apart),
+        "train_loss": losses,
+    }
 
 
 def split_held_out(exchanges: Sequence[Exchange], config: FitRewardConfig, seed: int) -> tuple[list[Exchange], list[Exchange]]:
@@ -133,15 +140,32 @@ def split_held_out(exchanges: Sequence[Exchange], config: FitRewardConfig, seed:
     return order[held_out:wanted], order[:held_out]
 
 
-def _seen(tokenizer: Any, exchanges: Sequence[Exchange], max_tokens: int) -> list[Exchange]:
-    """Exchanges with what the model sees of their completion: a cut or a swap beyond that would change nothing."""
+def _seen(tokenizer: Any, exchanges: Sequence[Exchange], max_tokens: int) -> tuple[list[Exchange], int]:
+    """Exchanges with what the model sees of their completion, for a cut or a swap beyond that would change nothing; and how
+    many the chat template refuses."""
     texts, _ = encode_each(exchanges, lambda exchange: seen_completion(tokenizer, exchange, max_tokens))
-    return [Exchange(exchanges[at].row_id, exchanges[at].messages, text) for at, text in texts.items() if text.strip()]
+    seen = [Exchange(exchanges[at].row_id, exchanges[at].messages, text) for at, text in texts.items() if text.strip()]
+    return seen, len(exchanges) - len(texts)
 
 
-def _encode_comparisons(tokenizer: Any, comparisons: Sequence[Comparison], max_tokens: int) -> list[Group]:
-    groups = [{"chosen": comparison.chosen, **comparison.rejected} for comparison in comparisons if comparison.rejected]
-    return [{kind: encode_exchange(tokenizer, row, max_tokens) for kind, row in group.items()} for group in groups]
+def _encode_comparisons(tokenizer: Any, comparisons: Sequence[Comparison], max_tokens: int) -> tuple[list[Group], int]:
+    """Comparisons as token ids, without those that the chat template refuses, and how many those are.
+
+    Raises:
+        InputError: it refuses all of them.
+    """
+    found: list[Group] = []
+    problem, refused = "", 0
+    for comparison in comparisons:
+        group = {"chosen": comparison.chosen, **comparison.rejected}
+        try:
+            if comparison.rejected:
+                found.append({kind: encode_exchange(tokenizer, row, max_tokens) for kind, row in group.items()})
+        except Exception as error:  # tokenizers and Jinja templates raise anything
+            problem, refused = problem or one_line(error), refused + 1
+    if refused and not found:
+        raise InputError(f"the base model's chat template refuses every one of {refused:,} prompts: {problem}")
+    return found, refused
 
 
 def _load_base(config: FitRewardConfig, seed: int) -> tuple[Any, Any]:

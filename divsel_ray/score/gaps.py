@@ -20,14 +20,16 @@ def shard_exchanges(shard: pa.Table) -> list[Exchange]:
     A prompt without any completion is left out, gold and all: it has no gap.
 
     Args:
-        shard: row_id, sample, prompt_messages, gold and generated (null where there is none).
+        shard: row_id, sample, prompt_messages, gold and generated (null where there is none); gold_cut and generated_cut, where
+            it is known which texts were cut.
     """
     exchanges: dict[str, Exchange] = {}
-    columns = ("row_id", "sample", "prompt_messages", "gold", "generated")
-    for row_id, sample, messages, gold, generated in zip(*(shard[name].to_pylist() for name in columns), strict=True):
-        if generated is not None:
-            for name, text in (("gold", gold), (str(sample), generated)):
-                exchanges.setdefault(f"{row_id}:{name}", Exchange(f"{row_id}:{name}", messages, text))
+    for row in shard.to_pylist():
+        if row["generated"] is not None:
+            for name, side in (("gold", "gold"), (str(row["sample"]), "generated")):
+                row_id = f"{row['row_id']}:{name}"
+                exchange = Exchange(row_id, row["prompt_messages"], row[side], bool(row.get(f"{side}_cut")))
+                exchanges.setdefault(row_id, exchange)
     return list(exchanges.values())
 
 

@@ -66,11 +66,16 @@ class LanguageModel:
     def encode(self, exchange: Exchange) -> Text:
         """The completion after its prompt; prompts are cut from the left, and the completion keeps at least half.
 
+        The end-of-sequence token belongs to a completion that ends, not to one that was cut: of such a token the loss would
+        say how strange the cut is.
+
         Raises:
             ValueError: the completion is empty.
         """
         prompt = encode_prompt(self.tokenizer, exchange.messages, self.max_tokens) or [self._start]
         completion = encode_completion(self.tokenizer, exchange.completion, self.max_tokens - 1)
+        if exchange.cut and completion[-1:] == [self.tokenizer.eos_token_id]:
+            completion = completion[:-1]
         completion = completion[: max(self.max_tokens // 2, self.max_tokens - len(prompt))]
         if not completion:
             raise ValueError("the completion is empty")

@@ -21,11 +21,13 @@ class Exchange:
         row_id: unique name; with the token count it fixes the order in which exchanges are batched.
         messages: role and content of every message before the completion.
         completion: the assistant's text.
+        cut: whether the text goes on where it was cut off: its end is no end that a model is to predict.
     """
 
     row_id: str
     messages: Sequence[Message]
     completion: str
+    cut: bool = False
 
 
 class Scorer(Protocol):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from divsel_ray.errors import one_line
 from divsel_ray.models.text import Message, encode_completion, encode_prompt
 
 
@@ -24,10 +25,18 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of one row: the prompt, and the completion that the loss is taken on."""
+    """Token ids of one row.
+
+    Attributes:
+        prompt: what the model reads first.
+        completion: what the loss is taken on.
+        refusal: why the chat template refuses the row, which then has one token of padding and nothing to learn: it keeps its
+            place in the plan, and the other rows theirs.
+    """
 
     prompt: list[int]
     completion: list[int]
+    refusal: str = ""
 
     @property
     def size(self) -> int:
@@ -36,15 +45,30 @@ class Example:
 
 
 def encode(tokenizer: Any, rows: Sequence[Conversation], max_tokens: int) -> list[Example]:
-    """Tokenise rows to at most `max_tokens`; the completion may use what a prompt of up to half of them leaves."""
+    """Tokenise rows to at most `max_tokens`; the completion may use what a prompt of up to half of them leaves.
+
+    A row that the chat template refuses (a role it does not know, say) never ends the job: see `Example.refusal`.
+    """
     examples = []
     for row in rows:
-        prompt = encode_prompt(tokenizer, row.messages[:-1], max_tokens)
-        completion = encode_completion(tokenizer, row.messages[-1]["content"], max_tokens)
-        room = max(max_tokens - len(completion), max_tokens // 2)
-        prompt = prompt if len(prompt) <= room else encode_prompt(tokenizer, row.messages[:-1], room)
-        examples.append(Example(prompt, completion[: max_tokens - len(prompt)]))
+        try:
+            examples.append(_encode(tokenizer, row, max_tokens))
+        except Exception as error:  # tokenizers and Jinja templates raise anything
+            examples.append(Example([padding_of(tokenizer)], [], one_line(error)))
     return examples
+
+
+def _encode(tokenizer: Any, row: Conversation, max_tokens: int) -> Example:
+    prompt = encode_prompt(tokenizer, row.messages[:-1], max_tokens)
+    completion = encode_completion(tokenizer, row.messages[-1]["content"], max_tokens)
+    room = max(max_tokens - len(completion), max_tokens // 2)
+    prompt = prompt if len(prompt) <= room else encode_prompt(tokenizer, row.messages[:-1], room)
+    return Example(prompt, completion[: max_tokens - len(prompt)])
+
+
+def padding_of(tokenizer: Any) -> int:
+    """The token that fills up batches, also of a tokenizer that names none."""
+    return int(next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None))
 
 
 def pack(examples: Sequence[Example], max_tokens: int) -> list[list[Example]]:

@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from divsel_ray.config import TrainConfig
-from divsel_ray.train.encoding import Conversation, encode
-from divsel_ray.train.schedule import gather, schedule
+from divsel_ray.errors import JobError
+from divsel_ray.train.encoding import Conversation, Example, encode, padding_of
+from divsel_ray.train.schedule import gather, rank, schedule
 
-__all__ = ["Conversation", "Origin", "Resumption", "finetune"]
+__all__ = ["REFUSED", "Conversation", "Origin", "Resumption", "finetune"]
+
+REFUSED = "refused.jsonl"
+"""Beside what was trained, where there are any: the rows that the chat template refuses."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune on `rows` and save to `folder/adapter` or `folder/model`.
 
-    `folder/losses.jsonl` gets a line per optimiser step while it runs: {"step", "steps", "loss"}.
+    `folder/losses.jsonl` gets a line per optimiser step while it runs: {"step", "steps", "loss"}. Rows that the chat template
+    refuses have no loss, and a line in `folder/refused.jsonl`: {"row_id", "reason"}.
 
     Args:
         model_folder: base model.
@@ -80,11 +85,12 @@ def finetune(
         resumption: from what checkpoint it goes on, and which it leaves; without it, none.
 
     Returns:
-        {"steps", "tokens", "train_loss", "held_out_loss_base", "held_out_loss", "world_size", "resumed_from"}, where
-        tokens counts every epoch and train_loss is the mean over steps, in nats per completion token.
+        {"steps", "tokens", "train_loss", "held_out_loss_base", "held_out_loss", "world_size", "resumed_from", "refused",
+        "held_out_refused"}, where tokens counts every epoch, train_loss is the mean over steps, in nats per completion token,
+        and the last two are rows that the chat template refuses.
 
     Raises:
-        JobError: the loss diverged; on all workers at the same step.
+        JobError: the loss diverged, on all workers at the same step; or the chat template refuses every row.
     """
     from transformers import set_seed
 
@@ -92,10 +98,13 @@ def finetune(
 
     set_seed(seed)
     tokenizer = load_tokenizer(model_folder, origin.chat_template, trust_remote_code=config.trust_remote_code)
-    padding = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+    padding = padding_of(tokenizer)
     train, valid = (encode(tokenizer, part, config.max_tokens) for part in (rows, held_out))
-    model = load_trainable(model_folder, config, origin.start)
+    refused = refused_rows(rows, train)
     folder.mkdir(parents=True, exist_ok=True)
+    if refused and rank() == 0:
+        (folder / REFUSED).write_text("".join(json.dumps(row) + "\n" for row in refused), encoding="utf-8")
+    model = load_trainable(model_folder, config, origin.start)
     with tempfile.TemporaryDirectory() as unused:
         resumption = resumption or Resumption(Path(unused))
         arguments = training_arguments(config, seed, resumption.scratch, saves=resumption.hand_on is not None)
@@ -110,8 +119,31 @@ def finetune(
         trainer.train(str(resumption.checkpoint) if resumption.checkpoint else None)
     after = measure(trainer, valid, padding)
     save_trained(trainer, tokenizer, config, folder / trained_name(config))
-    tokens = sum(gather(sum(example.size for example in train))) * config.epochs
-    return {**facts_of(trainer, watch), "tokens": tokens, "held_out_loss": after}
+    return {
+        **facts_of(trainer, watch),
+        "tokens": sum(gather(sum(example.size for example in train if not example.refusal))) * config.epochs,
+        "held_out_loss": after,
+        "refused": len(refused),
+        "held_out_refused": sum(bool(example.refusal) for example in valid),
+    }
+
+
+def refused_rows(rows: Sequence[Conversation], examples: Sequence[Example]) -> list[dict[str, str]]:
+    """The rows of all workers that the chat template refuses: {"row_id", "reason"}.
+
+    Args:
+        rows: of this worker.
+        examples: what `encode` made of them.
+
+    Raises:
+        JobError: it refuses every row; on all workers.
+    """
+    pairs = zip(rows, examples, strict=True)
+    own = [{"row_id": row.row_id, "reason": example.refusal} for row, example in pairs if example.refusal]
+    refused, count = [row for part in gather(own) for row in part], sum(gather(len(rows)))
+    if refused and len(refused) == count:
+        raise JobError(f"refine.train: the chat template refuses every one of {count:,} rows: {refused[0]['reason']}")
+    return refused
 
 
 @lru_cache(maxsize=1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from divsel_ray.config import TrainConfig
 from divsel_ray.train.encoding import Example, pack
 from divsel_ray.train.plan import column_bounds, cut_steps, part_bounds, parts_of, plan_steps
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def schedule(examples: Sequence[Example], config: TrainConfig, seed: int) -> Sch
     return Schedule([sequence for column in packed for sequence in column], batches, batches_per_step)
 
 
-def gather(value: int) -> list[int]:
+def gather(value: T) -> list[T]:
     """The values of all workers, in the order of their ranks."""
     import torch.distributed as group
 

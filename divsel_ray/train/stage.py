@@ -22,7 +22,7 @@ from divsel_ray.models.references import resolve_model
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster, await_ready
 from divsel_ray.store import atomic_path, read_json, write_json
-from divsel_ray.train.finetune import Conversation, Origin, Resumption, finetune, trained_name
+from divsel_ray.train.finetune import REFUSED, Conversation, Origin, Resumption, finetune, trained_name
 from divsel_ray.train.plan import part_bounds, parts_of
 
 SECTION = "refine.train"
@@ -60,6 +60,8 @@ def train_round(round_: Round, config: TrainConfig, folder: Path, cluster: Clust
     A killed worker, and a killed driver whose command is given again, go on from the last checkpoint, which is kept in the
     folder's `.state` until the training is done. The folder must be this training's own.
 
+    Rows that the chat template refuses are not trained on: the user is told, and `training/refused.jsonl` lists them.
+
     Returns:
         What `finetune` reports, and "elastic": whether it may have run with fewer workers than configured.
 
@@ -77,6 +79,9 @@ def train_round(round_: Round, config: TrainConfig, folder: Path, cluster: Clust
             trainer = _trainer(round_, config, folder.name, (state, unfinished), cluster)
             facts = _fit(trainer, unfinished / "losses.jsonl", progress)
             write_json(unfinished / _FACTS, {**facts, "elastic": _fewest(config) < _most(config)})
+        if facts["refused"]:
+            refused = f"{facts['refused']:,} rows are not trained on, for the chat template refuses them"
+            progress.note(f"{SECTION}: {refused}; {output / REFUSED} says why")
     shutil.rmtree(state, ignore_errors=True)
     return dict(read_json(output / _FACTS))
 

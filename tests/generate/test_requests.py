@@ -67,6 +67,23 @@ def test_gold_and_generated_are_cut_to_the_same_number_of_tokens(tokenizer):
     assert (found["generated"], found["generated_tokens"], found["tokens"]) == ("green blue red", 3, 5)
 
 
+def test_a_shard_says_which_texts_were_cut(tokenizer):
+    """Here, or by the engine, which may leave fewer tokens than it took."""
+
+    class Scripted:
+        def generate(self, prompts, seeds, trained):
+            answers = [("red red red red", "stop"), ("red red red", "stop"), (" red red", "length"), ("red", "stop")]
+            return [Completion(text, 3, reason) for text, reason in answers]
+
+    golds = ["one two three", "one two three four", "one", "one"]
+    rows = [row(str(number), "cats", gold) for number, gold in enumerate(golds)]
+    table = complete_rows(rows, tokenizer, Scripted(), CONFIG, 0, None)
+    assert table["gold_cut"].to_pylist() == [False, True, False, False]
+    assert table["generated_cut"].to_pylist() == [True, False, True, False]
+    failed = complete_rows(ROWS, tokenizer, Echo(refused=tokenizer.convert_tokens_to_ids("sea")), CONFIG, 7, None)
+    assert failed["generated_cut"].to_pylist() == [False, False, None, False]
+
+
 def test_one_prompt_that_the_engine_refuses_is_an_error_row_and_the_others_are_completed(tokenizer):
     engine = Echo(refused=tokenizer.convert_tokens_to_ids("sea"))
     table = complete_rows(ROWS, tokenizer, engine, CONFIG, 7, None).to_pylist()

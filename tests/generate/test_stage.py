@@ -151,6 +151,8 @@ def test_a_given_chat_template_is_read_and_a_broken_one_refused(tmp_path):
         read_chat_template(config)
     path.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     assert read_chat_template(config) == path.read_text()
+    path.write_text("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}")
+    assert "generation" in read_chat_template(config)
     path.write_text("\n{% for m in messages %}")
     with pytest.raises(InputError, match=r"chat\.jinja: line \d: not a Jinja template"):
         read_chat_template(config)

@@ -95,6 +95,13 @@ def test_too_small_a_pool_is_refused(encoder, tmp_path):
         fit_reward_model(toy_pool(9), settings(encoder), 0, tmp_path / "m")
 
 
+def test_prompts_that_the_base_refuses_are_counted(encoder, tmp_path):
+    rows = toy_pool(30)
+    rows[3] = Exchange(rows[3].row_id, [{"role": "user"}], rows[3].completion)
+    facts = fit_reward_model(rows, settings(encoder, prompts=20, held_out=10, epochs=1), 0, tmp_path / "m")
+    assert facts["refused"] == 1
+
+
 def test_a_base_that_is_no_encoder_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"^base model .*: cannot be loaded as the base of a reward model"):
         fit_reward_model(toy_pool(12), settings(tmp_path), 0, tmp_path / "m")

@@ -47,6 +47,13 @@ def test_gold_is_scored_once_and_every_sample_that_there_is():
     assert exchanges == {"a:gold": "gold a", "a:0": "one", "a:1": "one two", "b:gold": "gold b", "b:0": "x"}
 
 
+def test_what_was_cut_is_told_and_what_is_not_known_to_be_cut_is_whole():
+    marked = [{**row, "gold_cut": row["row_id"] == "b", "generated_cut": row["sample"] == 1} for row in SHARD]
+    exchanges = {exchange.row_id: exchange.cut for exchange in shard_exchanges(pa.Table.from_pylist(marked))}
+    assert exchanges == {"a:gold": False, "a:0": False, "a:1": True, "b:gold": True, "b:0": False}
+    assert not any(exchange.cut for exchange in shard_exchanges(pa.Table.from_pylist(SHARD)))
+
+
 def test_a_gap_is_gold_less_the_mean_over_samples(tmp_path):
     scores = {"b:0": 4.0, "a:gold": 3.0, "a:1": 0.0, "b:gold": 1.0, "a:0": 1.0}
     rows, facts = gaps(tmp_path, scores, held_out=["b"])

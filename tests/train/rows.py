@@ -8,6 +8,12 @@ import pyarrow.parquet as pq
 
 from divsel_ray.train.encoding import Conversation
 
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ m.content }} : {% endfor %}"
+)
+"""A chat template that refuses a system message, as Gemma's does."""
+
 
 def conversations(count: int) -> list[Conversation]:
     """Rows in the order of their row ids."""
@@ -17,6 +23,11 @@ def conversations(count: int) -> list[Conversation]:
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
         rows.append(Conversation(hashlib.sha256(str(number).encode()).hexdigest()[:32], messages))
     return sorted(rows, key=lambda row: row.row_id)
+
+
+def with_system(row: Conversation) -> Conversation:
+    """The row after a system message."""
+    return Conversation(row.row_id, [{"role": "system", "content": "be brief"}, *row.messages])
 
 
 def write_rows(path: Path, rows: list[Conversation]) -> Path:

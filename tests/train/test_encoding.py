@@ -7,6 +7,7 @@ from transformers import AutoTokenizer
 
 from divsel_ray.train.encoding import Conversation, Example, collate, encode, pack
 from tests.models.tiny import save_tokenizer
+from tests.train.rows import NO_SYSTEM, with_system
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,15 @@ def test_a_long_prompt_leaves_room_for_the_completion(tokenizer):
     [short] = encode(tokenizer, [conversation(prompt="word " * 200)], max_tokens=32)
     assert short.size == 32
     assert short.completion[-1] == tokenizer.eos_token_id
+
+
+def test_a_row_that_the_chat_template_refuses_has_nothing_to_learn_and_says_why(tmp_path):
+    strict = AutoTokenizer.from_pretrained(save_tokenizer(tmp_path, NO_SYSTEM))
+    good, refused = encode(strict, [conversation(), with_system(conversation())], max_tokens=32)
+    assert (good.refusal, len(good.completion)) == ("", 4)
+    assert refused == Example([strict.pad_token_id], [], "TemplateError: System role not supported")
+    batch = collate([[good], [refused]], padding=0)
+    assert (batch["labels"] != -100).sum(1).tolist() == [4, 0]
 
 
 def test_completions_of_a_batch_begin_at_the_same_position():

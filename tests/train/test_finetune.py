@@ -13,7 +13,7 @@ from divsel_ray.config import TrainConfig, Workers
 from divsel_ray.errors import JobError
 from divsel_ray.train.finetune import Origin, Resumption, finetune
 from tests.models.tiny import save_language_model
-from tests.train.rows import conversations
+from tests.train.rows import NO_SYSTEM, conversations, with_system
 
 ROWS = conversations(18)
 WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "model/model.safetensors"}
@@ -122,6 +122,33 @@ def test_packing_takes_fewer_steps_over_the_same_tokens(model_folder, tmp_path):
     assert packed["tokens"] == apart["tokens"]
     assert packed["steps"] <= math.ceil(packed["tokens"] / 2 / 40) * 2 < apart["steps"]
     assert packed["held_out_loss"] < packed["held_out_loss_base"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"packing": True}, {"gradient_accumulation": 2}, {"gradient_checkpointing": True}])
+def test_rows_that_the_chat_template_refuses_are_left_out_of_the_loss_and_listed(changes, model_folder, tmp_path):
+    """In batches of one, some steps have nothing to learn."""
+    config, origin = settings(batch_size=1, **changes), Origin(chat_template=NO_SYSTEM)
+    rows = [with_system(row) if number % 6 == 1 else row for number, row in enumerate(ROWS)]
+    known = [row for row, other in zip(rows, ROWS, strict=True) if row is other]
+    facts = finetune(model_folder, rows, rows[:4], config, 3, tmp_path / "some", origin)
+    without = finetune(model_folder, known, known[:3], config, 3, tmp_path / "none", origin)
+    assert (facts["refused"], facts["held_out_refused"], without["refused"]) == (3, 1, 0)
+    assert facts["tokens"] == without["tokens"]
+    assert facts["held_out_loss_base"] == pytest.approx(without["held_out_loss_base"], rel=1e-5)
+    assert facts["held_out_loss"] < facts["held_out_loss_base"] - 0.1
+    lines = [json.loads(line) for line in (tmp_path / "some" / "losses.jsonl").read_text().splitlines()]
+    assert len(lines) == facts["steps"]
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    listed = [json.loads(line) for line in (tmp_path / "some" / "refused.jsonl").read_text().splitlines()]
+    assert [row["row_id"] for row in listed] == [ROWS[number].row_id for number in (1, 7, 13)]
+    assert {row["reason"] for row in listed} == {"TemplateError: System role not supported"}
+    assert not (tmp_path / "none" / "refused.jsonl").exists()
+
+
+def test_a_chat_template_that_refuses_every_row_ends_the_training_in_its_words(model_folder, tmp_path):
+    rows = [with_system(row) for row in ROWS]
+    with pytest.raises(JobError, match=r"refuses every one of 18 rows: TemplateError: System role not supported$"):
+        finetune(model_folder, rows, [], settings(), 3, tmp_path, Origin(chat_template=NO_SYSTEM))
 
 
 def test_bfloat16_adapters_are_kept_in_float32(model_folder, tmp_path):

@@ -26,7 +26,7 @@ from divsel_ray.train import stage
 from divsel_ray.train.finetune import Origin
 from divsel_ray.train.stage import Round, train_round, trained_folder
 from tests.models.tiny import save_language_model
-from tests.train.rows import conversations, write_rows
+from tests.train.rows import NO_SYSTEM, conversations, with_system, write_rows
 
 ROWS = conversations(19)
 
@@ -121,6 +121,23 @@ def test_two_workers_train_what_one_with_batches_of_both_trains(job, cluster, tm
     assert {name: fact["elastic"] for name, fact in facts.items()} == {**dict.fromkeys(ways, False), "elastic": True}
     assert facts["one"]["world_size"] == 1
     assert facts["two"]["world_size"] == 2
+
+
+@pytest.mark.slow
+def test_a_worker_all_of_whose_rows_are_refused_takes_its_steps_and_the_user_is_told(job, cluster, tmp_path):
+    said: list[str] = []
+    progress = Silent()
+    progress.note = said.append  # type: ignore[method-assign]
+    rows = [with_system(row) if number < 9 else row for number, row in enumerate(ROWS)]
+    held_out = write_rows(tmp_path / "held_out.parquet", ROWS[:4])
+    round_ = Round(write_rows(tmp_path / "rows.parquet", rows), held_out, 3, Origin(chat_template=NO_SYSTEM))
+    config = TrainConfig(**job[1], batch_size=2, workers=Workers(count=2))
+    facts = train_round(round_, config, tmp_path / "round", cluster, progress)
+    assert (facts["steps"], facts["refused"]) == (10, 9)
+    assert facts["held_out_loss"] < facts["held_out_loss_base"]
+    listed = tmp_path / "round" / "training" / "refused.jsonl"
+    assert said == [f"refine.train: 9 rows are not trained on, for the chat template refuses them; {listed} says why"]
+    assert len(listed.read_text().splitlines()) == 9
 
 
 @pytest.mark.slow

@@ -62,7 +62,12 @@ def embed_by_api(
 
 
 def _tokens_of(file: str, most: int) -> int:
-    """Tokens that will be sent of a partition's rows, as far as the pool's tokenizer counts as the server's does."""
+    """Tokens that will be sent of a partition's rows, as far as the pool's tokenizer counts as the server's does.
+
+    Of rows that are no pool's and were never counted: as many as there can be.
+    """
+    if "n_tokens" not in pq.read_schema(file).names:
+        return int(pq.read_metadata(file).num_rows) * most
     counts = pq.read_table(file, columns=["n_tokens"])["n_tokens"]
     return int(pc.sum(pc.min_element_wise(counts, most)).as_py() or 0)
 

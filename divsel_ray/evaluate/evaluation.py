@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from divsel_ray.config import EvaluateConfig
+from divsel_ray.config import EvaluateConfig, PoolConfig
 from divsel_ray.config.files import build_section, override
 from divsel_ray.errors import InputError
 from divsel_ray.evaluate.harness import HarnessTask, require_harness
@@ -133,8 +133,8 @@ def _rows(work: _Evaluation) -> _Rows | None:
     """The rows for losses, without those that a model of the runs was trained on; None where there are none."""
     request = work.request
     if request.rows is not None:
-        turns = work.runs[0].config.pool.turns if work.runs else "all"
-        rows: list[dict[str, Any]] | None = read_file(request.rows, _SETTING, turns, work.progress)
+        pool = work.runs[0].config.pool if work.runs else PoolConfig(data=[])
+        rows: list[dict[str, Any]] | None = read_file(request.rows, _SETTING, pool, work.progress)
     else:
         rows = held_out_rows(work.runs)
         if len(work.runs) > 1 and rows is None:

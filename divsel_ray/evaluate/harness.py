@@ -23,8 +23,7 @@ from divsel_ray.errors import InputError, one_line
 from divsel_ray.evaluate.loading import LoadedModel
 from divsel_ray.evaluate.models import Model
 from divsel_ray.models.companions import installed_version
-from divsel_ray.models.references import fingerprint
-from divsel_ray.store import write_json
+from divsel_ray.store import digest, file_digest, write_json
 
 PACKAGE = "lm-eval"
 _ERROR = "_stderr"
@@ -58,9 +57,17 @@ class HarnessTask:
     def identity(self) -> list[Any]:
         """The task by its name and the version of the harness or the content of the folder, and how it is asked."""
         config = self.config
-        source = fingerprint(str(self.folder)) if self.folder else None
         asked = [config.fewshot, config.chat, config.dtype, config.batch_size, self.chat_template if config.chat else None]
-        return [1, self.name, installed_version(PACKAGE), source, self.limit, *asked]
+        return [1, self.name, installed_version(PACKAGE), self._content, self.limit, *asked]
+
+    @functools.cached_property
+    def _content(self) -> str | None:
+        """What identifies the folder's content, to its last byte: it holds the task's data."""
+        if self.folder is None:
+            return None
+        files = sorted(path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
+        # Python leaves a cache of its own beside the functions that a task file names, once it has run.
+        return digest([[str(file), file_digest(self.folder / file)] for file in files if "__pycache__" not in file.parts])
 
     def check(self) -> None:
         """Load the task and its data."""

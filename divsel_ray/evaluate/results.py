@@ -56,11 +56,13 @@ def ratio(totals: np.ndarray, sizes: np.ndarray) -> tuple[float, float | None]:
 
     Args:
         totals: (n,) of each row.
-        sizes: (n,) positive in sum.
+        sizes: (n,) positive.
 
     Returns:
-        The ratio r, and sqrt(n / (n - 1) * sum (total - r * size)^2) / sum(size); None below two rows.
+        The ratio r, and sqrt(n / (n - 1) * sum (total - r * size)^2) / sum(size); None below two rows. Of no row: not a number.
     """
+    if not len(sizes):
+        return math.nan, None
     value, count = float(totals.sum() / sizes.sum()), len(totals)
     if count < 2:
         return value, None
@@ -77,10 +79,13 @@ def loss_figures(measured: Sequence[Measured], rows: np.ndarray) -> list[Figure]
     """
     figures, first = [], measured[0]
     for one in measured:
-        nats, tokens = one.nats[rows], one.tokens[rows]
+        # A row that the model's chat template refuses has no tokens and counts for nothing.
+        at = np.arange(len(one.tokens))[rows]
+        at = at[one.tokens[at] > 0]
+        nats, tokens = one.nats[at], one.tokens[at]
         # Models with tokenizers of their own cut the same text into different tokens: their losses are not comparable.
-        alike = one is not first and bool((tokens == first.tokens[rows]).all())
-        change = ratio(nats - first.nats[rows], tokens) if alike else (None, None)
+        alike = one is not first and bool((one.tokens[rows] == first.tokens[rows]).all())
+        change = ratio(nats - first.nats[at], tokens) if alike else (None, None)
         figures.append(Figure(one.model, LOSS, *ratio(nats, tokens), len(nats), *change))
     return figures
 

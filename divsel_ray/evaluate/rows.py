@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from divsel_ray.cluster.kernels import assign
 from divsel_ray.cluster.stage import CENTROIDS
-from divsel_ray.data.conversation import BadRow, canonicalise, completion_text, prompt_text, row_id
-from divsel_ray.data.formats import CONVERTERS, detect
+from divsel_ray.config import PoolConfig
+from divsel_ray.data.conversation import BadRow, canonicalise, check_length, completion_text, prompt_text, row_id
+from divsel_ray.data.formats import CONVERTERS, Converter, detect, with_columns
 from divsel_ray.data.inputs import find_inputs
 from divsel_ray.data.readers import read_records
 from divsel_ray.data.remote import Input
@@ -23,7 +24,6 @@ from divsel_ray.evaluate.models import Run
 from divsel_ray.progress import Progress
 from divsel_ray.store import atomic_path, digest
 
-Turns = Literal["all", "first"]
 _HEAD = 100
 """Rows of a file that its format is told from."""
 _SCHEMA = pa.schema(
@@ -36,13 +36,13 @@ _SCHEMA = pa.schema(
 )
 
 
-def read_file(reference: str, setting: str, turns: Turns, progress: Progress) -> list[dict[str, Any]]:
-    """Conversations of a file in any of the pool's formats, sorted by row id, each once; bad rows are told of.
+def read_file(reference: str, setting: str, pool: PoolConfig, progress: Progress) -> list[dict[str, Any]]:
+    """Conversations of a file, read as a pool's are, sorted by row id, each once; bad rows are told of.
 
     Args:
         reference: file, folder, glob, hf:OWNER/NAME or package:NAME.
         setting: that names it, for messages.
-        turns: whole conversations, or the first exchange.
+        pool: its columns, format, turns and max_chars.
         progress: told of bad rows.
 
     Returns:
@@ -54,25 +54,37 @@ def read_file(reference: str, setting: str, turns: Turns, progress: Progress) ->
     found: dict[str, list[Any]] = {}
     bad: list[str] = []
     for file in find_inputs([reference], setting):
-        _read_into(found, bad, file, turns)
+        _read_into(found, bad, file, pool)
     if not found:
-        raise InputError(f"{setting}: {reference}: no conversation in it" + (f"; the first row: {bad[0]}" if bad else ""))
+        named = "pool.columns" if pool.columns else "pool.format" if pool.format != "auto" else ""
+        how = f", read by the run's {named}" if named else ""
+        raise InputError(f"{setting}: {reference}: no conversation in it{how}" + (f"; the first row: {bad[0]}" if bad else ""))
     if bad:
         progress.note(f"{setting}: {len(bad):,} bad rows left out, the first: {bad[0]}")
     return [{"row_id": one, "messages": found[one]} for one in sorted(found)]
 
 
-def _read_into(found: dict[str, list[Any]], bad: list[str], file: Input, turns: Turns) -> None:
-    convert = CONVERTERS[detect(record.value for record in islice(read_records(file), _HEAD) if record.reason is None)]
+def _read_into(found: dict[str, list[Any]], bad: list[str], file: Input, pool: PoolConfig) -> None:
+    convert = _converter(file, pool)
     for record in read_records(file):
         try:
             if record.reason is not None:
                 raise BadRow(record.reason)
             for conversation in convert(record.value):
-                messages = canonicalise(conversation, turns)
+                messages = canonicalise(conversation, pool.turns)
+                check_length(messages, pool.max_chars)
                 found[row_id(messages)] = messages
         except BadRow as error:
             bad.append(f"{file.name} {record.position}: {error.reason}")
+
+
+def _converter(file: Input, pool: PoolConfig) -> Converter:
+    """What reads a file's rows: by the columns or the format that the pool names, else by what its first rows look like."""
+    if pool.columns:
+        return with_columns(pool.columns)
+    if pool.format != "auto":
+        return CONVERTERS[pool.format]
+    return CONVERTERS[detect(record.value for record in islice(read_records(file), _HEAD) if record.reason is None)]
 
 
 def held_out_rows(runs: Sequence[Run]) -> list[dict[str, Any]] | None:

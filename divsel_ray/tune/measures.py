@@ -18,7 +18,7 @@ from divsel_ray.report.records import StageRecord, number, read_stages, round_nu
 from divsel_ray.resources import Cluster
 from divsel_ray.store import Store, read_json
 from divsel_ray.train.stage import trained_folder
-from divsel_ray.tune.objectives import EVALUATE, SILHOUETTE, figure_of, figures_wanted, of_selection
+from divsel_ray.tune.objectives import EVALUATE, SILHOUETTE, figure_of, figures_wanted, guesses_mode, of_selection
 from divsel_ray.watch import round_figures
 
 VERSION = 1
@@ -50,7 +50,8 @@ def measure(tuning: TuningConfig, config: Config, store: Store, cluster: Cluster
             case "clusters":
                 return silhouette_of(stages, config, store, cluster, progress)
             case "benchmark":
-                return benchmark(name.removeprefix(EVALUATE), stages, config, tuning.benchmark, store.root)
+                guessed = name == tuning.objective and guesses_mode(tuning)
+                return benchmark(name.removeprefix(EVALUATE), stages, config, tuning.benchmark, store.root, guessed=guessed)
             case "round":
                 return number(round_figures(facts, round_numbers(stages)[-1], config.prices).get(name))
 
@@ -80,11 +81,21 @@ def silhouette_of(
     return number(stage.facts[SILHOUETTE])
 
 
-def benchmark(name: str, stages: dict[str, StageRecord], config: Config, asked: BenchmarkConfig, root: Path) -> float | None:
+def benchmark(
+    name: str, stages: dict[str, StageRecord], config: Config, asked: BenchmarkConfig, root: Path, *, guessed: bool = False
+) -> float | None:
     """The score of a run's last model in `TASK` or `TASK:METRIC` of `divsel evaluate`; the task's first metric by default.
 
+    Args:
+        name: of the task and the metric.
+        stages: of the run.
+        config: of the run.
+        asked: how the model is asked.
+        root: the run's folder.
+        guessed: trials are compared by it as if more were better, though no one said so.
+
     Raises:
-        InputError: the task is not known or its data cannot be had, or it has no such metric.
+        InputError: the task is not known or its data cannot be had, it has no such metric, or less of it is better.
     """
     from divsel_ray.evaluate.evaluation import Request, evaluate
 
@@ -95,11 +106,20 @@ def benchmark(name: str, stages: dict[str, StageRecord], config: Config, asked: 
     humaneval = task == HUMAN_EVAL
     tasks = [] if humaneval else [task]
     request = Request([str(trained)], tasks=tasks, tasks_folder=folder, human_eval=humaneval, limit=asked.limit)
-    found = read_json(evaluate(request, asked.settings, root / "evaluate" / task))["figures"]
-    wanted = [one for one in found if not metric or metric in one["metric"].split()]
+    result = evaluate(request, asked.settings, root / "evaluate" / task)
+    found = read_json(result)
+    wanted = [one for one in found["figures"] if not metric or metric in one["metric"].split()]
     if not wanted:
-        raise InputError(f"{EVALUATE}{name}: expected one of the metrics {', '.join(one['metric'] for one in found)}")
+        raise InputError(f"{EVALUATE}{name}: expected one of the metrics {', '.join(one['metric'] for one in found['figures'])}")
+    if guessed and not humaneval and _less_is_better(wanted[0]["metric"], result.with_name(found["files"][task][0])):
+        raise InputError(f"{EVALUATE}{name}: less of {wanted[0]['metric']} is better; set mode: min, and what is there is kept")
     return number(wanted[0]["value"])
+
+
+def _less_is_better(label: str, file: Path) -> bool:
+    """Whether lm-evaluation-harness says so of the metric in what it reported; only the loaded task knows it."""
+    task, metric, *_ = label.split()
+    return read_json(file)["raw"]["higher_is_better"].get(task, {}).get(metric) is False
 
 
 def require_benchmarks(names: Sequence[str], asked: BenchmarkConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -54,6 +55,15 @@ _DEPENDS = {
     "copies": ("budget",),
 }
 """Settings that move a figure by themselves, whatever the rows are worth."""
+_OF_ROWS = ("seed.", "pool.", "clean.", "select.include.", "select.exclude.", "select.missing.", "refine.held_out.")
+_NOT_OF_ROWS = ("pool.tokenizer", "pool.partition_bytes", "pool.max_bad_rows", "pool.score_column")
+"""Settings, and sections of them, that decide which rows there are and can be held out; and those of a section that do not."""
+_PERHAPS_LESS = re.compile(
+    r"perplexity|bits_per_byte|brier|wikitext|lambada|paloma|uncheatable|crows_pairs|toxicity|bias|"
+    r"(^|_)(pile|c4|loss|ppl|ter|wer|cer)(_|$)",
+    re.IGNORECASE,
+)
+"""Names of benchmarks' metrics, and of tasks by their first metric, less of which is better."""
 
 
 def figure_of(name: str) -> Figure:
@@ -74,13 +84,18 @@ def mode_of(tuning: TuningConfig) -> Mode:
     return tuning.mode or figure_of(tuning.objective).mode
 
 
+def guesses_mode(tuning: TuningConfig) -> bool:
+    """Whether more of the objective is taken for better because it is a benchmark, and nothing else is said."""
+    return tuning.mode is None and figure_of(tuning.objective).of == "benchmark"
+
+
 def figures_wanted(tuning: TuningConfig) -> list[str]:
     """The objective and the further measures."""
     return list(dict.fromkeys([tuning.objective, *tuning.measures]))
 
 
 def check_figures(tuning: TuningConfig, configs: Sequence[Config]) -> None:
-    """Refuse figures that the trials will not have, and a scheduler that has nothing to compare.
+    """Refuse figures that the trials will not have, an objective of unknown direction, and a scheduler that cannot compare.
 
     Raises:
         InputError: says which setting to change.
@@ -92,6 +107,8 @@ def check_figures(tuning: TuningConfig, configs: Sequence[Config]) -> None:
                 raise InputError(f"{name}: only a job with a `refine` section trains a model; add one, or take another figure")
             if name in _HELD_OUT and config.refine is not None and not config.refine.held_out:
                 raise InputError(f"{name}: needs held-out rows; set refine.held_out")
+    if guesses_mode(tuning) and _PERHAPS_LESS.search(tuning.objective.rpartition(":")[2]):
+        raise InputError(f"objective {tuning.objective}: of this benchmark less may be better; set mode to min or max")
     if tuning.scheduler == "asha":
         _check_comparable(tuning)
 
@@ -120,13 +137,13 @@ def cautions(tuning: TuningConfig) -> list[str]:
     if rewarded and any(place.split(".")[0] in ("reward", "pool", "clean", "seed") for place in tuning.search):
         found.append(f"{rewarded[0]} is in units of the reward model, which varies here with the settings")
     if any(name in _HELD_OUT for name in figures_wanted(tuning)) and rows_by(tuning):
-        found.append("held-out rows vary here with the settings, so that their figures differ by chance too")
+        found.append(f"held-out rows vary here with {', '.join(rows_by(tuning))}, so that figures differ by the rows too")
     return found
 
 
 def rows_by(tuning: TuningConfig) -> list[str]:
     """Settings that vary here and decide which rows a job stands on: of different ones, figures differ by the rows too."""
-    return [place for place in ("seed", "pool.sample") if place in tuning.search]
+    return [place for place in tuning.search if f"{place}.".startswith(_OF_ROWS) and place not in _NOT_OF_ROWS]
 
 
 def of_selection(stages: Mapping[str, StageRecord], name: str) -> float | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,19 +78,21 @@ class Outcome:
         return next(iter(self.finished), None)
 
 
-def read_trial(folder: Path, point: Point, tuning: TuningConfig, error: BaseException | None) -> Trial:
+def read_trial(folder: Path, search: str, point: Point, tuning: TuningConfig, error: BaseException | None) -> Trial:
     """A trial as its folder tells it; one that neither finished nor failed was stopped.
 
     Args:
         folder: its run folder.
+        search: name of the search among others in the folder.
         point: its settings.
         tuning: the search.
-        error: that ended it.
+        error: that ended it. One of equal settings may have finished all the same, and then so has this.
     """
-    record = read_record(folder)
+    record = read_record(folder, search)
+    state = record.get("state", "failed")
+    error = None if state == "finished" else error
     rounds, figures = record.get("rounds", []), record.get("figures", {})
     objective = figures.get(tuning.objective, rounds[-1].get(tuning.objective) if rounds else None)
-    state = record.get("state", "failed")
     said = record.get("error") or (reason_of(error) or last_line(error) if error else None)
     state = "failed" if error is not None else "stopped" if state == "running" else state
     return Trial(folder.name, point, state, objective, figures, rounds, record.get("seconds"), said)
@@ -100,13 +103,21 @@ def compare(tuning: TuningConfig, trials: Sequence[Trial], concurrency: int) -> 
     mode = mode_of(tuning)
     ordered = sorted(trials, key=lambda trial: _place(trial, mode))
     finished = [trial for trial in ordered if trial.state == "finished"]
-    groups = [tuple(one.settings[place] for place in rows_by(tuning)) for one in finished]
+    of_rows = set(rows_by(tuning))
+    groups = [_key(one, of_rows) for one in finished]
+    points = [_key(one, set(tuning.search) - of_rows) for one in finished]
     correlations = [
-        correlate(measure, tuning.objective, [(one.figures[measure], one.figures[tuning.objective]) for one in finished], groups)
+        correlate(
+            measure, tuning.objective, [(one.figures[measure], one.figures[tuning.objective]) for one in finished], points, groups
+        )
         for measure in dict.fromkeys(tuning.measures)
         if measure != tuning.objective
     ]
     return Outcome(tuning, mode, ordered, correlations, cautions(tuning), concurrency)
+
+
+def _key(trial: Trial, places: Set[str]) -> str:
+    return json.dumps({place: trial.settings[place] for place in places}, sort_keys=True, default=str)
 
 
 def _place(trial: Trial, mode: Mode) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,13 @@ from divsel_ray.tune.measures import require_benchmarks
 from divsel_ray.tune.objectives import check_figures, figure_of, figures_wanted, mode_of
 from divsel_ray.tune.outcome import Outcome, Trial, compare, read_trial
 from divsel_ray.tune.page import write_outcome
-from divsel_ray.tune.record import OBJECTIVE, ROUND, SHARED, TRIALS, read_record
+from divsel_ray.tune.record import OBJECTIVE, ROUND, SHARED, STATE, TRIALS, read_record
 from divsel_ray.tune.trial import Setting, decoded, trainable
 from divsel_ray.watch import require_trackers
 
 TRIAL_CPUS = 0.01
 """Of Ray Tune's own process for a trial, which waits; the job's stages ask for what they need."""
 _POLL_SECONDS = 0.5
-_END = 0
 
 
 def tune_job(tuning: TuningConfig, out: str | Path, progress: Progress | None = None) -> Outcome:
@@ -102,15 +101,21 @@ def _name(tuning: TuningConfig, concurrency: int) -> str:
 def _search(setting: Setting, concurrency: int) -> list[Trial]:
     """Have Ray Tune run the trials, or go on with those that it had begun."""
     _quiet()
-    state = setting.out / ".state"
+    state = setting.out / STATE
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     state.chmod(0o700)
     tuner = _tuner(setting, concurrency, state)
+    return _trials(setting, tuner.fit())
+
+
+def _trials(setting: Setting, results: Iterable[Any]) -> list[Trial]:
+    """A trial for each run folder: of equal settings, one that did not fail if there is one."""
     found: dict[Path, Trial] = {}
-    for result in tuner.fit():
+    for result in results:
         point = decoded(setting.tuning, result.config)
         folder = setting.folder(point)
-        found.setdefault(folder, read_trial(folder, point, setting.tuning, result.error))
+        if folder not in found or found[folder].state == "failed":
+            found[folder] = read_trial(folder, setting.name, point, setting.tuning, result.error)
     return list(found.values())
 
 
@@ -206,7 +211,7 @@ def _followed(setting: Setting, progress: Progress) -> Iterator[None]:
 
 
 def _follow(setting: Setting, progress: Progress, stop: threading.Event) -> None:
-    objective, told, ended = setting.tuning.objective, set[tuple[str, int]](), False
+    objective, told, ended = setting.tuning.objective, set[str](), False
     # What an earlier command came to was told then.
     for name, record in _records(setting).items():
         list(_news(name, record, objective, told))
@@ -222,19 +227,19 @@ def _follow(setting: Setting, progress: Progress, stop: threading.Event) -> None
 
 def _records(setting: Setting) -> dict[str, dict[str, Any]]:
     """What this search's trials have written so far, by their keys."""
-    found = {path.name: read_record(path) for path in sorted((setting.out / TRIALS).glob("*"))}
-    return {name: record for name, record in found.items() if record.get("search") == setting.name}
+    found = {path.name: read_record(path, setting.name) for path in sorted((setting.out / TRIALS).glob("*"))}
+    return {name: record for name, record in found.items() if record}
 
 
-def _news(name: str, record: dict[str, Any], objective: str, told: set[tuple[str, int]]) -> Iterator[str]:
+def _news(name: str, record: dict[str, Any], objective: str, told: set[str]) -> Iterator[str]:
     """What has not been told of a trial yet: its rounds, and its end."""
     settings = ", ".join(f"{place}={value}" for place, value in record["settings"].items())
-    lines = {one[ROUND]: f"round {one[ROUND]}: {objective} {one[objective]:.4g}" for one in record["rounds"] if objective in one}
+    said = [f"round {one[ROUND]}: {objective} {one[objective]:.4g}" for one in record["rounds"] if objective in one]
     if record["state"] == "finished":
-        lines[_END] = f"finished: {objective} {record['figures'][objective]:.4g}"
+        said.append(f"finished: {objective} {record['figures'][objective]:.4g}")
     elif record["state"] == "failed":
-        lines[_END] = f"failed: {record['error']}"
-    for number, line in lines.items():
-        if (name, number) not in told:
-            told.add((name, number))
-            yield f"trial {name} ({settings}) {line}"
+        said.append(f"failed: {record['error']}")
+    for line in [f"trial {name} ({settings}) {one}" for one in said]:
+        if line not in told:
+            told.add(line)
+            yield line

@@ -51,11 +51,11 @@ def outcome_lines(outcome: Outcome) -> Iterator[str]:
 def correlation_line(one: Correlation) -> str:
     """A correlation with its interval, in words."""
     pair = f"{one.measure} and {one.objective}"
+    of = f"{one.trials} trials" + (f" of {one.points} points in {one.groups} groups of the same rows" if one.groups > 1 else "")
     if one.r is None:
-        return f"{pair}: no correlation to give; {one.trials} trials, or one of the two does not vary"
-    within = f" within {one.groups} groups of the same rows" if one.groups > 1 else ""
-    said = f"{pair}: Pearson r = {one.r:.2f} over {one.trials} trials{within}"
+        return f"{pair}: no correlation to give; {of}, or one of the two does not vary"
+    said = f"{pair}: Pearson r = {one.r:.2f} over {of}"
     if one.low is None or one.high is None:
         return f"{said}; too few for an interval"
-    few = "; few trials, so it says little" if one.trials < FEW else ""
+    few = "; few points, so it says little" if one.points < FEW else ""
     return f"{said}, 95 % interval {one.low:.2f} to {one.high:.2f} (Fisher z{few})"

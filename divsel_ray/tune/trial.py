@@ -6,10 +6,12 @@ actor outside of the group; it ends with the trial that owns it.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import queue
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,11 @@ from divsel_ray.resources import Cluster
 from divsel_ray.store import Store, digest, write_json
 from divsel_ray.tasks import last_line, reason_of
 from divsel_ray.tune.measures import measure
-from divsel_ray.tune.record import OBJECTIVE, RECORD, ROUND, SHARED, TRIALS
+from divsel_ray.tune.record import OBJECTIVE, ROUND, SHARED, STATE, TRIALS, read_record, record_file
 
 LOCK_PATIENCE_S = 60.0
 """How long a trial waits for its folder: the process of a killed search may take a moment to end."""
+_POLL_SECONDS = 0.5
 LEAVING_S = 60
 """How long Ray Tune waits for a stopped trial before it uses the trial's process again; two seconds by itself."""
 
@@ -87,13 +90,27 @@ class TrialProcess:
             self._reports.put(None)
 
     def _run(self, point: Point) -> None:
-        began, tuning = time.monotonic(), self._setting.tuning
-        self._config, self._folder = tuning.config_of(point), self._setting.folder(point)
-        self._record: dict[str, Any] = {"search": self._setting.name, "settings": dict(point), "state": "running", "rounds": []}
+        setting = self._setting
+        self._config, self._folder = setting.tuning.config_of(point), setting.folder(point)
+        # Of trials of equal settings one works at a time; the others wait as long as it takes, and then have its figures.
+        with held(setting.out / STATE / f"{setting.name}-turns" / self._folder.name):
+            known = read_record(self._folder, setting.name)
+            figures = known["figures"] if known.get("state") == "finished" else self._work(point)
+            self._report(self._rounds, figures[setting.tuning.objective])
+
+    def _work(self, point: Point) -> dict[str, float]:
+        """The figures, by work that is noted down.
+
+        Raises:
+            JobError: says in one line what is wrong.
+        """
+        with held(self._folder, LOCK_PATIENCE_S):
+            pass
+        began, self._record = time.monotonic(), {"settings": dict(point), "state": "running", "rounds": []}
         try:
             figures = self._figures()
             self._note(state="finished", figures=figures, seconds=round(time.monotonic() - began, 1))
-            self._report(self._rounds, figures[tuning.objective])
+            return figures
         except Exception as error:
             said = str(error) if isinstance(error, InputError | JobError) else reason_of(error) or last_line(error)
             self._note(state="failed", error=said, seconds=round(time.monotonic() - began, 1))
@@ -106,7 +123,6 @@ class TrialProcess:
     def _figures(self) -> dict[str, float]:
         setting, folder = self._setting, self._folder
         shared = setting.out / SHARED
-        await_lock(folder)
         self._note()
         run_job(self._config, folder, beside=Surroundings(shared, setting.share, [self]))
         return measure(setting.tuning, self._config, Store(folder, shared), setting.share, Silent())
@@ -131,7 +147,7 @@ class TrialProcess:
 
     def _note(self, **facts: Any) -> None:
         self._record |= facts
-        write_json(self._folder / RECORD, self._record)
+        write_json(record_file(self._folder, self._setting.name), self._record)
 
     def next_report(self) -> dict[str, Any] | None:
         """Wait for the next report; None after the last."""
@@ -186,18 +202,21 @@ def _start(setting: Setting) -> Any:
     return process.remote(setting)
 
 
-def await_lock(folder: Path, patience: float = LOCK_PATIENCE_S) -> None:
-    """Wait until no other process works on the folder, at most so many seconds.
+@contextlib.contextmanager
+def held(folder: Path, patience: float = math.inf) -> Iterator[None]:
+    """Hold the folder's lock, as soon as no one else does.
 
     Raises:
-        JobError: one still does.
+        JobError: after so many seconds, someone still does.
     """
     end = time.monotonic() + patience
-    while True:
-        try:
-            with Store(folder).lock():
-                return
-        except JobError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.5)
+    with contextlib.ExitStack() as lock:
+        while True:
+            try:
+                lock.enter_context(Store(folder).lock())
+                break
+            except JobError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(_POLL_SECONDS)
+        yield

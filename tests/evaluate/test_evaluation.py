@@ -12,7 +12,9 @@ from divsel_ray.evaluate.evaluation import Request, build_settings, evaluate
 from divsel_ray.evaluate.loss import Conversation, row_losses
 from tests.e2e.jobs import divsel, finished, stage_facts, write_job
 from tests.e2e.jobs import write_rows as write_more
+from tests.embed.embed_server import DIMENSION, embed_server
 from tests.evaluate.worlds import conversation, write_run, write_task
+from tests.models.tiny import save_encoder
 
 ROWS = [
     conversation("how are you", "i am fine"),
@@ -59,6 +61,21 @@ def test_rows_that_a_model_was_trained_on_are_left_out_and_told(tmp_path, monkey
     assert json.loads(result.read_text()) == {"rows": 3}
     assert taken["work"].notes == ["1 of 4 rows are left out: a model was trained on them"]
     assert taken["work"].config.max_tokens == 48
+
+
+def test_new_rows_are_read_as_the_runs_pool_was_and_embedded_by_its_server(tmp_path, cluster, monkeypatch):
+    monkeypatch.setattr(evaluation, "connect", lambda: cluster)
+    pool = {"data": ["rows.jsonl"], "columns": {"prompt": "ask", "completion": "reply"}}
+    file = tmp_path / "new.jsonl"
+    file.write_text(json.dumps({"ask": "how are you", "reply": "i am fine"}) + "\n")
+    with embed_server() as server:
+        embed = {"model": str(save_encoder(tmp_path / "encoder")), "api": {"model": "m", "url": server.url}}
+        run = write_run(tmp_path / "job", ROWS, [SELECTED], {SELECTED["row_id"]: 0}, pool=pool, embed=embed)
+        np.save(run / "cluster/c/centroids.npy", np.eye(2, DIMENSION, dtype=np.float32))
+        found = json.loads(evaluate(Request([str(run)], rows=str(file)), build_settings([])).read_text())
+    assert server.texts == ["how are you\ni am fine"]
+    assert [figure["count"] for figure in found["figures"]] == [1, 1]
+    assert [one["rows"] for one in found["clusters"]] == [1]
 
 
 def test_a_limit_takes_the_first_rows_by_id(tmp_path, monkeypatch):

@@ -111,6 +111,18 @@ def test_the_identity_follows_the_data_beside_the_task_file_and_how_it_is_asked(
     assert len({json.dumps(one) for one in known}) == len(known)
 
 
+def test_the_identity_follows_every_byte_of_large_data_and_not_what_python_leaves(tmp_path):
+    folder = write_task(tmp_path / "tasks")
+    data, half = folder / "large.bin", 2 << 20
+    data.write_bytes(bytes(2 * half))
+    before = HarnessTask("local_choice", folder, None, EvaluateConfig()).identity()
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "functions.pyc").write_bytes(b"x")
+    assert HarnessTask("local_choice", folder, None, EvaluateConfig()).identity() == before
+    data.write_bytes(bytes(half) + b"x" + bytes(half - 1))
+    assert HarnessTask("local_choice", folder, None, EvaluateConfig()).identity() != before
+
+
 _WAYS = [
     (None, EvaluateConfig()),
     (2, EvaluateConfig()),

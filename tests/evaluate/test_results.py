@@ -51,3 +51,11 @@ def test_clusters_have_means_of_their_own_and_the_largest_comes_first():
 
     assert [(one["cluster"], one["rows"]) for one in found] == [(7, 2), (3, 1)]
     assert [[figure.value for figure in one["figures"]] for one in found] == [[10 / 4, 8 / 4], [2.0, 2.0]]
+
+
+def test_a_row_that_the_chat_template_refuses_counts_for_nothing_in_its_cluster_or_in_all():
+    measured = [_measured("a", [1.0, 0.0, 9.0, 0.0], [1, 0, 3, 0]), _measured("b", [2.0, 0.0, 6.0, 0.0], [1, 0, 3, 0])]
+    first, second = loss_figures(measured, np.arange(4))
+    assert (first.value, first.count, second.value, second.change) == (2.5, 2, 2.0, -0.5)
+    refused = cluster_figures(measured, np.array([7, 3, 7, 3]))[0]
+    assert [(one.count, one.standard_error, math.isnan(one.value)) for one in refused["figures"]] == [(0, None, True)] * 2

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from divsel_ray.config import PoolConfig
 from divsel_ray.errors import InputError
 from divsel_ray.evaluate.models import read_run
 from divsel_ray.evaluate.rows import held_out_rows, known_clusters, nearest_clusters, read_file, trained_on, write_rows
@@ -11,6 +12,9 @@ from divsel_ray.progress import Silent
 from tests.evaluate.worlds import conversation, write_run
 
 A, B, C = conversation("how are you", "i am fine"), conversation("write a story", "the sea"), conversation("count", "one two")
+
+
+ANY = PoolConfig(data=[])
 
 
 class _Told(Silent):
@@ -27,7 +31,7 @@ def test_a_file_of_any_format_gives_each_conversation_once_by_row_id_and_tells_o
     rows += [{"prompt": "count", "completion": "one two"}, {"prompt": "how are you", "completion": "i am fine"}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    assert read_file(str(file), "--rows", "all", told) == sorted([A, C], key=lambda row: row["row_id"])
+    assert read_file(str(file), "--rows", ANY, told) == sorted([A, C], key=lambda row: row["row_id"])
     assert len(told.lines) == 1
     assert "1 bad rows left out, the first: rows.jsonl line 2" in told.lines[0]
 
@@ -36,14 +40,34 @@ def test_of_a_run_that_took_first_exchanges_rows_are_cut_alike(tmp_path):
     file = tmp_path / "rows.jsonl"
     turns = [*A["messages"], {"role": "user", "content": "more"}, {"role": "assistant", "content": "no"}]
     file.write_text(json.dumps({"messages": turns}) + "\n")
-    assert [row["row_id"] for row in read_file(str(file), "--rows", "first", Silent())] == [A["row_id"]]
+    first = PoolConfig(data=[], turns="first")
+    assert [row["row_id"] for row in read_file(str(file), "--rows", first, Silent())] == [A["row_id"]]
+
+
+def test_of_a_run_that_named_columns_or_a_format_rows_are_read_by_them(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    # Looked at alone, the row is a question with an answer.
+    row = {"ask": "how are you", "reply": "i am fine", "question": "count", "answer": "one two"}
+    file.write_text(json.dumps(row) + "\n")
+    columns = PoolConfig(data=[], columns={"prompt": "ask", "completion": "reply"})
+    assert read_file(str(file), "--rows", columns, Silent()) == [A]
+    assert read_file(str(file), "--rows", ANY, Silent()) == [C]
+    with pytest.raises(InputError, match=r"no conversation in it, read by the run's pool.format; the first row: .*instruction"):
+        read_file(str(file), "--rows", PoolConfig(data=[], format="alpaca"), Silent())
+
+
+def test_rows_longer_than_the_run_allowed_are_bad_rows(tmp_path):
+    file, told = tmp_path / "rows.jsonl", _Told()
+    file.write_text("".join(json.dumps({"messages": row["messages"]}) + "\n" for row in (A, C)))
+    assert read_file(str(file), "--rows", PoolConfig(data=[], max_chars=15), told) == [C]
+    assert "1 bad rows left out" in told.lines[0]
 
 
 def test_a_file_without_conversations_is_told(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "x"}\n')
     with pytest.raises(InputError, match=r"--rows: .*no conversation in it"):
-        read_file(str(file), "--rows", "all", Silent())
+        read_file(str(file), "--rows", ANY, Silent())
 
 
 def test_a_run_knows_what_it_held_out_and_what_it_trained_on(tmp_path):

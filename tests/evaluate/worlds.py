@@ -51,8 +51,11 @@ def conversation(prompt: str, completion: str) -> dict:
     return {"row_id": row_id(messages), "messages": messages}
 
 
-def write_run(folder: Path, held_out: list[dict], selected: list[dict], clusters: dict[str, int]) -> Path:
-    """A finished run of one round: a base model, an adapter, held-out and selected rows, two clusters at (1, 0) and (0, 1)."""
+def write_run(folder: Path, held_out: list[dict], selected: list[dict], clusters: dict[str, int], **settings) -> Path:
+    """A finished run of one round: a base model, an adapter, held-out and selected rows, two clusters at (1, 0) and (0, 1).
+
+    Settings are sections of its configuration.
+    """
     base = save_language_model(folder / "base")
     stages = {"cluster": "c", "round-1/draw": "d", "round-1/train": "t"}
     places = {name: folder / name / key for name, key in stages.items()}
@@ -69,6 +72,7 @@ def write_run(folder: Path, held_out: list[dict], selected: list[dict], clusters
         "pool": {"data": ["rows.jsonl"]},
         "reward": {"model": "reward"},
         "refine": {"rounds": 1, "train": {"model": str(base), "max_tokens": 48}, "generate": {"engine": "transformers"}},
+        **settings,
     }
     entries = [{"stage": name, "key": key, "facts": {}, "seconds": 1.0, "cached": False} for name, key in stages.items()]
     (folder / "manifest.json").write_text(json.dumps({"rows": 2, "config": config, "stages": entries}))

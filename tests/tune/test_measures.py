@@ -15,6 +15,7 @@ from divsel_ray.pipeline import run_job
 from divsel_ray.progress import Silent
 from divsel_ray.report.records import StageRecord
 from divsel_ray.store import Store, write_json
+from divsel_ray.tune import measures
 from divsel_ray.tune.measures import benchmark, measure, require_benchmarks
 from tests.tune.searches import REFINED, search, write_static
 
@@ -55,8 +56,19 @@ class Evaluation:
     def __call__(self, request, config, out):
         self.asked.append((request, config, out))
         figures = [{"metric": "arc acc", "value": 0.25}, {"metric": "arc acc_norm (none)", "value": 0.5}]
-        write_json(self.folder / "evaluate.json", {"figures": figures})
+        figures.append({"metric": "arc surprise", "value": 9.0})
+        write_json(self.folder / "evaluate.json", {"figures": figures, "files": {"arc": ["task-1.json"]}})
+        better = {"acc": True, "acc_norm": True, "surprise": False}
+        write_json(self.folder / "task-1.json", {"raw": {"higher_is_better": {"arc": better}}})
         return self.folder / "evaluate.json"
+
+
+def stages_in(folder):
+    return {
+        f"round-{number}/{stage}": StageRecord(folder / f"{stage}-{number}", {}, 0.0, False)
+        for number in (1, 2)
+        for stage in ("draw", "train")
+    }
 
 
 def test_a_benchmark_is_asked_of_the_last_rounds_model(tmp_path, monkeypatch):
@@ -64,12 +76,7 @@ def test_a_benchmark_is_asked_of_the_last_rounds_model(tmp_path, monkeypatch):
 
     answers = Evaluation(tmp_path)
     monkeypatch.setattr(evaluation, "evaluate", answers)
-    config = search(tmp_path, job=REFINED).config_of({})
-    stages = {
-        f"round-{number}/{stage}": StageRecord(tmp_path / f"{stage}-{number}", {}, 0.0, False)
-        for number in (1, 2)
-        for stage in ("draw", "train")
-    }
+    config, stages = search(tmp_path, job=REFINED).config_of({}), stages_in(tmp_path)
     asked = BenchmarkConfig(limit=8, tasks_folder="tasks")
     assert benchmark("arc", stages, config, asked, tmp_path) == 0.25
     assert benchmark("arc:acc_norm", stages, config, asked, tmp_path) == 0.5
@@ -82,6 +89,21 @@ def test_a_benchmark_is_asked_of_the_last_rounds_model(tmp_path, monkeypatch):
     benchmark("humaneval", stages, config, asked, tmp_path)
     assert answers.asked[-1][0].human_eval
     assert answers.asked[-1][0].tasks == []
+
+
+def test_an_objective_of_which_the_harness_says_less_is_better_needs_a_mode(tmp_path, monkeypatch):
+    from divsel_ray.evaluate import evaluation
+
+    def measured(**changes):
+        tuning = search(tmp_path, job=REFINED, **changes)
+        return measure(tuning, tuning.config_of({}), Store(tmp_path), None, Silent())
+
+    monkeypatch.setattr(evaluation, "evaluate", Evaluation(tmp_path))
+    monkeypatch.setattr(measures, "read_stages", lambda _: ({}, stages_in(tmp_path)))
+    with pytest.raises(InputError, match=r"evaluate:arc:surprise: less of arc surprise is better; set mode: min"):
+        measured(objective="evaluate:arc:surprise")
+    assert measured(objective="evaluate:arc:surprise", mode="min") == {"evaluate:arc:surprise": 9.0}
+    assert measured(objective="evaluate:arc", measures=["evaluate:arc:surprise"])["evaluate:arc"] == 0.25
 
 
 def test_what_a_benchmark_needs_is_missed_before_anything_starts(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from divsel_ray.errors import InputError
-from divsel_ray.tune.objectives import cautions, check_figures, figure_of, figures_wanted, mode_of
+from divsel_ray.tune.objectives import cautions, check_figures, figure_of, figures_wanted, mode_of, rows_by
 from tests.tune.searches import REFINED, search
 
 
@@ -55,9 +55,56 @@ def test_figures_that_trials_will_have_pass(tmp_path):
     }
 
 
+LESS = ["wikitext", "wikitext:word_perplexity", "arc:brier_score", "lambada_openai", "pile_arxiv", "c4", "mine:bits_per_byte"]
+
+
+@pytest.mark.parametrize("name", LESS)
+def test_a_benchmark_of_which_less_may_be_better_needs_a_mode(tmp_path, name):
+    how = {"job": REFINED, "objective": f"evaluate:{name}"}
+    with pytest.raises(InputError, match=f"objective evaluate:{name}: .*less may be better; set mode to min or max"):
+        check(search(tmp_path, **how))
+    check(search(tmp_path, **how, mode="min"))
+    check(search(tmp_path, job=REFINED, objective="held_out_loss", measures=[f"evaluate:{name}"]))
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "humaneval", "lambada_openai:acc", "compiler", "winogrande"])
+def test_a_benchmark_of_which_more_is_better_needs_none(tmp_path, name):
+    check(search(tmp_path, job=REFINED, objective=f"evaluate:{name}"))
+
+
 def test_a_figure_that_a_setting_moves_by_itself_is_pointed_out(tmp_path):
     assert cautions(search(tmp_path)) == []
     [line] = cautions(search(tmp_path, search={"budget": {"choice": [12, 24]}}))
     assert line.startswith("vendi also depends on budget alone")
     [line] = cautions(search(tmp_path, job=REFINED, objective="held_out_loss", search={"seed": {"choice": [0, 1]}}))
-    assert "held-out rows vary" in line
+    assert "held-out rows vary here with seed" in line
+
+
+ROWS = {
+    "pool.data": [["a.jsonl"], ["b.jsonl"]],
+    "pool.turns": ["all", "first"],
+    "clean.near_duplicates": [None, 0.8],
+    "clean": [{"min_tokens": 8}, {"min_tokens": 16}],
+    "select.exclude": [None, "ids.txt"],
+    "refine.held_out": [8, 16],
+}
+
+
+@pytest.mark.parametrize("place", ROWS)
+def test_what_decides_the_rows_is_pointed_out_where_it_varies(tmp_path, place):
+    tuning = search(tmp_path, job=REFINED, objective="held_out_loss", search={place: {"choice": ROWS[place]}})
+    assert rows_by(tuning) == [place]
+    [line] = cautions(tuning)
+    assert line == f"held-out rows vary here with {place}, so that figures differ by the rows too"
+
+
+def test_settings_of_the_pool_and_of_the_draw_that_keep_its_rows_are_not(tmp_path):
+    others = {
+        "pool.partition_bytes": [2048, 4096],
+        "pool.tokenizer": ["a", "b"],
+        "pool.max_bad_rows": [1, 2],
+        "cluster.k": [2, 4],
+    }
+    others |= {"select.sampler": ["kmq", "kmclosest"], "refine.held_out": [8, 16]}
+    tuning = search(tmp_path, job=REFINED, search={place: {"choice": values} for place, values in others.items()})
+    assert rows_by(tuning) == ["refine.held_out"]

@@ -14,6 +14,7 @@ from divsel_ray.store import write_json
 from divsel_ray.tune.chart import axes_of, number_axis, parallel_figure, safe, setting_axis
 from divsel_ray.tune.outcome import compare, read_trial
 from divsel_ray.tune.page import render_page, write_outcome
+from divsel_ray.tune.record import record_file
 from divsel_ray.tune.table import outcome_lines, trials_table
 from tests.tune.searches import search, trial
 
@@ -36,21 +37,29 @@ def test_finished_trials_come_first_then_the_farthest_stopped_then_failed(tmp_pa
 
 def test_an_objective_of_zero_is_known(tmp_path):
     record = {"state": "finished", "figures": {"vendi": 0.0}, "rounds": [{"round": 1, "vendi": 5.0}]}
-    write_json(tmp_path / "a" / "trial.json", record)
-    assert read_trial(tmp_path / "a", {}, search(tmp_path), None).objective == 0.0
+    write_json(record_file(tmp_path / "a", "s"), record)
+    assert read_trial(tmp_path / "a", "s", {}, search(tmp_path), None).objective == 0.0
+
+
+def test_a_trial_that_finished_stays_finished_whatever_became_of_an_equal_one(tmp_path):
+    write_json(record_file(tmp_path / "a", "s"), {"state": "finished", "figures": {"vendi": 2.0}, "rounds": []})
+    found = read_trial(tmp_path / "a", "s", {}, search(tmp_path), RuntimeError("another one works on it"))
+    assert (found.state, found.objective, found.error) == ("finished", 2.0, None)
+    assert read_trial(tmp_path / "a", "other", {}, search(tmp_path), None).state == "failed"
 
 
 def test_a_trial_that_neither_ended_nor_failed_was_stopped_after_its_last_round(tmp_path):
-    write_json(tmp_path / "a" / "trial.json", {"state": "running", "rounds": [{"round": 1, "vendi": 2.5}]})
-    found = read_trial(tmp_path / "a", {}, search(tmp_path), None)
+    write_json(record_file(tmp_path / "a", "s"), {"state": "running", "rounds": [{"round": 1, "vendi": 2.5}]})
+    found = read_trial(tmp_path / "a", "s", {}, search(tmp_path), None)
     assert (found.state, found.last_round, found.objective) == ("stopped", 1, 2.5)
-    failed = read_trial(tmp_path / "a", {}, search(tmp_path), RuntimeError("first\nlast"))
+    failed = read_trial(tmp_path / "a", "s", {}, search(tmp_path), RuntimeError("first\nlast"))
     assert (failed.state, failed.error) == ("failed", "last")
-    assert read_trial(tmp_path / "none", {}, search(tmp_path), None).state == "failed"
+    assert read_trial(tmp_path / "none", "s", {}, search(tmp_path), None).state == "failed"
 
 
 def test_measures_are_correlated_with_the_objective_over_finished_trials(tmp_path):
-    trials = [trial(str(n), float(n), copies=-n / 10) for n in range(5)] + [trial("out", 9.0, state="stopped", rounds=1)]
+    trials = [trial(str(n), float(n), settings={"cluster.k": n}, copies=-n / 10) for n in range(5)]
+    trials.append(trial("out", 9.0, state="stopped", rounds=1))
     found = compare(search(tmp_path, measures=["copies", "vendi"]), trials, 1)
     [one] = found.correlations
     assert (one.measure, one.trials, one.r) == ("copies", 5, pytest.approx(-1))
@@ -59,10 +68,10 @@ def test_measures_are_correlated_with_the_objective_over_finished_trials(tmp_pat
 
 def test_an_interval_over_few_trials_says_so(tmp_path):
     figures = [(1, 1), (2, 2), (3, 1), (4, 3), (5, 4)]
-    trials = [trial(str(n), float(v), copies=n / 10) for n, v in figures]
+    trials = [trial(str(n), float(v), settings={"cluster.k": n}, copies=n / 10) for n, v in figures]
     [line] = outcome_lines(compare(search(tmp_path, measures=["copies"]), trials, 1))
     assert line == (
-        "copies and vendi: Pearson r = 0.85 over 5 trials, 95 % interval -0.13 to 0.99 (Fisher z; few trials, so it says little)"
+        "copies and vendi: Pearson r = 0.85 over 5 trials, 95 % interval -0.13 to 0.99 (Fisher z; few points, so it says little)"
     )
 
 
@@ -73,10 +82,12 @@ def test_trials_of_different_seeds_are_correlated_within_each(tmp_path):
         for seed in (0, 1)
         for k, value in ((2, 1.0), (3, 2.0), (4, 1.5))
     ]
-    line = next(outcome_lines(compare(tuning, trials, 1)))
-    # Deviations (-1 0 1) and (-0.5 0.5 0), twice: 0.5 / sqrt(2 * 0.5).
-    assert line.startswith("copies and vendi: Pearson r = 0.50 over 6 trials within 2 groups of the same rows, 95 % interval ")
-    assert "√(n − 4)" in render_page(compare(tuning, trials, 1))
+    found = compare(tuning, trials, 1)
+    # Deviations (-1 0 1) and (-0.5 0.5 0) of both seeds: 0.5 / sqrt(2 * 0.5).
+    assert next(outcome_lines(found)) == (
+        "copies and vendi: Pearson r = 0.50 over 6 trials of 3 points in 2 groups of the same rows; too few for an interval"
+    )
+    assert "each less the mean of its group (of 2)" in render_page(found)
 
 
 def test_the_table_has_a_line_for_each_trial(tmp_path):

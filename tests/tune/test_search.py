@@ -14,7 +14,7 @@ import yaml
 
 from divsel_ray.config.tuning import load_tuning
 from divsel_ray.tune.search import tune_job
-from divsel_ray.tune.trial import await_lock
+from divsel_ray.tune.trial import held
 from tests.e2e.jobs import divsel, environment, write_job
 from tests.tune.searches import write_search, write_static
 
@@ -106,6 +106,19 @@ def test_optuna_draws_within_the_ranges_and_the_same_again_for_a_seed(cluster, g
     assert [trial.settings for trial in again.finished] == points
 
 
+def test_equal_points_are_one_finished_trial_and_another_search_leaves_its_figures(cluster, tmp_path):
+    write_static(tmp_path)
+    how = {"search": {"cluster.k": {"choice": [4]}}, "searcher": "random", "trials": 3}
+    file = write_search(tmp_path, **how)
+    first, second, again = (
+        tune_job(load_tuning(file, [f"objective={name}"]), tmp_path / "out") for name in ("vendi", "copies", "vendi")
+    )
+    assert [one.state for one in first.trials] == ["finished"]
+    assert [one.objective for one in again.trials] == [one.objective for one in first.trials]
+    assert [one.key for one in second.trials] == [one.key for one in first.trials]
+    assert list(second.trials[0].figures) == ["copies"]
+
+
 def test_asha_stops_a_trial_after_the_round_in_which_another_was_better(cluster, tmp_path):
     job = yaml.safe_load(write_job(tmp_path).read_text())
     job["pool"]["partition_bytes"] = 1 << 20
@@ -126,4 +139,5 @@ def test_asha_stops_a_trial_after_the_round_in_which_another_was_better(cluster,
     one, other = (next((tmp_path / "out/trials" / trial.key).glob("round-1/draw/*")) for trial in outcome.trials)
     assert one.samefile(other)
     # Nothing of the stopped trial's job is left that would hold its folder.
-    await_lock(stopped)
+    with held(stopped, 60):
+        pass

@@ -6,6 +6,7 @@ A job is planned by the nodes that are there when it starts, and a cluster that 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -13,6 +14,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from divsel_ray.errors import InputError, JobError
 
 _UNITS = ("CPU", "GPU")
+_GIVEN_BACK_S = 5.0
+"""How long it is waited at most until Ray counts as free what was given back; by itself it takes about 0.1 s."""
 
 
 def await_nodes(wanted: str, limit: float) -> None:
@@ -28,7 +31,8 @@ def await_nodes(wanted: str, limit: float) -> None:
         InputError: `wanted` has another form.
         JobError: they were not free in time.
     """
-    group, end = placement_group(bundles_of(wanted)), time.monotonic() + limit
+    bundles = bundles_of(wanted)
+    group, end = placement_group(bundles), time.monotonic() + limit
     try:
         # In short waits: no signal is heeded during one.
         while not group.wait(timeout_seconds=min(1.0, limit)):
@@ -39,8 +43,20 @@ def await_nodes(wanted: str, limit: float) -> None:
                     f"--wait-for {wanted}: not free in {limit:g} s, free are {there}; see `ray status` for what keeps nodes "
                     "from starting, ask for less, or raise placement_timeout_s"
                 )
+        free = ray.available_resources()
     finally:
         remove_placement_group(group)
+    _await_free({unit: free.get(unit, 0) + sum(bundle.get(unit, 0) for bundle in bundles) for unit in _UNITS})
+
+
+def _await_free(amounts: Mapping[str, float]) -> None:
+    """Wait until Ray counts so much as free: whoever asks before, to learn what others hold, would take it for theirs."""
+    end = time.monotonic() + _GIVEN_BACK_S
+    while time.monotonic() < end:
+        free = ray.available_resources()
+        if all(free.get(unit, 0) >= amount for unit, amount in amounts.items()):
+            return
+        time.sleep(0.02)
 
 
 def bundles_of(wanted: str) -> list[dict[str, float]]:

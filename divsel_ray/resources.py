@@ -21,6 +21,10 @@ SPARE_CPUS = 1.0
 """CPUs of a cluster never given to long-lived actors: read and bookkeeping tasks must always find a place."""
 OOM_RETRIES = 3
 """How often a call is made again whose process was killed because the node's memory ran out."""
+HIDE_GPUS = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
+"""Environment variable by which a Ray worker that is given no GPU sees none; without it, it sees all of its node."""
+DECLARED_PER_CORE = 2
+"""CPUs that a local Ray declares for each core; four more are for what does not stay (see `connect`)."""
 
 Amounts = tuple[int, int]
 """CPUs and GPUs in ten-thousandths, as Ray counts them, so that shares of one add up exactly."""
@@ -68,6 +72,11 @@ class Cluster:
         return [_amounts(*node) for node in self.each or ((self.cpus, self.gpus),)]
 
     @property
+    def _local_cpus(self) -> float:
+        """CPUs that actors may hold of a local Ray; a part of it (a trial's) does not know what the whole declares."""
+        return max(self.node_cpus - SPARE_CPUS, DECLARED_PER_CORE * self.cpus)
+
+    @property
     def node_gib(self) -> float:
         """Memory of a node, on average."""
         return self.memory_gib / self.nodes
@@ -104,9 +113,10 @@ class Cluster:
         """Whether these groups of actors, each `(workers, count)`, fit the cluster's nodes at the same time.
 
         First fit of the largest: those with most GPUs, then CPUs, are placed first, each on the first node with room for it.
+        A local Ray counts its CPUs too: what stays must leave one of those that it declares to what comes and goes.
         """
-        free = self._nodes()
-        asks = [(_amounts(0.0 if self.local else one.cpus, self.gpus_per_worker(one)), count) for one, count in groups]
+        free = [_amounts(self._local_cpus, self.gpus)] if self.local else self._nodes()
+        asks = [(_amounts(one.cpus, self.gpus_per_worker(one)), count) for one, count in groups]
         for ask, count in sorted(asks, key=lambda group: group[0][::-1], reverse=True):
             left = count
             for at, (cpus, gpus) in enumerate(free):
@@ -132,6 +142,9 @@ def connect() -> Cluster:
 
     A local Ray declares more CPUs than there are cores: they are bookkeeping only, and a stage must never wait for a
     long-lived but idle actor (Ray Data stops without a word when no CPU is left to declare).
+
+    Workers that are given no GPU see none, whoever started the cluster. Only where the caller has initialised Ray before does
+    its own setting stand, which by itself lets them see and use GPUs that others hold.
     """
     started_here = os.environ.get("RAY_ADDRESS") is None
     if not ray.is_initialized():
@@ -141,11 +154,23 @@ def connect() -> Cluster:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # Without a limit Ray makes a call again for ever whose process it killed because memory ran out.
         os.environ.setdefault("RAY_task_oom_retries", str(OOM_RETRIES))
-        here = {"address": "local", "num_cpus": 2 * (os.cpu_count() or 1) + 4, "include_dashboard": False}
         with _native_stderr_hidden():
-            ray.init(**(here if started_here else {}), log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(**(_local() if started_here else _joining()), log_to_driver=False, logging_level=logging.ERROR)
         _quiet_data()
     return describe(local=started_here)
+
+
+def _local() -> dict[str, Any]:
+    """How a Ray is started on this machine; its processes have this one's environment."""
+    os.environ.setdefault(HIDE_GPUS, "1")
+    return {"address": "local", "num_cpus": DECLARED_PER_CORE * (os.cpu_count() or 1) + 4, "include_dashboard": False}
+
+
+def _joining() -> dict[str, Any]:
+    """How a running cluster is joined: the workers that it starts for this job have what the job says in their environment."""
+    # Ray refuses a variable that the job was submitted with; here it has the same value.
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
+    return {"runtime_env": {"env_vars": {HIDE_GPUS: os.environ.get(HIDE_GPUS, "1")}}}
 
 
 @contextlib.contextmanager

@@ -126,7 +126,7 @@ def submit(submission: Submission) -> tuple[JobSubmissionClient, str]:
     """
     submission.check()
     with tempfile.TemporaryDirectory() as folder:
-        archive = pack(submission.working_dir, Path(folder) / "working-dir.zip", submission.config)
+        archive = pack(submission.working_dir, Path(folder) / "working-dir.zip", submission.config, submission.token_file)
         client = connect(submission.address, submission.token_file)
         with _answered(submission.address):
             return client, _send(client, submission, archive)
@@ -249,15 +249,16 @@ def _answered(address: str) -> Iterator[None]:
         raise InputError(f"{address}: does not take this job: {last_line(error)}") from None
 
 
-def pack(folder: Path, archive: Path, config: Path) -> Path:
-    """Write the files of a folder that are sent (see `sent_files`) into an archive, and return it.
+def pack(folder: Path, archive: Path, config: Path, token_file: Path | None = None) -> Path:
+    """Write the files of a folder that are sent (see `sent_files`), but for the cluster's token, into an archive, and return it.
 
     Raises:
         InputError: the archive would be larger than a job server takes, or the configuration is not among the files.
     """
-    files = sent_files(folder)
+    tokens = {Path(file).resolve() for file in (token_file, os.environ.get("RAY_AUTH_TOKEN_PATH")) if file}
+    files = [file for file in sent_files(folder) if file.resolve() not in tokens]
     if config.resolve() not in {file.resolve() for file in files}:
-        raise InputError(f"{config}: is left out of what is sent, by .gitignore, .rayignore or its folder's name; move it")
+        raise InputError(f"{config}: is left out of what is sent, by .gitignore, .rayignore, its name or its folder's; move it")
     with archive.open("wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as target:
         for file in files:
             entry = zipfile.ZipInfo(file.relative_to(folder).as_posix())
@@ -273,7 +274,8 @@ def pack(folder: Path, archive: Path, config: Path) -> Path:
 def sent_files(folder: Path) -> list[Path]:
     """The files of a folder that are sent to a cluster, in the order of their paths.
 
-    Left out are what .gitignore and .rayignore name, its `runs`, virtual environments, caches, hidden folders and linked folders.
+    Left out are what .gitignore and .rayignore name, its `runs`, virtual environments, caches, linked folders, and whatever is
+    hidden: files such as .env and .netrc hold keys.
     """
     return sorted(_walk(folder, [], top=True))
 
@@ -281,7 +283,7 @@ def sent_files(folder: Path) -> list[Path]:
 def _walk(folder: Path, rules: list[Callable[[Path], bool]], *, top: bool = False) -> Iterator[Path]:
     rules = [*rules, *get_excludes_from_ignore_files(folder, include_gitignore=True, logger=_LOGGER)]
     for path in folder.iterdir():
-        if any(rule(path) for rule in rules):
+        if path.name.startswith(".") or any(rule(path) for rule in rules):
             continue
         if path.is_dir():
             if not (path.is_symlink() or _stays_here(path) or (top and path.name == "runs")):
@@ -292,7 +294,7 @@ def _walk(folder: Path, rules: list[Callable[[Path], bool]], *, top: bool = Fals
 
 def _stays_here(folder: Path) -> bool:
     """Whether a folder is of this machine only."""
-    return folder.name.startswith(".") or folder.name == "__pycache__" or (folder / "pyvenv.cfg").exists()
+    return folder.name == "__pycache__" or (folder / "pyvenv.cfg").exists()
 
 
 def _too_large(folder: Path, files: Sequence[Path]) -> str:

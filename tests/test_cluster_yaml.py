@@ -110,6 +110,12 @@ def test_nodes_install_the_package_that_is_sent_to_them(config):
     assert {"runs", ".git", ".venv"} <= set(config["rsync_exclude"])
 
 
+def test_files_with_keys_are_neither_committed_nor_sent_to_nodes(config):
+    keys = {".env", "token"}
+    assert keys <= set(config["rsync_exclude"])
+    assert keys <= set((ROOT / ".gitignore").read_text().splitlines())
+
+
 LOADERS = {"arena": load_arena, "tune_k": load_tuning}
 
 

@@ -1,7 +1,10 @@
 """The cluster: nothing waits for ever for a place, and a stage that is over holds none."""
 
 import os
+import subprocess
+import sys
 import time
+from dataclasses import replace
 
 import pytest
 import ray
@@ -11,8 +14,8 @@ from divsel_ray.config.files import build_config
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.pipeline import run_job
 from divsel_ray.progress import Silent
-from divsel_ray.resources import Cluster, await_ready, describe, without_spare
-from tests.e2e.jobs import write_rows
+from divsel_ray.resources import HIDE_GPUS, Cluster, await_ready, describe, without_spare
+from tests.e2e.jobs import environment, write_rows
 from tests.models.tiny import save_encoder, save_reward_model
 
 
@@ -109,8 +112,37 @@ def test_there_is_an_actor_at_least_and_none_without_a_task():
 def test_on_a_local_machine_cpus_are_no_limit_beside_gpus():
     assert nodes((4, 2), local=True).count(Workers(cpus=4), 9) == 2
     assert nodes((4, 2), local=True).count(Workers(cpus=2, gpus=0), 9) == 2
-    assert nodes((4, 2), local=True).holds_together((Workers(cpus=4), 2), (Workers(cpus=4, gpus=0), 5))
-    assert not nodes((4, 2), local=True).holds_together((Workers(), 3))
+
+
+def local(cores, gpus=0):
+    """A Ray that `connect` has started on a machine."""
+    declared = 2 * cores + 4
+    return Cluster(cores, gpus, declared, gpus, memory_gib=8, nodes=1, local=True)
+
+
+@pytest.mark.parametrize(
+    ("machine", "groups", "fit"),
+    [
+        # 64 CPUs are asked for, 36 are declared.
+        (local(16), [({}, 16), ({}, 16), ({}, 16), ({"cpus": 16}, 1)], False),
+        (local(16), [({}, 16), ({"cpus": 16}, 1)], True),
+        # All 12 would be held, and none left for what reads.
+        (local(4), [({}, 4), ({}, 4), ({}, 4)], False),
+        (local(4), [({}, 4), ({}, 4), ({}, 3)], True),
+        (local(1), [({}, 1), ({}, 1), ({}, 1), ({}, 1)], True),
+        (local(4, gpus=2), [({"cpus": 4}, 2), ({"cpus": 3, "gpus": 0}, 1)], True),
+        (local(4, gpus=2), [({"cpus": 4}, 2), ({"cpus": 4, "gpus": 0}, 1)], False),
+        (local(4, gpus=2), [({}, 3)], False),
+    ],
+)
+def test_on_a_local_machine_groups_fit_into_the_cpus_it_declares_but_one(machine, groups, fit):
+    assert machine.holds_together(*((Workers(**workers), count) for workers, count in groups)) is fit
+
+
+def test_a_trial_has_its_part_of_what_a_local_machine_declares():
+    part = replace(local(8), cpus=3, node_cpus=3, each=((3, 0),))
+    assert part.holds_together((Workers(), 3), (Workers(), 3))
+    assert not part.holds_together((Workers(), 3), (Workers(), 4))
 
 
 @pytest.mark.parametrize(
@@ -144,6 +176,36 @@ def test_every_node_of_a_cluster_is_described(cluster):
     there = describe()
     assert (there.cpus, there.each) == (declared - 1, ((declared - 1, 0),))
     assert describe(local=True).count(Workers(), 1000) == os.cpu_count()
+
+
+def visible_gpus(workers_gpus):
+    """What tasks that are given so many GPUs find in their environment."""
+    return ray.get([ray.remote(num_gpus=gpus)(os.getenv).remote("CUDA_VISIBLE_DEVICES") for gpus in workers_gpus])
+
+
+def test_a_worker_that_is_given_no_gpu_sees_none(cluster):
+    assert visible_gpus([0]) == [""]
+
+
+JOINING = """
+import os
+from ray.cluster_utils import Cluster
+from divsel_ray.resources import connect
+from tests.test_resources import visible_gpus
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, "object_store_memory": 100 << 20})
+os.environ["RAY_ADDRESS"] = nodes.address
+connect()
+print(visible_gpus([0, 1]))
+"""
+
+
+@pytest.mark.slow
+def test_on_a_cluster_that_others_have_started_a_worker_sees_the_gpus_it_is_given():
+    """Those of this cluster are only declared."""
+    given = environment()
+    given.pop(HIDE_GPUS, None)
+    done = subprocess.run([sys.executable, "-c", JOINING], capture_output=True, text=True, env=given, timeout=300, check=False)
+    assert done.stdout.splitlines()[-1:] == ["['', '0']"], done.stderr
 
 
 class Looking(Silent):

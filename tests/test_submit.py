@@ -101,7 +101,7 @@ def names(folder):
 
 
 def test_runs_caches_and_what_is_ignored_stay_here(folder):
-    kept = ["job.yaml", "code/run.py", "code/runs/table.py", ".gitignore", "code/.rayignore"]
+    kept = ["job.yaml", "code/run.py", "code/runs/table.py"]
     left = [
         "runs/a/pool.parquet",
         ".git/config",
@@ -110,7 +110,7 @@ def test_runs_caches_and_what_is_ignored_stay_here(folder):
         "data/rows.jsonl",
         "code/big.bin",
     ]
-    left += ["environment/pyvenv.cfg", "environment/lib/torch.py"]
+    left += ["environment/pyvenv.cfg", "environment/lib/torch.py", ".env", ".netrc", "code/.env.local"]
     for name in (*kept, *left):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
@@ -118,6 +118,15 @@ def test_runs_caches_and_what_is_ignored_stay_here(folder):
     (folder / ".gitignore").write_text("data/\n")
     (folder / "code" / ".rayignore").write_text("*.bin\n")
     assert names(folder) == set(kept)
+
+
+def test_the_token_is_not_sent_to_where_jobs_can_read_it(folder, tmp_path, monkeypatch):
+    for name in ("given", "named", "other"):
+        (folder / name).write_text("secret")
+    (folder / "linked").symlink_to("given")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "named"))
+    with zipfile.ZipFile(pack(folder, tmp_path / "sent.zip", folder / "job.yaml", folder / "given")) as archive:
+        assert archive.namelist() == ["job.yaml", "other"]
 
 
 def test_an_unchanged_folder_is_the_same_archive_whenever_it_is_packed(folder, tmp_path):

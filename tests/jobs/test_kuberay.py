@@ -5,6 +5,7 @@ field refused: Kubernetes drops a misspelt field without a word.
 """
 
 import copy
+import re
 import shlex
 from pathlib import Path
 
@@ -192,6 +193,13 @@ def test_every_call_needs_the_token_and_nothing_outside_reaches_the_ports(cluste
     assert head["serviceType"] == "ClusterIP"
     ports = {port["name"]: port["containerPort"] for port in head["template"]["spec"]["containers"][0]["ports"]}
     assert ports == {"gcs-server": 6379, "dashboard": 8265}
+
+
+def test_the_token_is_written_for_its_owner_alone_and_outside_the_folder_that_is_sent():
+    text = (FOLDER / "raycluster.yaml").read_text()
+    [written] = re.findall(r"\(umask 077; kubectl get secret divsel .* > (\S+)\)", text)
+    assert written.startswith("~/")
+    assert f"--token-file {written} " in text
 
 
 def test_the_version_of_ray_is_the_installed_one(cluster):

@@ -3,8 +3,10 @@
 Losses form a table of seeds by rows, whose entries share both a seed's training and a row's difficulty. Resampling seeds
 and rows, each with replacement and independently of each other, and averaging what they select, is the pigeonhole
 bootstrap (Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1, 386-411). It is mildly conservative where both
-are many; of s seeds it sees (s - 1) / s of the variance between them, as every bootstrap does. Differences of two contenders
-are taken entry by entry before that: seeds and rows are paired.
+are many; of s things it sees (s - 1) / s of the variance between them, as every bootstrap does, and its percentiles are near
+those of a normal distribution, where so few have a t distribution's. Three seeds that agree in sign would always be told apart
+from zero, by chance one time in four. So each resample is stretched about the plain mean by sqrt(s / (s - 1)) t / z, in seeds
+and in rows; for many it is 1. Differences of two contenders are taken entry by entry before that: seeds and rows are paired.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtri, stdtrit
 
 LEVEL = 0.95
 _CHUNK = 1 << 22
@@ -51,7 +54,7 @@ def interval(values: np.ndarray, draws: int, seed: int) -> Interval:
 
 
 def resampled_means(values: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """(draws,) means of a table (s, n) of which seeds and rows were resampled."""
+    """(draws,) means of a table (s, n) of which seeds and rows were resampled, stretched for few of either."""
     (seeds, rows), generator = values.shape, np.random.default_rng(seed)
     of_seeds = _weights(generator, seeds, draws)
     chunks = np.array_split(of_seeds, max(1, -(-draws * rows // _CHUNK)))
@@ -71,5 +74,14 @@ def paired(one: np.ndarray, other: np.ndarray, draws: int, seed: int) -> Interva
 
 
 def _weights(generator: np.random.Generator, count: int, draws: int) -> np.ndarray:
-    """(draws, count) shares of a resample that each of `count` things makes up."""
-    return generator.multinomial(count, np.full(count, 1 / count), size=draws) / count
+    """(draws, count) shares of a resample that each of `count` things makes up, stretched for few."""
+    shares = generator.multinomial(count, np.full(count, 1 / count), size=draws) / count
+    return 1 / count + (shares - 1 / count) * stretch(count)
+
+
+def stretch(count: int) -> float:
+    """How much wider than a percentile bootstrap's an interval of the mean of `count` things has to be at `LEVEL`."""
+    if count == 1:
+        return 1.0
+    upper = (1 + LEVEL) / 2
+    return float(np.sqrt(count / (count - 1)) * stdtrit(count - 1, upper) / ndtri(upper))

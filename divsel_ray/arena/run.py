@@ -18,7 +18,7 @@ from divsel_ray.arena.runner import Runner
 from divsel_ray.arena.worker import Bench, check_places
 from divsel_ray.config.arena import Arena
 from divsel_ray.needs import check_cluster
-from divsel_ray.pipeline import require_models
+from divsel_ray.pipeline import require_models, require_training
 from divsel_ray.progress import Progress, Silent
 from divsel_ray.resources import connect
 from divsel_ray.store import Store
@@ -35,6 +35,7 @@ def run_arena(arena: Arena, out: str | Path, progress: Progress | None = None) -
     store, progress = Store(out), progress or Silent()
     with store.lock():
         require_models(arena.without_rounds(arena.job))
+        require_training()
         cluster = replace(connect(), placement_timeout_s=arena.job.placement_timeout_s)
         check_cluster(arena.job, cluster, rounds=bool(arena.settings.iterative))
         grounds = Grounds(arena, store, cluster, progress)

@@ -4,9 +4,31 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from divsel_ray.arena.bootstrap import Interval, interval, paired, resampled_means
+from divsel_ray.arena.bootstrap import interval, paired, resampled_means, stretch
 
 
+@pytest.fixture
+def plain(monkeypatch):
+    """Resamples as they are, not stretched for few."""
+    monkeypatch.setattr("divsel_ray.arena.bootstrap.stretch", lambda count: 1.0)
+
+
+def test_of_contenders_that_are_alike_one_in_twenty_is_told_apart_however_few_the_seeds():
+    numbers = np.random.default_rng(0)
+    for seeds in (3, 5):
+        tables = [numbers.normal(size=(seeds, 1)) + 0.1 * numbers.normal(size=(seeds, 20)) for _ in range(400)]
+        apart = sum(interval(table, draws=400, seed=0).excludes_zero for table in tables)
+        assert 0.02 < apart / 400 < 0.1
+
+
+def test_many_are_not_stretched():
+    assert stretch(1) == 1
+    # The 97.5th percentiles of t with 2 degrees of freedom and of the normal distribution are 4.3027 and 1.9600.
+    assert stretch(3) == pytest.approx(1.5**0.5 * 4.3027 / 1.96, rel=1e-4)
+    assert stretch(300) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.usefixtures("plain")
 def test_two_seeds_of_one_row_are_resampled_to_all_four_pairs_alike():
     means = resampled_means(np.array([[0.0], [1.0]]), draws=20_000, seed=0)
     values, counts = np.unique(means, return_counts=True)
@@ -14,6 +36,7 @@ def test_two_seeds_of_one_row_are_resampled_to_all_four_pairs_alike():
     assert counts / 20_000 == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
 
 
+@pytest.mark.usefixtures("plain")
 def test_seeds_and_rows_are_resampled_independently_of_each_other():
     # One seed in two and one row in two: the mean is 1 where both fall on the entry that is 4 on average.
     means = resampled_means(np.array([[4.0, 0.0], [0.0, 0.0]]), draws=20_000, seed=1)
@@ -24,7 +47,8 @@ def test_seeds_and_rows_are_resampled_independently_of_each_other():
 
 
 def test_a_table_of_one_value_has_an_interval_of_no_width():
-    assert interval(np.full((3, 5), 2.5), draws=100, seed=0) == Interval(2.5, 2.5, 2.5)
+    found = interval(np.full((3, 5), 2.5), draws=100, seed=0)
+    assert (found.mean, found.low, found.high) == pytest.approx((2.5, 2.5, 2.5))
 
 
 def test_resampling_rows_alone_agrees_with_scipy():
@@ -35,6 +59,7 @@ def test_resampling_rows_alone_agrees_with_scipy():
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.02)
 
 
+@pytest.mark.usefixtures("plain")
 def test_resampling_seeds_alone_agrees_with_scipy():
     values = np.random.default_rng(1).normal(size=(12, 1))
     found = interval(values, draws=20_000, seed=0)

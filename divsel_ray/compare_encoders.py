@@ -154,12 +154,14 @@ def _with_encoder(config: Config, reference: str, name: str) -> Config:
     values["embed"] = {key: embed[key] for key in _KEPT if key in embed}
     values["pool"]["tokenizer"] = config.pool.tokenizer or config.embed.model
     kind, _, place = reference.partition(":")
-    if "=" in reference:
-        return build_config(override(values, [f"embed.{change}" for change in reference.split(",")]), name)
     if kind in _KINDS:
         values["embed"] |= {"encoder": kind, "model": place}
+    elif kind == "given":
+        values["embed"] |= {"given": place}
+    elif "=" in reference:
+        values = override(values, [f"embed.{change}" for change in reference.split(",")])
     else:
-        values["embed"] |= {"given": place} if kind == "given" else {"model": reference}
+        values["embed"] |= {"model": reference}
     return build_config(values, name)
 
 

@@ -29,7 +29,7 @@ def examine() -> list[Finding]:
     """All checks, quick ones first; none starts a model."""
     return [
         _vllm_builds(),
-        *map(_importable, ("torch", "transformers", "ray", "peft", "vllm")),
+        *map(_importable, ("torch", "transformers", "ray", "accelerate", "peft", "vllm")),
         _companions(),
         *_quickstart(),
         _disk(),
@@ -45,7 +45,7 @@ def _vllm_builds() -> Finding:
 
 def _importable(name: str) -> Finding:
     if find_spec(name) is None:
-        optional = name in ("vllm", "peft")
+        optional = name in ("vllm", "accelerate", "peft")
         return Finding(name, "not installed" + (" (only needed by refine)" if optional else ""), optional, f"pip install {name}")
     try:
         module = import_module(name)

@@ -12,6 +12,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 
 from divsel_ray.config import Config, JudgeConfig, QualityConfig, RewardConfig
 from divsel_ray.data.export import check_suffix, write_rows, write_selection
+from divsel_ray.data.stage import by_row_id
 from divsel_ray.errors import InputError
 from divsel_ray.generate.engine import require_engine
 from divsel_ray.models import api_client
@@ -97,7 +99,8 @@ def run_job(
 
 
 def require_models(config: Config) -> None:
-    """Refuse, before anything is started, what a stage would refuse in the end: no vLLM, no key, a judge without question.
+    """Refuse, before anything is started, what a stage would refuse in the end: no vLLM, no key, a judge without question, or no
+    packages to train with.
 
     Raises:
         InputError: names the setting.
@@ -108,6 +111,7 @@ def require_models(config: Config) -> None:
         require_engine("vllm", "embed.encoder")
     sections: dict[str, RewardConfig | QualityConfig | None] = {"quality": config.quality}
     if config.refine is not None:
+        require_training()
         require_engine(config.refine.generate.engine, "refine.generate.engine")
         sections["refine.second"] = config.refine.second
     if config.scores_by_reward:
@@ -117,6 +121,17 @@ def require_models(config: Config) -> None:
             require_engine(section.backend, f"{name}.backend")
         if section is not None and section.judge is not None:
             _require_judge(name, section.judge)
+
+
+def require_training() -> None:
+    """Check that what trains is installed: the extra `train`.
+
+    Raises:
+        InputError: it is not.
+    """
+    missing = [name for name in ("accelerate", "peft") if find_spec(name) is None]
+    if missing:
+        raise InputError(f"refine: it trains, and {' and '.join(missing)} cannot be imported; pip install 'divsel-ray[train]'")
 
 
 def _require_judge(section: str, judge: JudgeConfig) -> None:
@@ -191,7 +206,8 @@ def refine(job: RefiningJob, budget: int, sources: Sources, reward: Stage | None
     with contextlib.closing(job):
         for number, size in enumerate(round_sizes(budget, job.refinement.rounds), start=1):
             selected = job.draw(number, size, sources, before)
-            if number == 1 and job.refinement.held_out:
+            # With few rows to spare none may be left to hold out.
+            if number == 1 and job.refinement.held_out and (job.dry or selected.facts["held_out"]):
                 job.score(0, selected, job.generate(0, selected, None, reward), reward)
             model = job.train(number, selected, before)
             generated = job.generate(number, selected, model, reward)
@@ -218,7 +234,7 @@ def _selection(draws: list[Stage]) -> pa.Table:
         chosen = pq.read_table(draw.folder / "selected.parquet", columns=["row_id"])["row_id"].to_pylist()
         rounds = {row_id: rounds.get(row_id, number) for row_id in chosen}
     last = pq.read_table(draws[-1].folder / "selected.parquet").sort_by("row_id")
-    rows = pq.read_table(draws[-1].folder / "selected_rows.parquet", columns=["row_id", "messages", "source"]).sort_by("row_id")
+    rows = by_row_id(pq.read_table(draws[-1].folder / "selected_rows.parquet", columns=["row_id", "messages", "source"]))
     ids = last["row_id"].to_pylist()
     if rows["row_id"].to_pylist() != ids:
         raise RuntimeError("the drawn rows and their texts differ; delete the draw stage's folder and run again")

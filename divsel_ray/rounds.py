@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import ray
 
 from divsel_ray.actors import answer_of
 from divsel_ray.config import Config, RefineConfig, RewardConfig
+from divsel_ray.data.stage import by_row_id
 from divsel_ray.generate.stage import EngineSettings, Fleet, read_chat_template
 from divsel_ray.job import VERSIONS
 from divsel_ray.models.references import fingerprint, resolve_model, unconverted
@@ -50,7 +52,6 @@ class RefiningJob(Job):
         config, seed = self.refinement.train, self.config.seed
         last = before.model if before and config.mode == "continue" else None
         template = read_chat_template(self.refinement.generate)
-        held_out = self.refinement.held_out > 0
 
         def build(folder: Path) -> dict[str, Any]:
             """Train on what was drawn."""
@@ -73,7 +74,11 @@ class RefiningJob(Job):
             build,
             lambda facts: (
                 f"{facts['steps']} steps, loss {facts['train_loss']:.3f}"
-                + (f", held-out loss {facts['held_out_loss_base']:.3f} -> {facts['held_out_loss']:.3f}" if held_out else "")
+                + (
+                    f", held-out loss {facts['held_out_loss_base']:.3f} -> {facts['held_out_loss']:.3f}"
+                    if math.isfinite(facts["held_out_loss"])
+                    else ""
+                )
             ),
         )
 
@@ -96,7 +101,7 @@ class RefiningJob(Job):
             self._fetch_model()
             parts = [pq.read_table(draw.folder / f"{name}_rows.parquet", columns=["row_id", "messages"]) for name in names]
             prompts = folder / "prompts.parquet"
-            write_table(pa.concat_tables(parts).sort_by("row_id"), prompts)
+            write_table(by_row_id(pa.concat_tables(parts)), prompts)
             model = str(trained_folder(trained.folder, self.refinement.train)) if trained else None
             scores = self._score_stage(number, folder.name, reward).folder
             return self._streaming(reward).generate(prompts, model, folder, scores, self.progress)

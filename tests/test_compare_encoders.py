@@ -114,6 +114,8 @@ def test_an_encoder_takes_the_place_of_the_jobs_own_and_tokens_are_counted_as_be
     assert [(one.encoder, one.model, one.max_tokens) for one in embeds[:2]] == [("auto", "b/c", 99), ("vllm", "package:x", 99)]
     assert (embeds[2].api.protocol, embeds[2].api.model, embeds[2].max_tokens) == ("cohere", "m", 50)
     assert {one.pool.tokenizer for one in found.values()} == {"lm"}
+    given = parse_encoders(["own=given:/runs/lr=0.1/vectors.npy", "tuned=causal_lm:/runs/lr=0.1/model"], config)
+    assert [given["own"].embed.given, given["tuned"].embed.model] == ["/runs/lr=0.1/vectors.npy", "/runs/lr=0.1/model"]
 
 
 @pytest.mark.parametrize(

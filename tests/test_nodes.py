@@ -14,7 +14,7 @@ def free_cpus():
 
 
 def test_what_is_free_is_given_back_at_once(cluster):
-    settled = time.monotonic() + 10
+    settled = time.monotonic() + 60
     while free_cpus() != ray.cluster_resources()["CPU"] and time.monotonic() < settled:
         time.sleep(0.05)
     before = free_cpus()

@@ -54,9 +54,9 @@ def test_what_is_asked_for_what_is_free_and_what_is_missing_is_said_within_the_l
     ray.get(start(1, declared))
     asked, began = start(1, declared), time.monotonic()
     with pytest.raises(JobError) as raised:
-        await_ready(asked, "cluster", Workers(cpus=declared), 1)
-    assert time.monotonic() - began < 10
-    said = f"cluster: 1 of 2 workers ({declared} CPUs and 0 GPUs each) were not ready in 1 s; free are 0 CPUs and 0 GPUs, "
+        await_ready(asked, "cluster", Workers(cpus=declared), 10)
+    assert time.monotonic() - began < 60
+    said = f"cluster: 1 of 2 workers ({declared} CPUs and 0 GPUs each) were not ready in 10 s; free are 0 CPUs and 0 GPUs, "
     assert str(raised.value).startswith(f"{said}missing up to {declared} CPUs; ")
 
 

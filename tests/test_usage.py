@@ -83,7 +83,7 @@ def test_an_unreadable_record_of_earlier_attempts_counts_as_none(tmp_path: Path)
 def test_an_actor_counts_with_its_cpus_and_its_memory(cluster: Cluster, tmp_path: Path) -> None:
     class Holder:
         def __init__(self) -> None:
-            self.block = bytearray(200 << 20)
+            self.block = bytearray(800 << 20)
 
         def ready(self) -> int:
             return len(self.block)

@@ -9,6 +9,7 @@ import numpy as np
 
 from divsel_ray.config import EmbedConfig
 from divsel_ray.embed.pooling import normalise, pool_chunks, split_tokens
+from divsel_ray.errors import InputError
 
 _CHARACTERS = 6
 """Of a token, more than nearly any text has on average: so many are cut off for each token that is wanted."""
@@ -46,14 +47,18 @@ class ChunkedEncoder:
     """
 
     def __init__(self, model: ChunkModel, config: EmbedConfig) -> None:
-        self._model, self._max_tokens = model, config.max_tokens
+        self._model, self._config, self._max_tokens = model, config, config.max_tokens
         special = len(model.prefix) + len(model.suffix)
         limit = model.limit or config.max_tokens + special
         self._window = max(1, min(config.window or limit, limit) - special)
         self.dimension = model.dimension
 
     def encode(self, texts: Sequence[str], keys: Sequence[str]) -> np.ndarray:
-        """Embed texts, see `Encoder`."""
+        """Embed texts, see `Encoder`.
+
+        Raises:
+            InputError: a vector is not finite.
+        """
         if not texts:
             return np.zeros((0, self.dimension), np.float16)
         ids = first_ids(self._model.tokenizer, texts, self._max_tokens)
@@ -64,6 +69,11 @@ class ChunkedEncoder:
             owners += [row] * len(pieces)
         inputs = [self._model.prefix + chunk + self._model.suffix for chunk in chunks]
         vectors = self._model.embed(inputs, [f"{keys[row]}:{i:09d}" for i, row in enumerate(owners)])
+        if not np.isfinite(vectors).all():
+            raise InputError(
+                f"embed.dtype {self._config.dtype}: {self._config.model} gives vectors that are not finite, as numbers that "
+                "overflow do; take float32 or bfloat16, or another model"
+            )
         counts = np.array([len(chunk) for chunk in chunks])
         return normalise(pool_chunks(vectors, counts, np.array(owners), len(texts))).astype(np.float16)
 

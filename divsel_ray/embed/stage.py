@@ -62,8 +62,8 @@ class EmbedPartition:
         source, target = str(batch["source"][0]), Path(str(batch["target"][0]))
         try:
             encoder = self._encoder()
+            embed_file(source, target, encoder, self._config.text)
         except InputError as error:
             return {"rows": np.array([0]), "dimension": np.array([0]), "failure": np.array([str(error)])}
-        embed_file(source, target, encoder, self._config.text)
         rows = pq.read_metadata(target).num_rows
         return {"rows": np.array([rows]), "dimension": np.array([encoder.dimension]), "failure": np.array([""])}

@@ -130,7 +130,10 @@ def loss_figure(losses: Sequence[Sequence[float]]) -> go.Figure:
 
 def quality_figure(pool: Sequence[float], selected: Sequence[float]) -> go.Figure:
     """Histograms over common bins, in percent of each group's rows."""
-    edges = np.histogram_bin_edges(np.array([*pool, *selected]), _BINS)
+    low, high = min((*pool, *selected), default=0.0), max((*pool, *selected), default=0.0)
+    # Floats that differ by their last bits alone leave no room for bins between them.
+    apart = high - low > 1e-9 * max(abs(low), abs(high))
+    edges = np.linspace(low, high, _BINS + 1) if apart else np.linspace(low - 0.5, high + 0.5, _BINS + 1)
     middles = ((edges[:-1] + edges[1:]) / 2).tolist()
     figure = _figure("quality", "% of rows", barmode="overlay", bargap=0.02)
     for label, color, values in (("pool", POOL, pool), ("selected", SELECTED, selected)):

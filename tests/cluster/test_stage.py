@@ -122,7 +122,7 @@ def test_a_killed_coordinator_starts_over_and_the_result_is_the_same(cluster, tm
 
     def kill_then_watch(coordinator, *args):
         while not (tmp_path / "killed" / "fit.npz").is_file():
-            ray.get(coordinator.state.remote(), timeout=30)
+            ray.get(coordinator.state.remote(), timeout=300)
         ray.kill(coordinator, no_restart=False)
         killed.append(True)
         watch(coordinator, *args)

@@ -55,7 +55,7 @@ def environment(**extra: str) -> dict[str, str]:
 def divsel(*arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     command = [sys.executable, "-m", "divsel_ray.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(**extra), timeout=800, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment(**extra), timeout=1700, check=False)
 
 
 def finished(job: Path, name: str = "undisturbed", **extra: str) -> Path:

@@ -90,6 +90,14 @@ def test_a_changed_byte_of_the_data_is_another_job(job, run):
         data.write_text(text)
 
 
+def test_a_pool_without_rows_to_spare_is_refined_without_held_out_ones(job, tmp_path):
+    out = tmp_path / "run"
+    done = divsel("run", job, "--out", out, "pool.sample=12", "refine.rounds=1")
+    assert done.returncode == 0, done.stderr
+    assert len(selection(out)) == 12
+    assert "round-0/score" not in stage_facts(out)
+
+
 @pytest.fixture(scope="module")
 def on_three_nodes(job):
     """The run folder of three nodes whose GPUs are only declared, and the GPUs of each actor by its class."""

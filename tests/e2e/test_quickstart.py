@@ -7,7 +7,7 @@ import pytest
 
 from tests.e2e.jobs import divsel, selection, stage_facts
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

@@ -119,13 +119,13 @@ def test_pieces_hold_the_first_tokens_of_a_text_and_an_empty_text_is_one(model):
         Reply(body=b"{not json"),
         Reply(body=b'{"data": [{"index": 0, "embedding": [1, 2]}]}'),
         Reply(body=b'{"data": null}'),
-        Reply(delay=0.6),
+        Reply(delay=4.0),
     ],
     ids=["429", "503", "broken JSON", "too few vectors", "no vectors", "too slow"],
 )
 def test_a_busy_or_broken_server_is_asked_again(settings, bad):
     with embed_server(lambda number: bad if number == 0 else Reply()) as server:
-        found = encode(settings(server.url, timeout_s=0.3))
+        found = encode(settings(server.url, timeout_s=2 if bad.delay else 60))
     assert np.abs(found - units(TEXTS)).max() < 1e-3
     assert len(server.bodies) == 4
 
@@ -148,7 +148,7 @@ def test_a_missing_key_is_named_unless_the_server_is_a_local_one(settings, monke
 
 
 def test_no_more_requests_are_under_way_than_allowed(settings):
-    with embed_server(lambda _: Reply(delay=0.05)) as server:
+    with embed_server(lambda _: Reply(delay=0.3)) as server:
         encode(settings(server.url, concurrency=2, batch_rows=1))
     assert server.busiest == 2
 
@@ -221,6 +221,18 @@ def test_the_stage_says_the_cost_counts_it_and_asks_only_for_what_is_missing(set
         asked = len(server.bodies)
         embed_pool(files, config, tmp_path / "out", cluster, progress)
         assert len(server.bodies) == asked + 1
+
+
+def test_rows_whose_tokens_were_never_counted_are_taken_for_as_long_as_they_can_be(settings, cluster, tmp_path):
+    [file] = write_pool(tmp_path / "pool", [5])
+    pq.write_table(pq.read_table(file).drop_columns(["n_tokens"]), file)
+    progress = Notes()
+    with embed_server() as server:
+        config = settings(server.url).model_copy(update={"max_tokens": 10})
+        facts = embed_pool([file], config, tmp_path / "out", cluster, progress)
+    assert (facts["rows"], facts["tokens"]) == (5, 15)
+    [said] = progress.notes
+    assert "5 rows to embed, about 50 tokens" in said
 
 
 def test_a_stage_that_would_cost_more_than_the_limit_is_refused_before_it_begins(settings, cluster, tmp_path):

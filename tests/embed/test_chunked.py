@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from divsel_ray.config import EmbedConfig
-from divsel_ray.embed.chunked import CPU_TOKENS, GPU_TOKENS, batch_tokens_of, first_ids
+from divsel_ray.embed.chunked import CPU_TOKENS, GPU_TOKENS, ChunkedEncoder, batch_tokens_of, first_ids
+from divsel_ray.errors import InputError
 from divsel_ray.models.batching import pad_ids
 from divsel_ray.models.references import resolve_model
 
@@ -46,6 +47,19 @@ def test_batches_are_as_large_as_is_set_or_as_the_device_likes_them():
     assert batch_tokens_of(EmbedConfig(batch_tokens=64), on_gpu=True) == 64
     assert batch_tokens_of(EmbedConfig(), on_gpu=False) == CPU_TOKENS
     assert batch_tokens_of(EmbedConfig(), on_gpu=True) == GPU_TOKENS
+
+
+def test_vectors_whose_numbers_overflow_are_refused_and_no_row_is_embedded_as_zeros(tokenizer):
+    class Overflowing:
+        dimension, prefix, suffix, limit = 2, [], [], None
+
+        def embed(self, inputs, keys):
+            return np.array([[1.0, 2.0], [np.nan, 1.0]], np.float32)
+
+    model = Overflowing()
+    model.tokenizer = tokenizer
+    with pytest.raises(InputError, match=r"^embed\.dtype float16: .* gives vectors that are not finite"):
+        ChunkedEncoder(model, EmbedConfig(dtype="float16")).encode(["one", "two"], ["a", "b"])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -79,7 +79,7 @@ DETECTION = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
     "health_check_timeout_ms": 500,
-    "health_check_failure_threshold": 6,
+    "health_check_failure_threshold": 20,
 }
 
 

@@ -142,7 +142,10 @@ async def chromium(width: int = 1100, height: int = 900) -> AsyncIterator[Browse
                     yield await Browser.on(socket)
         finally:
             process.terminate()
-            process.wait(30)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 async def _port(file: Path, process: subprocess.Popen[bytes]) -> int:

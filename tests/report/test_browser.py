@@ -146,7 +146,11 @@ def test_a_mouse_on_a_point_of_the_map_shows_the_beginning_of_its_prompt(tmp_pat
             return [box.left + xaxis.d2p(trace.x[0]), box.top + yaxis.d2p(trace.y[0])];
         })()""")
         await browser.point_at(*place)
-        label = await browser.run("document.querySelector('#figure-map .hoverlayer').textContent")
+        for _ in range(50):
+            label = await browser.run("document.querySelector('#figure-map .hoverlayer').textContent")
+            if label:
+                break
+            await asyncio.sleep(0.2)
         await browser.click(*place)
         return label, await settle(browser)
 

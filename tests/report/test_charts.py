@@ -56,6 +56,8 @@ def test_quality_histograms_share_bins_and_each_sums_to_all_rows() -> None:
 def test_quality_that_is_the_same_everywhere_has_a_histogram() -> None:
     pool, _ = charts.quality_figure([1.0, 1.0], [1.0]).data
     assert sum(pool.y) == 100.0
+    pool, _ = charts.quality_figure([0.3, 0.1 + 0.2], []).data
+    assert sum(pool.y) == 100.0
 
 
 def test_a_figure_cannot_end_its_script_element() -> None:

@@ -119,13 +119,13 @@ def test_an_answer_without_a_rating_is_asked_once_more_and_then_missing():
         Reply(body=b"{not json"),
         Reply(body=b"[]"),
         Reply(body=b'{"choices": []}'),
-        Reply(delay=0.6),
+        Reply(delay=4.0),
     ],
     ids=["429", "503", "broken JSON", "a list", "no choice", "too slow"],
 )
 def test_a_busy_or_broken_server_is_asked_again(bad):
     with chat_server(lambda _, before: bad if before == 0 else Reply("Rating: 4")) as server:
-        scorer = Judge(settings(server.url, timeout_s=0.3), TEMPLATE, 100)
+        scorer = Judge(settings(server.url, timeout_s=2 if bad.delay else 60), TEMPLATE, 100)
         assert scorer.score(rows(2)).tolist() == [4, 4]
     assert scorer.signals["requests"].tolist() == [2, 2]
 
@@ -185,7 +185,7 @@ def test_a_missing_key_is_named_unless_the_server_is_a_local_one(monkeypatch):
 
 
 def test_no_more_requests_are_under_way_than_allowed():
-    with chat_server(lambda *_: Reply(delay=0.02)) as server:
+    with chat_server(lambda *_: Reply(delay=0.3)) as server:
         Judge(settings(server.url, concurrency=3), TEMPLATE, 100).score(rows(20))
     assert server.busiest == 3
 

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -174,6 +175,12 @@ def uninterrupted(job, long_config, cluster, tmp_path_factory):
     return train_round(job[0], long_config, folder, cluster, Silent()), weights(folder, long_config)
 
 
+def command_of(process):
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
 class KillsAt(Silent):
     """Kills what trains as soon as it has come to a step."""
 
@@ -182,7 +189,7 @@ class KillsAt(Silent):
 
     def advance(self, done: int, total: int, unit: str) -> None:
         if done >= self.step and not self.killed:
-            workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+            workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in command_of(p)]
             assert len(workers) == 1
             workers[0].kill()
             self.killed = True
@@ -190,7 +197,7 @@ class KillsAt(Silent):
 
 @pytest.mark.slow
 def test_a_killed_worker_goes_on_from_its_checkpoint(job, long_config, uninterrupted, cluster, tmp_path):
-    killer = KillsAt(12)
+    killer = KillsAt(17)
     facts = train_round(job[0], long_config, tmp_path / "round", cluster, killer)
     assert killer.killed
     assert 0 < facts["resumed_from"] < 150
@@ -220,7 +227,7 @@ def test_a_killed_driver_goes_on_from_its_checkpoint(job, long_config, uninterru
     pickle.dump((job[0], long_config), driver.stdin)
     driver.stdin.close()
     end = time.monotonic() + 200
-    while not any(file.read_text().count("\n") >= 12 for file in folder.glob("training.tmp-*/losses.jsonl")):
+    while not any(file.read_text().count("\n") >= 17 for file in folder.glob("training.tmp-*/losses.jsonl")):
         assert driver.poll() is None
         assert time.monotonic() < end
         time.sleep(0.05)

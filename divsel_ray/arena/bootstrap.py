@@ -34,6 +34,10 @@ class Interval:
         """Whether zero lies outside."""
         return self.low > 0 or self.high < 0
 
+    def within(self, least: float, most: float) -> Interval:
+        """The interval without what its mean cannot be."""
+        return Interval(self.mean, max(self.low, least), min(self.high, most))
+
 
 def interval(values: np.ndarray, draws: int, seed: int) -> Interval:
     """The mean of a table and its percentile bootstrap interval over its rows and columns.

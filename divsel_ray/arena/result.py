@@ -178,7 +178,7 @@ def _standing(
         return Standing(contender, loss, by_seed, differences)
     facts, ground = [cell.facts for cell in cells], grounds.of_seed(arena.settings.seeds[0])
     shares = np.array([[one["labels"] / ground.rows.facts["labels"], one["spoiled"] / one["rows"]] for one in facts])
-    covered, spoiled = (interval(column[:, None], draws, seed) for column in shares.T)
+    covered, spoiled = (interval(column[:, None], draws, seed).within(0, 1) for column in shares.T)
     spent = np.array([[one["training"]["tokens"], one["cpu_s"], one["gpu_s"]] for one in facts])
     return Standing(
         contender,

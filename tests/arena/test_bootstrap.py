@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from divsel_ray.arena.bootstrap import interval, paired, resampled_means, stretch
+from divsel_ray.arena.bootstrap import Interval, interval, paired, resampled_means, stretch
 
 
 @pytest.fixture
@@ -49,6 +49,11 @@ def test_seeds_and_rows_are_resampled_independently_of_each_other():
 def test_a_table_of_one_value_has_an_interval_of_no_width():
     found = interval(np.full((3, 5), 2.5), draws=100, seed=0)
     assert (found.mean, found.low, found.high) == pytest.approx((2.5, 2.5, 2.5))
+
+
+def test_an_interval_of_shares_ends_at_nothing_and_at_all():
+    assert Interval(0.1, -0.05, 0.3).within(0, 1) == Interval(0.1, 0, 0.3)
+    assert Interval(0.9, 0.7, 1.2).within(0, 1) == Interval(0.9, 0.7, 1)
 
 
 def test_resampling_rows_alone_agrees_with_scipy():

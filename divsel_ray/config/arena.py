@@ -131,13 +131,15 @@ def _job(values: dict[str, Any], *, iterative: bool, name: str) -> Config:
 
 def _check(settings: ArenaConfig, job: Config, name: str) -> None:
     """Refuse what an arena cannot do, in one line."""
+    kind, _, scores = job.quality.source.partition(":")
+    scores = scores if kind == "given" else ""
     for setting, given, why in (
         ("job.nested", bool(job.nested), "an arena has one budget"),
         ("job.select.quotas", bool(job.select.quotas), "an arena writes the pool anew, without its files' names"),
         ("job.select.include", job.select.include, "rows that every contender is given tell nothing of it"),
         ("job.select.exclude", job.select.exclude, "leave those rows out of pool.data instead"),
         ("job.embed.given", job.embed.given and (settings.spoil or job.embed.given.endswith(".npy")), _OTHER_TEXTS),
-        ("job.quality.source given", job.quality.source.startswith("given:") and settings.spoil, _OTHER_TEXTS),
+        ("job.quality.source given", scores and (settings.spoil or scores.endswith(".npy")), _OTHER_TEXTS),
     ):
         if given:
             raise InputError(f"{name}: {setting}: {why}; leave it out")

@@ -59,6 +59,7 @@ def test_without_iterative_contenders_there_is_nothing_to_control(tmp_path):
         ({"job": {key: JOB[key] for key in ("budget", "pool")}}, r"job\.refine: needed for its `train` section"),
         (job(select={"quotas": {"a": 1}}, refine=JOB["refine"]), r"quotas"),
         (job(embed={"given": "vectors.npy"}), r"embed\.given: an arena holds rows out of the pool"),
+        (job(quality={"source": "given:scores.npy"}), r"quality\.source given: an arena holds rows out of the pool"),
     ],
 )
 def test_a_wrong_setting_is_one_line(tmp_path, changes, message):

@@ -138,16 +138,24 @@ def write_clusters(source: str, target: str, first: int, folder: str, normalised
     """
     if Path(target).exists():
         return
-    part = replace(rows.partition(rows.check_files([source]), 1)[0], half=half)
-    streamed = part.rows * part.dimension > HELD_ELEMENTS
-    shard = Shard(open_source(part, Holding(streamed, normalised)), first)
-    centroids, thresholds = np.load(Path(folder) / CENTROIDS), Path(folder) / THRESHOLDS
-    capped = thresholds.is_file()
-    labels, squared = balance.balanced_labels(shard, centroids, np.load(thresholds)) if capped else shard.assign(centroids)
+    parts = rows.partition(rows.check_files([source]), 1)
+    # Of few rows a partition may have none.
+    labels, squared = np.zeros(0, np.int32), np.zeros(0)
+    if parts:
+        labels, squared = _assign(replace(parts[0], half=half), first, Path(folder), normalised=normalised)
     ids = pq.read_table(source, columns=["row_id"], partitioning=None)["row_id"].cast(pa.string())
     distances = np.sqrt(squared).astype(np.float32)
     with atomic_path(target) as temporary:
         pq.write_table(pa.table({"row_id": ids, "cluster": labels, "distance": distances}), temporary)
+
+
+def _assign(part: rows.Partition, first: int, folder: Path, *, normalised: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and squared distances of a file's rows; arguments as of `write_clusters`."""
+    streamed = part.rows * part.dimension > HELD_ELEMENTS
+    shard = Shard(open_source(part, Holding(streamed, normalised)), first)
+    centroids, thresholds = np.load(folder / CENTROIDS), folder / THRESHOLDS
+    capped = thresholds.is_file()
+    return balance.balanced_labels(shard, centroids, np.load(thresholds)) if capped else shard.assign(centroids)
 
 
 def _write_array(path: Path, array: Any) -> None:

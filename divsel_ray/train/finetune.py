@@ -100,10 +100,8 @@ def finetune(
     tokenizer = load_tokenizer(model_folder, origin.chat_template, trust_remote_code=config.trust_remote_code)
     padding = padding_of(tokenizer)
     train, valid = (encode(tokenizer, part, config.max_tokens) for part in (rows, held_out))
-    refused = refused_rows(rows, train)
     folder.mkdir(parents=True, exist_ok=True)
-    if refused and rank() == 0:
-        (folder / REFUSED).write_text("".join(json.dumps(row) + "\n" for row in refused), encoding="utf-8")
+    refused = list_refused(rows, train, folder)
     model = load_trainable(model_folder, config, origin.start)
     with tempfile.TemporaryDirectory() as unused:
         resumption = resumption or Resumption(Path(unused))
@@ -123,17 +121,18 @@ def finetune(
         **facts_of(trainer, watch),
         "tokens": sum(gather(sum(example.size for example in train if not example.refusal))) * config.epochs,
         "held_out_loss": after,
-        "refused": len(refused),
+        "refused": refused,
         "held_out_refused": sum(bool(example.refusal) for example in valid),
     }
 
 
-def refused_rows(rows: Sequence[Conversation], examples: Sequence[Example]) -> list[dict[str, str]]:
-    """The rows of all workers that the chat template refuses: {"row_id", "reason"}.
+def list_refused(rows: Sequence[Conversation], examples: Sequence[Example], folder: Path) -> int:
+    """Count the rows of all workers that the chat template refuses, and list them in `folder/refused.jsonl` if there are any.
 
     Args:
         rows: of this worker.
         examples: what `encode` made of them.
+        folder: of this worker; the first one writes.
 
     Raises:
         JobError: it refuses every row; on all workers.
@@ -143,7 +142,9 @@ def refused_rows(rows: Sequence[Conversation], examples: Sequence[Example]) -> l
     refused, count = [row for part in gather(own) for row in part], sum(gather(len(rows)))
     if refused and len(refused) == count:
         raise JobError(f"refine.train: the chat template refuses every one of {count:,} rows: {refused[0]['reason']}")
-    return refused
+    if refused and rank() == 0:
+        (folder / REFUSED).write_text("".join(json.dumps(row) + "\n" for row in refused), encoding="utf-8")
+    return len(refused)
 
 
 @lru_cache(maxsize=1)

@@ -69,7 +69,9 @@ def test_a_benchmark_of_which_less_may_be_better_needs_a_mode(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["gsm8k", "humaneval", "lambada_openai:acc", "compiler", "winogrande"])
 def test_a_benchmark_of_which_more_is_better_needs_none(tmp_path, name):
-    check(search(tmp_path, job=REFINED, objective=f"evaluate:{name}"))
+    tuning = search(tmp_path, job=REFINED, objective=f"evaluate:{name}")
+    check(tuning)
+    assert mode_of(tuning) == "max"
 
 
 def test_a_figure_that_a_setting_moves_by_itself_is_pointed_out(tmp_path):

@@ -163,7 +163,7 @@ def test_pairs_that_the_chat_template_refuses_are_left_out_counted_and_told(tmp_
     facts = train_reward([some], tmp_path / "reward", training, progress)
     assert (facts["pairs"] + facts["held_out_pairs"], facts["refused"], facts["bad_rows"]) == (20, 4, 0)
     assert [line for line in said if "4 pairs are left out, for the chat template of" in line] == said != []
-    with pytest.raises(InputError, match="refuses every one of 12 prompts: TemplateError: System role not supported"):
+    with pytest.raises(InputError, match=r"refuses every one of 12 prompts: row \S+: TemplateError: System role not supported"):
         train_reward([write(tmp_path / "all.jsonl", strict)], tmp_path / "other", training)
 
 

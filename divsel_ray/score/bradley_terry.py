@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from divsel_ray.config import FitRewardConfig
-from divsel_ray.errors import InputError, one_line
+from divsel_ray.errors import InputError
 from divsel_ray.models.references import resolve_model
 from divsel_ray.score.encoding import Encoded, collate, encode_exchange, load_tokenizer, position_limit, seen_completion
 from divsel_ray.score.preferences import Comparison, draw, make_comparisons
@@ -154,18 +154,17 @@ def _encode_comparisons(tokenizer: Any, comparisons: Sequence[Comparison], max_t
     Raises:
         InputError: it refuses all of them.
     """
-    found: list[Group] = []
-    problem, refused = "", 0
-    for comparison in comparisons:
-        group = {"chosen": comparison.chosen, **comparison.rejected}
-        try:
-            if comparison.rejected:
-                found.append({kind: encode_exchange(tokenizer, row, max_tokens) for kind, row in group.items()})
-        except Exception as error:  # tokenizers and Jinja templates raise anything
-            problem, refused = problem or one_line(error), refused + 1
-    if refused and not found:
-        raise InputError(f"the base model's chat template refuses every one of {refused:,} prompts: {problem}")
-    return found, refused
+    groups = [{"chosen": comparison.chosen, **comparison.rejected} for comparison in comparisons if comparison.rejected]
+    rows = [row for group in groups for row in group.values()]
+    encoded, problem = encode_each(rows, lambda row: encode_exchange(tokenizer, row, max_tokens))
+    places = itertools.count()
+    whole: list[Group] = []
+    for group in groups:
+        found = {kind: encoded[place] for kind, place in zip(group, places, strict=False) if place in encoded}
+        whole += [found] if len(found) == len(group) else []
+    if groups and not whole:
+        raise InputError(f"the base model's chat template refuses every one of {len(groups):,} prompts: {problem}")
+    return whole, len(groups) - len(whole)
 
 
 def _load_base(config: FitRewardConfig, seed: int) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,14 +40,15 @@ class ArenaJob(RefiningJob):
 
     def generate(self, number: int, draw: Stage, trained: Stage | None, reward: Stage | None) -> Stage:
         """As any job; the bench gives way where the cluster does not hold it beside what generates and scores."""
-        if self.bench is not None and not self._holds_all():
+        if self.bench is not None and not self._holds_all(self.bench.size):
             self.bench.close()
         return super().generate(number, draw, trained, reward)
 
-    def _holds_all(self) -> bool:
-        refinement, scorers = self.refinement, [self.reward_config, self.refinement.second]
-        generate = refinement.generate.workers
-        groups = [(refinement.train.workers, 1), (generate, generate.count or 1)]
+    def _holds_all(self, trainers: int) -> bool:
+        """Whether the cluster holds so many trainers beside what generates for a draw, and what scores."""
+        generate, scorers = self.refinement.generate, [self.reward_config, self.refinement.second]
+        generators = self.hardware.count(generate.workers, math.ceil(self.config.budget / generate.shard_size))
+        groups = [(self.refinement.train.workers, trainers), (generate.workers, generators)]
         return self.hardware.holds_together(*groups, *((one.workers, 1) for one in scorers if one is not None))
 
     def close(self) -> None:

@@ -67,7 +67,7 @@ def select(
     Example: [bold]divsel select data/ -n 1000,5000 --sampler facility --set clean.near_duplicates=0.8 -o picked.jsonl[/bold]
     """
     with reported(quiet) as progress:
-        from divsel_ray.data.inputs import WORK_SUFFIX
+        from divsel_ray.data.remote import WORK_SUFFIX
 
         budgets, column = _budgets(budget), quality.removeprefix("column:") if quality.startswith("column:") else None
         values: dict[str, Any] = {

@@ -13,14 +13,12 @@ from typing import cast
 
 from divsel_ray.data.hub import DESCRIPTIONS, HUB, download, parse_reference
 from divsel_ray.data.readers import READABLE, SUFFIXES, known_suffix
-from divsel_ray.data.remote import Input, is_address, list_remote, open_bytes
+from divsel_ray.data.remote import Input, is_address, is_hidden, list_remote, open_bytes
 from divsel_ray.errors import InputError
 from divsel_ray.models.references import PACKAGE, packaged_data
 from divsel_ray.store import digest
 
 _KINDS = "a file, a folder, a glob, s3://..., gs://..., hf:OWNER/NAME or package:NAME"
-WORK_SUFFIX = ".divsel"
-"""What the folder beside a selection ends with, in which its stages are kept."""
 
 
 def find_inputs(data: Sequence[str], setting: str) -> list[Input]:
@@ -146,4 +144,4 @@ def _readable(reference: str, files: Sequence[Input]) -> Sequence[Input]:
 
 
 def _hidden(path: Path) -> bool:
-    return any(part.startswith((".", "_")) or part.endswith(WORK_SUFFIX) for part in path.parts)
+    return any(map(is_hidden, path.parts))

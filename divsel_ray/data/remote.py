@@ -23,6 +23,8 @@ from pyarrow import fs
 
 from divsel_ray.errors import InputError
 
+WORK_SUFFIX = ".divsel"
+"""What the folder beside a selection ends with, in which its stages are kept."""
 _SCHEMES = ("s3", "gs", "file")
 _BUFFER_BYTES = 8 << 20
 """Of one request to the store; a stream without a buffer makes one for every few kilobytes."""
@@ -89,10 +91,15 @@ def is_address(reference: str) -> bool:
     return "://" in reference
 
 
+def is_hidden(name: str) -> bool:
+    """Whether folders and globs leave out what has this name: hidden files, as in the Parquet world, and folders of stages."""
+    return name.startswith((".", "_")) or name.endswith(WORK_SUFFIX)
+
+
 def list_remote(reference: str) -> list[RemoteFile]:
     """The files behind an address, whatever their suffix: one file, those of a folder at any depth, or those a glob matches.
 
-    Names that begin with a dot or an underscore are left out, and so is what lies in a folder of such a name.
+    Hidden names (see `is_hidden`) are left out, and so is what lies in a folder of such a name.
 
     Raises:
         InputError: another scheme, nothing there, or the store does not answer.
@@ -181,9 +188,9 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     if not pattern:
         return not parts
     if pattern[0] == "**":
-        hidden = next((place for place, part in enumerate(parts) if part.startswith((".", "_"))), len(parts))
+        hidden = next((place for place, part in enumerate(parts) if is_hidden(part)), len(parts))
         return any(_matches(parts[skipped:], pattern[1:]) for skipped in range(hidden + 1))
-    if not parts or parts[0].startswith((".", "_")):
+    if not parts or is_hidden(parts[0]):
         return False
     return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 

@@ -23,7 +23,16 @@ from divsel_ray.errors import InputError
 from tests.e2e.ray_head import free_ports
 
 ROWS = [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(3000)]
-NAMES = ["a.jsonl", "b b.jsonl.zst", "deep/er/c.parquet", "deep/d.csv.gz", ".hidden/x.jsonl", "_x.jsonl", "README.md"]
+NAMES = [
+    "a.jsonl",
+    "b b.jsonl.zst",
+    "deep/er/c.parquet",
+    "deep/d.csv.gz",
+    ".hidden/x.jsonl",
+    "_x.jsonl",
+    "out.jsonl.divsel/p.jsonl",
+    "README.md",
+]
 STORE = "divsel_ray.data.remote._filesystem"
 
 

@@ -3,8 +3,11 @@
 import pytest
 import yaml
 
-from divsel_ray.config import Config
+from divsel_ray.config import Config, EvaluateConfig
+from divsel_ray.config.arena import ArenaConfig
 from divsel_ray.config.files import dump_config, load_config, parse_config, quickstart_config, quickstart_text
+from divsel_ray.config.reference import find_settings, list_settings
+from divsel_ray.config.tuning import TuningConfig
 from divsel_ray.errors import InputError
 
 MINIMAL = "budget: 10\npool: {data: rows.jsonl}\n"
@@ -95,3 +98,36 @@ def test_every_setting_is_described():
                 yield from undescribed(inner)
 
     assert list(undescribed(Config)) == []
+
+
+def test_every_setting_says_what_it_does():
+    for kind in (Config, TuningConfig, ArenaConfig, EvaluateConfig):
+        silent = [one.place for one in list_settings(kind) if not one.description]
+        assert not silent
+
+
+def test_settings_show_their_place_type_bounds_and_default():
+    found = {one.place: one for one in list_settings(Config)}
+    assert (found["budget"].takes, found["budget"].required) == ("integer >= 1", True)
+    assert (found["cluster.k"].takes, found["cluster.k"].default) == ("integer >= 1, or null", None)
+    assert (found["embed.dtype"].takes, found["embed.dtype"].default) == ("float32 | bfloat16 | float16", "float32")
+    assert found["select.quotas"].takes == "mapping from string to integer"
+    assert found["refine"].takes == found["refine.train.workers"].takes == "section"
+
+
+def test_what_is_shown_as_default_is_what_the_configuration_holds():
+    config = parse_config(MINIMAL, "job.yaml")
+    for one in list_settings(Config):
+        section, *_ = one.place.split(".")
+        if not one.required and one.takes != "section" and getattr(config, section) is not None:
+            value = config
+            for name in one.place.split("."):
+                value = getattr(value, name, None)
+            assert value == one.default or value is None
+
+
+def test_a_setting_is_found_by_its_section_and_a_wrong_one_is_answered_with_what_is_near():
+    assert [one.place for one in find_settings(Config, "prices")][:2] == ["prices", "prices.cpu_hour"]
+    assert [one.place for one in find_settings(Config, "cluster.k")] == ["cluster.k"]
+    with pytest.raises(InputError, match=r"cluster\.kk: no such setting; near it: cluster\.k"):
+        find_settings(Config, "cluster.kk")

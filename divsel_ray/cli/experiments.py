@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from divsel_ray.cli.app import Out, Overrides, app
+from divsel_ray.cli.app import Out, Overrides, Panel, app
 from divsel_ray.cli.console import AsJson, Quiet, print_result, reported, resumable, say
 from divsel_ray.errors import JobError
 
@@ -23,7 +23,7 @@ Models = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.COMPARE)
 def tune(
     config: Annotated[Path, typer.Argument(help="YAML configuration of the search.")],
     overrides: Overrides = None,
@@ -60,7 +60,7 @@ def tune(
         print_result({**best, "best": str(folder / BEST), "report": str(folder / PAGE), "trials": str(folder / RECORD)}, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.COMPARE)
 def arena(
     config: Annotated[Path, typer.Argument(help="YAML configuration of the arena.")],
     overrides: Overrides = None,
@@ -95,7 +95,7 @@ def arena(
         print_result({**found, "report": str(folder / PAGE), "cells": str(folder / RECORD)}, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.COMPARE)
 def evaluate(
     models: Models,
     adapter: Annotated[list[Path] | None, typer.Option(help="Adapter to put on the one model named. Repeatable.")] = None,
@@ -155,7 +155,7 @@ def evaluate(
         print_result({"result": str(result)}, as_json)
 
 
-@app.command("compare-encoders")
+@app.command("compare-encoders", rich_help_panel=Panel.COMPARE)
 def compare_encoders(
     config: Annotated[Path, typer.Argument(help="YAML configuration of the job.", metavar="CONFIG")],
     encoder: Annotated[

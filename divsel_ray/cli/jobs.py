@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from divsel_ray.cli.app import Out, Overrides, app
+from divsel_ray.cli.app import Out, Overrides, Panel, app
 from divsel_ray.cli.console import AsJson, Quiet, fail, print_result, reported, resumable, say
 from divsel_ray.cli.tables import comparison_lines, comparison_table
 from divsel_ray.config import Config
@@ -40,7 +40,7 @@ WaitFor = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.BEGIN)
 def quickstart(
     overrides: Overrides = None,
     fast: Annotated[bool, typer.Option("--fast", help="300 rows, 2 rounds of 8: the same real parts at their smallest.")] = False,
@@ -64,7 +64,7 @@ def quickstart(
         _run(config, folder, ["quickstart", *(["--fast"] * fast)], overrides, progress, quiet, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.JOB)
 def run(
     config: Annotated[Path, typer.Argument(help="YAML configuration.")],
     overrides: Overrides = None,
@@ -82,7 +82,7 @@ def run(
         _run(settings, out or Path("runs") / config.stem, ["run", str(config)], overrides, progress, quiet, as_json, wait_for)
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.JOB)
 def submit(
     config: Annotated[Path, typer.Argument(help="YAML configuration, inside the working directory.")],
     address: Annotated[str, typer.Option("--address", help="The job server, e.g. http://localhost:8265.")],
@@ -132,7 +132,7 @@ def _follow(client: Any, asked: Submission, job: str, quiet: bool) -> None:
         fail(f"{job} {outcome.text}", outcome.exit_code)
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.JOB)
 def plan(
     config: Annotated[Path, typer.Argument(help="YAML configuration.")],
     overrides: Overrides = None,
@@ -158,7 +158,7 @@ def plan(
             raise InputError(problems[0])
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.JOB)
 def report(
     folder: Annotated[Path, typer.Argument(help="A finished run folder.", metavar="RUN")],
     against: Annotated[

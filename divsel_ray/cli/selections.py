@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from divsel_ray.cli.app import app
+from divsel_ray.cli.app import Panel, app
 from divsel_ray.cli.console import AsJson, Quiet, print_result, reported, resumable, say
 from divsel_ray.config import Config
 from divsel_ray.config.files import build_config, override
@@ -27,7 +27,7 @@ Quality = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.SELECT)
 def select(
     data: Annotated[
         list[str],
@@ -104,7 +104,7 @@ def _quota(text: str) -> tuple[str, int]:
     return source, int(number)
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.SELECT)
 def samplers(as_json: AsJson = False) -> None:
     """List the samplers: what each takes, and the memory it needs for a pool of a million rows.
 
@@ -126,7 +126,7 @@ def samplers(as_json: AsJson = False) -> None:
     Console().print(table)
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.SELECT)
 def verify(
     folder: Annotated[Path, typer.Argument(help="A finished run folder, or the .divsel folder of a selection.", metavar="RUN")],
     as_json: AsJson = False,
@@ -141,7 +141,7 @@ def verify(
         print_result(verify_run(folder), as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.SELECT)
 def export(
     selection: Annotated[Path, typer.Argument(help="A run folder, or a selection (.jsonl or .parquet).", metavar="SELECTION")],
     trainer: Annotated[str, typer.Option("--to", help="llama-factory, axolotl or trl.")],

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.console import RenderableType
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
+from divsel_ray.config.reference import SECTION, Setting
+
 if TYPE_CHECKING:
+    from divsel_ray.clean import Leftover
     from divsel_ray.cluster.choose import Choice
     from divsel_ray.compare_encoders import EncoderComparison
     from divsel_ray.report.compare import Comparison
@@ -101,6 +107,24 @@ def encoder_pairs_table(found: EncoderComparison) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for one in found.pairs:
         table.add_row(escape(f"{one.one}, {one.other}"), f"{one.clusters_agree:.2f}", f"{one.overlap:.3f}")
+    return table
+
+
+def settings_list(found: Sequence[Setting]) -> Iterator[RenderableType]:
+    """Each setting with its default and what it takes; below it, what it does."""
+    for one in found:
+        default = "" if one.takes == SECTION else "  needed" if one.required else f" = {json.dumps(one.default)}"
+        yield f"[bold]{one.place}[/bold]{escape(default)}  [dim]{escape(one.takes)}[/dim]"
+        yield Padding(escape(one.description), (0, 0, 0, 4))
+
+
+def leftovers_table(found: Sequence[Leftover]) -> Table:
+    """One line for each stage that could go."""
+    table = Table("stage", "key", "state", box=None, pad_edge=False, header_style="dim")
+    table.add_column("MiB", justify="right")
+    for one in found:
+        state = "finished" if one.finished else "unfinished"
+        table.add_row(one.stage, one.folder.name, state, f"{one.bytes / 2**20:,.1f}")
     return table
 
 

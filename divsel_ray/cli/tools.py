@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +13,33 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from divsel_ray.cli.app import Out, Overrides, app
-from divsel_ray.cli.console import AsJson, Quiet, console, print_result, reported, resumable
-from divsel_ray.cli.tables import candidates_table
+from divsel_ray.cli.app import Out, Overrides, Panel, app
+from divsel_ray.cli.console import AsJson, Quiet, console, print_result, reported, resumable, say
+from divsel_ray.cli.tables import candidates_table, leftovers_table, settings_list
+from divsel_ray.config import Config, EvaluateConfig, Section
+from divsel_ray.config.arena import ArenaConfig
+from divsel_ray.config.reference import find_settings
+from divsel_ray.config.tuning import TuningConfig
 
 
-@app.command("choose-k")
+class Kind(StrEnum):
+    """Whose settings there are to look up."""
+
+    JOB = "job"
+    TUNE = "tune"
+    ARENA = "arena"
+    EVALUATE = "evaluate"
+
+
+_SECTIONS: dict[Kind, type[Section]] = {
+    Kind.JOB: Config,
+    Kind.TUNE: TuningConfig,
+    Kind.ARENA: ArenaConfig,
+    Kind.EVALUATE: EvaluateConfig,
+}
+
+
+@app.command("choose-k", rich_help_panel=Panel.COMPARE)
 def choose_k(
     config: Annotated[
         Path | None, typer.Argument(help="YAML configuration of the job; optional with --embeddings.", metavar="CONFIG")
@@ -64,7 +87,7 @@ def choose_k(
         print_result({**asdict(choice.recommendation), **paths}, as_json)
 
 
-@app.command("train-reward")
+@app.command("train-reward", rich_help_panel=Panel.COMPARE)
 def train_reward(
     data: Annotated[
         list[str], typer.Argument(help="Preferences: prompt, chosen and rejected, or two conversations.", metavar="PREFS")
@@ -99,7 +122,50 @@ def train_reward(
         print_result({**fit(data, out, training, progress), "model": str(out)}, as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.BEGIN)
+def settings(
+    place: Annotated[str, typer.Argument(help="A section or setting, e.g. refine.train or cluster.k.")] = "",
+    of: Annotated[Kind, typer.Option(help="Whose: a job's, a search's, an arena's, or those of evaluate --set.")] = Kind.JOB,
+    as_json: AsJson = False,
+) -> None:
+    """Look up settings: what each takes, its default, and what it does. Without a place, the sections.
+
+    Any of them can stand in a configuration file or, as KEY=VALUE, on the command line.
+
+    Example: [bold]divsel settings refine.weights[/bold]
+    """
+    with reported(quiet=True):
+        found = find_settings(_SECTIONS[of], place)
+        if as_json:
+            typer.echo(json.dumps([asdict(one) for one in found]))
+        else:
+            Console().print(*settings_list(found), sep="\n", highlight=False)
+
+
+@app.command(rich_help_panel=Panel.JOB)
+def clean(
+    folder: Annotated[Path, typer.Argument(help="A finished run folder, or the .divsel folder of a selection.", metavar="RUN")],
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the stages in a run folder that its last finished job did not use, and with --yes remove them.
+
+    They are of other settings, or were stopped half-way; a job that needs one finds it there, or else makes it again.
+    """
+    with reported(quiet=True):
+        from divsel_ray.clean import find_leftovers, remove
+
+        found = find_leftovers(folder)
+        if yes:
+            remove(folder, found)
+        total = sum(one.bytes for one in found)
+        if not as_json and found:
+            Console().print(leftovers_table(found))
+            say(yes, f"Nothing is removed yet. To remove these: {shlex.join(['divsel', 'clean', str(folder), '--yes'])}")
+        print_result({"removed" if yes else "removable": len(found), "bytes": total}, as_json)
+
+
+@app.command(rich_help_panel=Panel.BEGIN)
 def doctor(as_json: AsJson = False) -> None:
     """Check the installation, the models and this machine, and say how to mend what is wrong."""
     from divsel_ray.doctor import examine

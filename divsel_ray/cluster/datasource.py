@@ -28,7 +28,6 @@ class DataSource:
     Attributes:
         rows: n.
         dimension: d.
-        parts: partitions at most.
         array: (n, d).
         files: Parquet files.
         dataset: a materialised Ray Dataset.
@@ -37,38 +36,37 @@ class DataSource:
 
     rows: int
     dimension: int
-    parts: int
     array: Rows | None = None
     files: Files | None = None
     dataset: Any = None
     column: str = ""
 
-    def partitions(self) -> Sequence[Source]:
-        """What the shard actors are started with; an array goes into Ray's object store."""
+    def partitions(self, most: int) -> Sequence[Source]:
+        """What the shard actors are started with, at most so many; an array goes into Ray's object store."""
         if self.array is not None:
-            return distributed.put_array(self.array, self.parts)
+            return distributed.put_array(self.array, most)
         if self.files is not None:
-            return partition(self.files, self.parts)
-        return distributed.put_dataset(self.dataset, self.column, self.parts)
+            return partition(self.files, most)
+        return distributed.put_dataset(self.dataset, self.column, most)
 
     def name_row(self, index: int) -> str:
         """How messages call a row, given its global number."""
         return f"X: row {index}" if self.files is None else name_row(self.files, index)
 
 
-def open_data(X: Data, parts: int) -> DataSource:
+def open_data(X: Data) -> DataSource:
     """Look at the data.
 
     Raises:
         InputError: it is of another kind, or holds something else than vectors of one dimension.
     """
     if _is_dataset(X):
-        return _open_dataset(X, parts)
+        return _open_dataset(X)
     if not _is_array(X):
         files = check_files(list_files(X))
-        return DataSource(files.rows, files.dimension, parts, files=files)
+        return DataSource(files.rows, files.dimension, files=files)
     array = to_rows(X, "X")
-    return DataSource(array.shape[0], array.shape[1], parts, array=array)
+    return DataSource(array.shape[0], array.shape[1], array=array)
 
 
 def _is_array(X: Data) -> bool:
@@ -111,7 +109,7 @@ def _to_array(X: Any, name: str) -> Any:
         raise InputError(f"{name} is {type(X).__name__}; expected numbers, an array (n, d)") from None
 
 
-def _open_dataset(X: Any, parts: int) -> DataSource:
+def _open_dataset(X: Any) -> DataSource:
     options = X.context.execution_options
     kept, options.preserve_order = options.preserve_order, True
     try:
@@ -128,4 +126,4 @@ def _open_dataset(X: Any, parts: int) -> DataSource:
         raise InputError(
             f"X: column {column} holds {type(first[0][column]).__name__ if first else 'no row'}; expected vectors of floats"
         )
-    return DataSource(dataset.count(), len(vector), parts, dataset=dataset, column=column)
+    return DataSource(dataset.count(), len(vector), dataset=dataset, column=column)

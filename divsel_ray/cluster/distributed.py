@@ -23,6 +23,7 @@ from divsel_ray.cluster.journal import Journal
 from divsel_ray.cluster.kernels import Rows
 from divsel_ray.cluster.lloyd import Fit, Settings
 from divsel_ray.cluster.shards import Geometry, LocalShards, Shards
+from divsel_ray.config import Workers
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster, await_ready
@@ -37,6 +38,13 @@ BALANCING_ITERATIONS = 5
 """Assignments with a size cap; the best is kept."""
 STATE_BYTES = 64
 """What a shard remembers of a row besides the row."""
+ROWS_PER_SHARD = 1 << 14
+"""With fewer, a pass takes less time than asking a shard for it."""
+
+
+def default_shards(count: int, workers: Workers, cluster: Cluster) -> int:
+    """Partitions of so many rows where their number is not given: one for each actor that the cluster has room for."""
+    return cluster.count(workers, -(-count // ROWS_PER_SHARD))
 
 
 @contextlib.contextmanager

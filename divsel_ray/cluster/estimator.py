@@ -28,8 +28,6 @@ from divsel_ray.errors import InputError
 from divsel_ray.progress import Progress, Silent, Terminal
 from divsel_ray.resources import Cluster, connect
 
-SHARDS = 2
-"""Partitions where their number is not given."""
 LOCAL_ELEMENTS = 1 << 21
 """Numbers in an array that takes less time to cluster than actors take to start."""
 
@@ -52,8 +50,8 @@ class KMeans(ClusterMixin, BaseEstimator):
         fit_rows: fit on a hashed sample of about so many rows, then assign all; None, or fewer than clusters, for all.
         max_size: rows per cluster at most (`balance.balanced_fit`); None for no limit. `predict` knows no such limit.
         seed: of every draw.
-        n_shards: partitions of the rows; actors are at most this many. None: two, or none at all for an array of few rows,
-            which is clustered in this process.
+        n_shards: partitions of the rows; actors are at most this many. None: what the cluster has room for
+            (`distributed.default_shards`), or none at all for an array of few rows, which is clustered in this process.
         mode: "memory" keeps the rows, "streaming" reads Parquet files again on every pass, "auto" sees what fits.
         checkpoint: file that keeps the last iteration, so that a fit that was killed continues when it is called again.
         verbose: say how rows are held, and show progress.
@@ -114,7 +112,7 @@ class KMeans(ClusterMixin, BaseEstimator):
                 length zero with metric "cosine".
         """
         self._check_parameters()
-        source = open_data(X, self.n_shards or SHARDS)
+        source = open_data(X)
         settings = self._settings(source)
         progress = Terminal(Console(stderr=True)) if self.verbose else Silent()
         with self._open(source, progress, local=self.n_shards is None) as held:
@@ -144,7 +142,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         """
         if not hasattr(self, "cluster_centers_"):
             raise NotFittedError("KMeans is not fitted; call fit first")
-        source = open_data(X, self.n_shards or SHARDS)
+        source = open_data(X)
         if source.dimension != self.n_features_in_:
             raise InputError(f"X has {source.dimension} dimensions, the fitted centroids have {self.n_features_in_}")
         if source.rows == 0:
@@ -188,7 +186,8 @@ class KMeans(ClusterMixin, BaseEstimator):
             return
         cluster = connect()
         holding = self._holding(source, cluster, progress)
-        with distributed.start_shards(source.partitions(), cluster, holding, coordinated=coordinated) as held:
+        parts = self.n_shards or distributed.default_shards(source.rows, holding.workers, cluster)
+        with distributed.start_shards(source.partitions(parts), cluster, holding, coordinated=coordinated) as held:
             yield held
 
     def _look(self, shards: Shards, source: DataSource) -> Geometry:

@@ -83,7 +83,8 @@ def open_rows(
     plan = distributed.plan_memory(files, cluster, config.mode)
     progress.note(plan.reason)
     holding = Holding(plan.streamed, config.metric == "cosine", config.workers)
-    with distributed.start_shards(rows.partition(files, config.n_shards), cluster, holding, folder=folder) as held:
+    parts = config.n_shards or distributed.default_shards(files.rows, config.workers, cluster)
+    with distributed.start_shards(rows.partition(files, parts), cluster, holding, folder=folder) as held:
         yield held
 
 

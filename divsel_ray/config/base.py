@@ -20,7 +20,10 @@ class Workers(Section):
     """
 
     count: int | None = Field(
-        None, ge=1, description="Actors. Default: as many as the cluster's CPUs (or GPUs) hold; of refine.train: 1."
+        None,
+        ge=1,
+        description="Actors; null: as many as the cluster's CPUs (or GPUs) hold. Default: null, but 1 in refine.train and "
+        "refine.generate.",
     )
     cpus: float = Field(1, gt=0, description="CPUs per actor; also its number of compute threads.")
     gpus: float | None = Field(None, ge=0, description="GPUs per actor. Default: 1 where the cluster has any, else 0.")

@@ -78,7 +78,12 @@ class ClusterConfig(Section):
         None, ge=1, description="Fit on a sample of about so many rows, then assign all. Default, and where fewer than k: all."
     )
     size_cap: float | None = Field(None, ge=1, description="Largest cluster, over the mean size. Default: no limit.")
-    n_shards: int = Field(2, ge=1, description="Partitions of the rows; actors are at most this many. Never changes a result.")
+    n_shards: int | None = Field(
+        None,
+        ge=1,
+        description="Partitions of the rows; actors are at most this many. Default: what the cluster has room for. Never changes "
+        "a result.",
+    )
     mode: Literal["auto", "memory", "streaming"] = Field(
         "auto", description="Keep rows in memory, or read them again on every pass. Never changes a result."
     )

@@ -8,13 +8,15 @@ import ray
 
 from divsel_ray.cluster import distributed, rows, shards
 from divsel_ray.cluster.actors import Holding, RayShards
+from divsel_ray.cluster.distributed import default_shards
 from divsel_ray.cluster.estimator import KMeans
 from divsel_ray.cluster.lloyd import Settings, fit
 from divsel_ray.cluster.shard import Shard
 from divsel_ray.cluster.stage import build_clusters
-from divsel_ray.config import ClusterConfig
+from divsel_ray.config import ClusterConfig, Workers
 from divsel_ray.errors import InputError
 from divsel_ray.progress import Silent
+from divsel_ray.resources import Cluster
 
 
 class Recorder(Silent):
@@ -235,3 +237,18 @@ def test_files_of_several_types_are_clustered_as_one(cluster, tmp_path):
     found = pa.concat_tables([pq.read_table(tmp_path / "out" / f"part-{i}.parquet") for i in range(2)])
     assert np.bincount(found["cluster"].to_numpy(), minlength=5).tolist() == facts["sizes"]
     assert max(facts["sizes"]) <= 44
+
+
+@pytest.mark.parametrize(
+    ("rows", "workers", "expected"),
+    [
+        (1_000_000, Workers(), 15),
+        (1_000_000, Workers(cpus=4), 3),
+        (1_000_000, Workers(count=5), 5),
+        (40_000, Workers(), 3),
+        (100, Workers(), 1),
+    ],
+)
+def test_rows_are_spread_over_what_the_cluster_has_room_for(rows, workers, expected):
+    node = (15.0, 0.0)
+    assert default_shards(rows, workers, Cluster(*node, *node, memory_gib=64, nodes=1, local=False)) == expected

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from divsel_ray.config import Config, JudgeConfig, QualityConfig, RewardConfig
-from divsel_ray.data.export import check_suffix, write_rows, write_selection
+from divsel_ray.data.export import SELECTION, check_suffix, write_rows, write_selection
 from divsel_ray.data.stage import by_row_id
 from divsel_ray.errors import InputError
 from divsel_ray.generate.engine import require_engine
@@ -162,11 +162,9 @@ def select_rows(config: Config, target: str | Path, work: str | Path, progress: 
     check_suffix(target)
     nested = {budget: target.with_name(f"{target.stem}-{budget}{target.suffix}") for budget in config.nested}
     folder = run_job(config.model_copy(update={"refine": None}), work, progress, [target, *nested.values()])
-    table = pq.read_table(folder / "selection.parquet")
-    write_rows(table, target)
-    for budget, path in nested.items():
-        write_rows(of_budget(table, budget), path)
-    return int(table.num_rows)
+    for name, path in {SELECTION: target, **{nested_name(budget): path for budget, path in nested.items()}}.items():
+        write_rows(pq.read_table(folder / f"{name}.parquet"), path)
+    return int(pq.read_metadata(folder / f"{SELECTION}.parquet").num_rows)
 
 
 def _check_apart(outputs: Sequence[Path], job: RefiningJob) -> None:
@@ -177,9 +175,9 @@ def _check_apart(outputs: Sequence[Path], job: RefiningJob) -> None:
         raise InputError(f"{among[0]}: lies among the input files; write the selection elsewhere, or take that file away")
 
 
-def of_budget(table: pa.Table, budget: int) -> pa.Table:
-    """The part of a selection that a smaller, nested budget holds."""
-    return table.filter(pc.less_equal(table["budget"], budget))
+def nested_name(budget: int) -> str:
+    """What the files of a smaller, nested selection are called."""
+    return f"{SELECTION}-{budget}"
 
 
 def run_stages(job: RefiningJob) -> list[Stage]:
@@ -221,9 +219,9 @@ def refine(job: RefiningJob, budget: int, sources: Sources, reward: Stage | None
 
 def _write_result(job: RefiningJob, draws: list[Stage]) -> None:
     table = _selection(draws)
-    write_selection(table, job.store.root)
-    for budget in job.config.nested:
-        write_rows(of_budget(table, budget), job.store.root / f"selection-{budget}.jsonl")
+    tables = {SELECTION: table, **{nested_name(one): _nested(table, draws[-1], one) for one in job.config.nested}}
+    for name, part in tables.items():
+        write_selection(part, job.store.root, name)
     write_json(job.store.root / RUN_MANIFEST, _manifest(job, table))
 
 
@@ -251,6 +249,15 @@ def _selection(draws: list[Stage]) -> pa.Table:
             "why": last["why"],
         }
     )
+
+
+def _nested(table: pa.Table, draw: Stage, budget: int) -> pa.Table:
+    """The part of a selection that a smaller budget holds, with what its own draw says of it."""
+    part = table.filter(pc.less_equal(table["budget"], budget))
+    said = pq.read_table(draw.folder / "nested.parquet", filters=[("of", "=", budget)]).sort_by("row_id")
+    for name in ("weight", "why"):
+        part = part.set_column(part.schema.get_field_index(name), name, said[name])
+    return part
 
 
 def _manifest(job: RefiningJob, table: pa.Table) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from divsel_ray.models.references import fingerprint
 from divsel_ray.score.spec import ScorerSpec
 from divsel_ray.score.stage import UNSCORED, build_reward, check_scores, draw_wanted, reward_reference, score_pool
 from divsel_ray.select.diversity_stage import measure_selection
-from divsel_ray.select.plan import DrawFiles, DrawPlan
+from divsel_ray.select.plan import DrawFiles, DrawPlan, rows_to_score
 from divsel_ray.select.semantic_stage import drop_semantic_duplicates
 from divsel_ray.select.stage import draw_round
 from divsel_ray.store import Stage, atomic_path, digest, file_digest
@@ -131,15 +131,15 @@ class Job(StageMaker):
         if config.source == "none":
             return None
         spec, inputs = self._quality_spec(reward)
-        sampled = {} if config.oversample is None else {**self._wanted_rows(config.oversample), "seed": seed}
+        wanted = plan_draw(self.config, ceil((config.oversample or 0) * self.config.budget), before=None)
+        sampled = {} if config.oversample is None else _identity_of_sample(wanted)
 
         def build(folder: Path) -> dict[str, Any]:
             """Score all rows, or those drawn for it."""
             if spec.kind == "given":
                 check_scores(spec.model, _rows_of_files(next(stage for stage, _ in self.stages if stage.name == "pool")))
-            rows = sampled["rows"] + sampled["rows_per_cluster"] * clusters.facts["k"] if sampled else 0
-            wanted = draw_wanted(clusters.files(), rows, seed, folder) if sampled else ""
-            return score_pool(pool.files(), spec, folder, self.hardware, config.workers, self.progress, wanted)
+            ids = draw_wanted(clusters.files(), rows_to_score(clusters.facts["sizes"], wanted), seed, folder) if sampled else ""
+            return score_pool(pool.files(), spec, folder, self.hardware, config.workers, self.progress, ids)
 
         return self.make(
             "quality",
@@ -157,11 +157,6 @@ class Job(StageMaker):
             return spec.as_quality(), inputs
         spec = ScorerSpec.of_quality(config)
         return spec, [_digest_of(spec.model, "quality.source")] if spec.kind == "given" else spec.identity()
-
-    def _wanted_rows(self, oversample: float) -> dict[str, int]:
-        """Rows to draw for scoring, in all and besides for each cluster: so many times the budget, and those never selected."""
-        plan = plan_draw(self.config, self.config.budget, before=None)
-        return {"rows": ceil(oversample * self.config.budget) + plan.held_out, "rows_per_cluster": plan.probe}
 
     def semantic(self, embeddings: Stage, clusters: Stage, quality: Stage | None) -> Stage | None:
         """The rows that say what another row of their cluster says, or None where they may be drawn."""
@@ -202,6 +197,7 @@ class Job(StageMaker):
             copies = {name: shutil.copy(path, folder / f"{name}{path.suffix}") for name, path in lists.items()}
             memory = MEMORY_SHARE * self.hardware.node_gib * 2**30
             facts = draw_round(sources.files, sources.clusters.facts["k"], with_lists(plan, copies), folder, memory)
+            facts["asked"] = size
             if plan.probe and not facts["probe"]:
                 raise InputError(
                     f"refine.scored probe: the pool has no row to spare for it beside the budget of {plan.reserved:,}; lower the "
@@ -284,7 +280,7 @@ class Sources:
         """Their files."""
         quality, semantic = (stage.files() if stage else [] for stage in (self.quality, self.semantic))
         unscored = self.quality.files(UNSCORED) if self.quality else []
-        return DrawFiles(self.clusters.files(), quality, self.pool.files(), self.embeddings.files(), [*semantic, *unscored])
+        return DrawFiles(self.clusters.files(), quality, self.pool.files(), self.embeddings.files(), semantic, unscored)
 
 
 @dataclass(frozen=True)
@@ -314,6 +310,12 @@ def plan_draw(config: Config, size: int, before: Before | None) -> DrawPlan:
     facts = before.draw.facts
     budgets, weights = [facts["rows"] + size], before.weights.facts["weights"]
     return replace(plan, budgets=budgets, drawn=facts["drawn"], targets=facts["targets"], weights=weights)
+
+
+def _identity_of_sample(plan: DrawPlan) -> dict[str, Any]:
+    """What decides which rows are drawn for scoring, see `rows_to_score`."""
+    shares = plan.config.model_dump(include={"allocation", "exponent", "weights"})
+    return {"rows": plan.budgets[-1], "held_out": plan.held_out, "probe": plan.probe, **shares, "seed": plan.seed}
 
 
 def listed_files(config: SelectConfig) -> dict[str, Path]:

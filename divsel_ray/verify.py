@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divsel_ray.config import Config
@@ -20,14 +21,12 @@ from divsel_ray.errors import InputError, JobError
 from divsel_ray.pipeline import ids_digest
 from divsel_ray.resources import connect
 from divsel_ray.rounds import update_of_round
-from divsel_ray.select.allocation import round_sizes
 from divsel_ray.select.stage import draw_round
 from divsel_ray.stages import Before, Sources, listed_files, plan_draw, round_name, with_lists
 from divsel_ray.store import RUN_MANIFEST, Stage, read_json
 
 _READ = ("pool", "clean", "embed", "cluster", "quality", "semantic", "draw", "score", "weights")
 """Stages that a selection is made from."""
-_COMPARED = ("row_id", "cluster", "quality", "weight", "new", "budget", "why")
 
 
 def verify_run(folder: Path) -> dict[str, Any]:
@@ -81,12 +80,11 @@ def _replay(config: Config, stages: Mapping[str, Stage], rounds: int) -> int:
     """Every draw and every weight update again. Returns the number of updates."""
     pool = stages.get("clean", stages["pool"])
     sources = Sources(pool, stages["embed"], stages["cluster"], stages.get("quality"), stages.get("semantic"))
-    total = stages[round_name(rounds, "draw")].facts["budgets"][-1][0]
     before: Before | None = None
     updates = 0
-    for number, size in enumerate(round_sizes(total, rounds), start=1):
+    for number in range(1, rounds + 1):
         drawn = stages[round_name(number, "draw")]
-        _compare_draw(config, sources, drawn, size, before)
+        _compare_draw(config, sources, drawn, drawn.facts["asked"], before)
         if config.refine is not None:
             before = Before(drawn, stages[round_name(number, "train")], stages[round_name(number, "weights")])
             _compare_weights(config, number, before, stages[round_name(number, "score")])
@@ -99,9 +97,12 @@ def _compare_draw(config: Config, sources: Sources, drawn: Stage, size: int, bef
     with tempfile.TemporaryDirectory() as folder:
         plan = with_lists(plan_draw(config, size, before), copies)
         draw_round(sources.files, sources.clusters.facts["k"], plan, Path(folder))
-        again = pq.read_table(Path(folder) / "selected.parquet")
-    committed = pq.read_table(drawn.folder / "selected.parquet")
-    for name in _COMPARED:
+        for file in ("selected.parquet", *(["nested.parquet"] if config.nested else [])):
+            _compare_tables(drawn, pq.read_table(drawn.folder / file), pq.read_table(Path(folder) / file))
+
+
+def _compare_tables(drawn: Stage, committed: pa.Table, again: pa.Table) -> None:
+    for name in committed.column_names:
         if not again[name].combine_chunks().equals(committed[name].combine_chunks()):
             theirs, ours = (set(table["row_id"].to_pylist()) for table in (committed, again))
             rows = f"{len(theirs - ours):,} of {len(theirs):,} rows differ" if theirs != ours else f"the column {name} differs"

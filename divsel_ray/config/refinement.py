@@ -26,7 +26,10 @@ class TrainConfig(Section):
     max_tokens: int = Field(512, ge=16, description="Prompt and completion together.")
     packing: bool = Field(False, description="Put several rows into one sequence of max_tokens; none sees another.")
     gradient_checkpointing: bool = Field(False, description="Compute activations twice instead of keeping them.")
-    fsdp: bool = Field(False, description="Spread the model over the workers, for one larger than a GPU.")
+    fsdp: bool = Field(
+        False,
+        description="Spread the model over the workers, for one larger than a GPU. Each first loads all of it into memory.",
+    )
     lora_rank: int = Field(8, ge=1, le=512, description="Rank of the adapters, on every linear layer.")
     lora_alpha: int = Field(16, ge=1, description="Adapters are scaled by alpha / rank.")
     dtype: Literal["float32", "bfloat16"] = Field(
@@ -50,6 +53,16 @@ class TrainConfig(Section):
             raise ValueError(
                 f"fsdp spreads the model over several workers, but {fewest} may have to hold it; set workers.count (and "
                 "min_workers, where given) to 2 or more, or fsdp to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_are_whole(self) -> TrainConfig:
+        gpus = self.workers.gpus or 0
+        if gpus > 1 or (0 < gpus < 1 and (self.workers.count or 1) > 1):
+            raise ValueError(
+                f"workers.gpus {gpus:g}: a worker trains on one GPU, and several workers cannot share one; set 1 (a part of one "
+                "only for a single worker), and workers.count for more GPUs"
             )
         return self
 

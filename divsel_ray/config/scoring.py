@@ -116,6 +116,8 @@ class RewardConfig(ScoringSection):
             )
         if self.backend == "vllm" and self.model is None:
             raise ValueError("backend vllm: runs a reward `model`, and nothing else")
+        if self.backend == "vllm" and self.workers.gpus not in (None, 0, 1):
+            raise ValueError(f"workers.gpus {self.workers.gpus:g}: vLLM uses one whole GPU per actor; set 1, or 0 for CPUs")
         return self
 
 

@@ -15,13 +15,15 @@ from divsel_ray.store import atomic_path
 
 COLUMNS = ("messages", "row_id", "cluster", "quality", "round", "source", "weight", "budget", "why")
 """What a selection holds, in this order; columns that a table lacks are left out."""
+SELECTION = "selection"
+"""What a run's files of the rows chosen are called."""
 _BATCH_ROWS = 1024
 
 
-def write_selection(table: pa.Table, folder: Path) -> None:
+def write_selection(table: pa.Table, folder: Path, name: str = SELECTION) -> None:
     """Write `selection.jsonl` and `selection.parquet`, each atomically; the same rows give the same bytes."""
-    write_rows(table, folder / "selection.jsonl")
-    write_rows(table, folder / "selection.parquet")
+    for suffix in (".jsonl", ".parquet"):
+        write_rows(table, folder / f"{name}{suffix}")
 
 
 def write_rows(table: pa.Table, path: Path) -> None:

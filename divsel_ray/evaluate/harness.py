@@ -7,6 +7,7 @@ relative to their folder. A task file may name Python functions (`!function`): t
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import functools
 import json
@@ -23,15 +24,11 @@ from divsel_ray.errors import InputError, one_line
 from divsel_ray.evaluate.loading import LoadedModel
 from divsel_ray.evaluate.models import Model
 from divsel_ray.models.companions import installed_version
+from divsel_ray.models.text import PLAIN_TEMPLATE
 from divsel_ray.store import digest, file_digest, write_json
 
 PACKAGE = "lm-eval"
 _ERROR = "_stderr"
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ {'system': 'System', 'user': 'User', 'assistant': 'Assistant'}[message.role] }}: "
-    "{{ message.content }}{% if not loop.last %}\n{% endif %}{% endfor %}{% if add_generation_prompt %}\nAssistant:{% endif %}"
-)
-"""What `models/text.py` renders for a model without a chat template, as one."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class HarnessTask:
         """The task by its name and the version of the harness or the content of the folder, and how it is asked."""
         config = self.config
         asked = [config.fewshot, config.chat, config.dtype, config.batch_size, self.chat_template if config.chat else None]
-        return [1, self.name, installed_version(PACKAGE), self._content, self.limit, *asked]
+        return [2, self.name, installed_version(PACKAGE), self._content, self.limit, *asked]
 
     @functools.cached_property
     def _content(self) -> str | None:
@@ -86,6 +83,8 @@ class HarnessTask:
         from lm_eval.models.huggingface import HFLM
 
         if self.config.chat and not tokenizer.chat_template:
+            # The model's own is in use by other measurements, which know of no template.
+            tokenizer = copy.deepcopy(tokenizer)
             tokenizer.chat_template = PLAIN_TEMPLATE
         manager = _manager(self.name, self.folder)
         try:

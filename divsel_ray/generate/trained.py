@@ -7,6 +7,8 @@ from pathlib import Path
 
 from divsel_ray.errors import InputError
 
+_COMPUTED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+"""Ends of names of what old checkpoints hold and models compute: frequencies of positions, causal masks."""
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -25,7 +27,8 @@ def split_trained(base: str, trained: str | None) -> tuple[str, str | None]:
 def check_same_weights(base: str, trained: str) -> None:
     """Make sure that a trained model has the base model's weights, all and no others: vLLM takes a part in silence.
 
-    Only the headers of the safetensors files are read. A tied output layer may be written or left out.
+    Only the headers of the safetensors files are read. A tied output layer may be written or left out; so may be what some
+    checkpoints hold beside their weights, and the prefix that GPT-2's leaves out.
 
     Args:
         base: folder, or a Hugging Face id that is in the local cache.
@@ -60,7 +63,8 @@ def _local_folder(model: str) -> Path:
 
 def _shapes(folder: Path) -> Shapes:
     """Names and shapes of the weights in a folder's safetensors files."""
-    files = sorted(folder.glob("*.safetensors"))
+    # Some folders hold the weights in another form as well, `consolidated.safetensors`.
+    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
     if not files:
         raise InputError(f"{folder}: no *.safetensors file; save the model with save_pretrained")
     shapes: Shapes = {}
@@ -68,4 +72,4 @@ def _shapes(folder: Path) -> Shapes:
         with file.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    return shapes
+    return {name.removeprefix("transformer."): shape for name, shape in shapes.items() if not name.endswith(_COMPUTED)}

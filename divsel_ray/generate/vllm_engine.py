@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from divsel_ray.config import GenerateConfig
+from divsel_ray.errors import InputError
 from divsel_ray.generate.engine import Completion
 from divsel_ray.generate.trained import check_same_weights, split_trained
 from divsel_ray.models.vllm import prepare_vllm
@@ -48,6 +49,8 @@ class VllmEngine:
         inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
         # Without this, what the last weights computed of a known prefix would be used with the new ones.
         self._llm.reset_prefix_cache()
+        if request is not None:
+            self._add(request)
         try:
             outputs = self._llm.generate(inputs, self._sampling(seeds), lora_request=request, use_tqdm=False)
         except Exception:
@@ -77,6 +80,20 @@ class VllmEngine:
         self._adapters += 1
         return LoRARequest(f"adapter-{self._adapters}", self._adapters, adapter)
 
+    def _add(self, request: Any) -> None:
+        """Have vLLM hold an adapter, none of whose layers it might know: it would then generate without it, and say nothing.
+
+        Raises:
+            InputError: it knows none.
+        """
+        self._llm.llm_engine.add_lora(request)
+        if not any(self._llm.collective_rpc(_applied_layers, args=(request.lora_int_id,))):
+            self._llm.llm_engine.remove_lora(request.lora_int_id)
+            raise InputError(
+                f"{request.lora_path}: vLLM knows none of the adapter's layers in {self._base}; set refine.generate.engine: "
+                "transformers, or refine.train.method: full"
+            )
+
     def _sampling(self, seeds: Sequence[int]) -> list[Any]:
         from vllm import SamplingParams
 
@@ -88,6 +105,13 @@ class VllmEngine:
         """Forget the requests of a failed call: the next one would answer them too."""
         engine = self._llm.llm_engine
         engine.abort_request(list(engine.output_processor.request_states), internal=True)
+
+
+def _applied_layers(worker: Any, adapter: int) -> int:
+    """In vLLM's worker: layers of the model that an adapter changes, found as vLLM's own `activate_adapter` finds them."""
+    manager = worker.model_runner.lora_manager._adapter_manager
+    held = manager.get_adapter(adapter)
+    return sum(manager._get_lora_layer_weights(held, name) is not None for name in manager.modules)
 
 
 def settable_rank(lora_rank: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from divsel_ray.errors import InputError
 from divsel_ray.store import atomic_path
 
-_FORMAT = 2
+_FORMAT = 3
 """Raised when the converted folder's content changes."""
 
 _WORD_STARTS = ("▁", "Ġ")
@@ -77,6 +77,8 @@ def _convert(module: ModuleType, folder: Path) -> None:
     file = Path(module.assemble(folder / "model.gguf"))
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
     check_tokenizer(tokenizer, module.__name__)
+    # GGUF says so and transformers does not read it; whoever tokenises without a thought of it would lose the token.
+    tokenizer.add_bos_token = tokenizer.bos_token_id is not None
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
     # A model that still calls itself quantised refuses to be saved.
     del model.config.quantization_config

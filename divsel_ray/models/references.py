@@ -34,6 +34,12 @@ def resolve_model(reference: str) -> str:
     return reference
 
 
+def absolute_model(reference: str) -> str:
+    """The reference as processes with other current folders resolve it: of a local folder, its absolute path."""
+    path = Path(reference).expanduser()
+    return str(path.absolute()) if not reference.startswith(PACKAGE) and path.is_dir() else reference
+
+
 def packaged_data(reference: str) -> list[Path]:
     """The data files that the package of a `package:NAME` reference carries.
 

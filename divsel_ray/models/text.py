@@ -8,6 +8,12 @@ from typing import Any
 Message = Mapping[str, str]
 
 _NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ {'system': 'System', 'user': 'User', 'assistant': 'Assistant', 'tool': 'Tool'}[message.role] }}: {{ message.content }}"
+    "{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '\\nAssistant:' }}{% endif %}"
+)
+"""What `render_prompt` writes for a model without a chat template, as one: for programs that know no other way."""
 STOP = "\nUser:"
 """Where a completion in the plain template ends when the model goes on by itself."""
 

@@ -17,7 +17,7 @@ from divsel_ray.score.scorer import Exchange
 _LOGIT_ROWS = 256
 """Positions whose logits exist at once: a vocabulary of 262k takes 1 MiB of float32 for each."""
 
-_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "logits_soft_cap")
 """Settings of models that do more to their logits than one linear layer."""
 
 

@@ -45,12 +45,12 @@ def read_exchanges(file: str, wanted: set[str] | None = None) -> list[Exchange]:
     return [Exchange(row_id, messages[:-1], messages[-1]["content"]) for row_id, messages in pairs]
 
 
-def draw_per_cluster(cluster_files: Sequence[str], rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A uniform draw of each cluster's proportional share of `rows`, rounded up, by a hash of seed and row id.
+def draw_per_cluster(cluster_files: Sequence[str], counts: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A uniform draw of so many rows of each cluster, by a hash of seed and row id: a larger one holds a smaller.
 
     Args:
         cluster_files: Parquet with row_id and cluster.
-        rows: to draw in all, at least (less only where there are fewer).
+        counts: (k,) rows to draw of each; of a smaller cluster, all are.
         seed: of the draw.
 
     Returns:
@@ -63,8 +63,7 @@ def draw_per_cluster(cluster_files: Sequence[str], rows: int, seed: int) -> tupl
     sizes = np.bincount(cluster)
     place = np.empty(len(row_ids), np.int64)
     place[order] = np.arange(len(row_ids)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    shares = -(-rows * sizes // max(1, len(row_ids)))
-    drawn = place < shares[cluster]
+    drawn = place < counts[cluster]
     return np.sort(row_ids[drawn]), np.sort(row_ids[~drawn])
 
 

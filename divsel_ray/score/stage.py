@@ -153,19 +153,19 @@ UNSCORED = "oversample/unscored.parquet"
 """Beside the quality files: the rows that were not drawn for scoring and that nothing may select."""
 
 
-def draw_wanted(cluster_files: list[str], rows: int, seed: int, folder: Path) -> str:
+def draw_wanted(cluster_files: list[str], counts: np.ndarray, seed: int, folder: Path) -> str:
     """Draw the rows to be scored (see `draw_per_cluster`) in one task; returns the file that `score_pool` takes.
 
     Leaves their ids in `folder/oversample/wanted.npy`, and those of all other rows in `folder/oversample/unscored.parquet`.
     """
     wanted = folder / Path(UNSCORED).with_name("wanted.npy")
     if not (wanted.is_file() and (folder / UNSCORED).is_file()):
-        result_of(ray.remote(num_cpus=1)(_draw_wanted).remote(cluster_files, rows, seed, wanted, folder / UNSCORED))
+        result_of(ray.remote(num_cpus=1)(_draw_wanted).remote(cluster_files, counts, seed, wanted, folder / UNSCORED))
     return str(wanted)
 
 
-def _draw_wanted(cluster_files: list[str], rows: int, seed: int, wanted: Path, unscored: Path) -> None:
-    drawn, others = draw_per_cluster(cluster_files, rows, seed)
+def _draw_wanted(cluster_files: list[str], counts: np.ndarray, seed: int, wanted: Path, unscored: Path) -> None:
+    drawn, others = draw_per_cluster(cluster_files, counts, seed)
     with atomic_path(unscored) as path:
         pq.write_table(pa.table({"row_id": pa.array(others.astype("U32"), pa.string())}), path)
     with atomic_path(wanted) as path, path.open("wb") as stream:

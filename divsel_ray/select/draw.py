@@ -28,6 +28,7 @@ class Demand:
         weights: (k,) of the clusters, or None for those of the settings' allocation.
         drawn: (k,) rows per cluster of the selection of an earlier round; None in the first.
         targets: (k,) targets accumulated over earlier rounds; None in the first.
+        among: (n,) of each candidate the inverse of the probability with which it came to be one; None where all rows are.
     """
 
     budgets: Sequence[int]
@@ -35,6 +36,7 @@ class Demand:
     weights: np.ndarray | None = None
     drawn: np.ndarray | None = None
     targets: np.ndarray | None = None
+    among: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Draw:
 
     Attributes:
         index: (b,) positions in the candidates: those taken before first, then each budget's new rows.
-        weight: (b,) inverse of the probability with which each row was drawn; 1 where chance played no part.
+        weight: (t, b) for each of the budgets, inverse of the probability with which each row of its selection was drawn; 1
+            where chance played no part. Of rows that a budget does not reach it says nothing.
         gain: (b,) what a greedy sampler gained by the row; NaN for others.
         level: (b,) which of the budgets is the smallest whose selection holds the row.
         new: (b,) whether the row was in no earlier round.
@@ -87,7 +90,7 @@ def draw(candidates: Candidates, taken: np.ndarray, demand: Demand, config: Sele
     before = len(taken)
     return Draw(
         index,
-        np.concatenate([np.ones(before), chosen.weight]),
+        np.concatenate([np.ones((len(demand.budgets), before)), chosen.weight], axis=1),
         np.concatenate([np.full(before, np.nan), chosen.gain]),
         np.concatenate([np.zeros(before, np.int64), chosen.level]),
         np.concatenate([np.full(before, demand.drawn is None), chosen.new]),
@@ -129,9 +132,11 @@ def _draw_keyed(
         level[groups.smallest(counts[at])] = at
     index = np.flatnonzero(level < len(counts))
     earlier = index[:0] if demand.drawn is None else groups.smallest(demand.drawn - before)
+    among = np.ones(len(rest)) if demand.among is None or not groups.random else demand.among[positions]
+    weights = [groups.inverse_probability(index, count, fixed=demand.tokens is None) * among[index] for count in counts]
     return _Chosen(
         positions[index],
-        groups.inverse_probability(index, counts[-1]),
+        np.stack(weights),
         np.full(len(index), np.nan),
         level[index],
         ~np.isin(index, earlier),
@@ -185,7 +190,8 @@ def _draw_greedy(
         ends = [int(np.searchsorted(spent, budget, side="right")) for budget in left]
     index, count = picks.index[: ends[-1]], min(ends[-1], most)
     level = np.searchsorted(ends, np.arange(count), side="right")
-    return _Chosen(index, np.ones(count), picks.gain[:count], level, np.ones(count, bool), np.zeros(candidates.k))
+    weight = np.ones((len(ends), count))
+    return _Chosen(index, weight, picks.gain[:count], level, np.ones(count, bool), np.zeros(candidates.k))
 
 
 def _pick_tokens(

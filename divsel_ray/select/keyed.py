@@ -28,6 +28,11 @@ class Groups:
         self._order = np.argsort(group.astype(np.uint16) if k <= 1 << 16 else group, kind="stable")
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)])[:-1]
 
+    @property
+    def random(self) -> bool:
+        """Whether chance has a part in the order."""
+        return self._keys.log_rates is not None
+
     def members(self, group: int) -> np.ndarray:
         """Positions of a group's rows, ascending."""
         start = self._starts[group]
@@ -43,24 +48,33 @@ class Groups:
         parts = [self._smallest_of(group, int(counts[group])) for group in np.flatnonzero(counts)]
         return np.sort(np.concatenate(parts)) if parts else np.array([], np.int64)
 
-    def inverse_probability(self, index: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    def inverse_probability(self, index: np.ndarray, counts: np.ndarray, *, fixed: bool) -> np.ndarray:
         """Inverse of the probability with which each chosen row was drawn, (b,); 1 where the order is not random.
 
-        The probability given the other rows' keys is `1 - exp(-p_i t)`, with t the smallest key left out of the group (rank
-        conditioning, Cohen and Kaplan 2007): sums weighted so are unbiased.
+        Of rows with equal rates it is the group's size over its count, of a single row the sum of all rates over its own. Else
+        it is estimated: given the other rows' keys, the probability is `1 - exp(-p_i t)`, with t the smallest key left out of
+        the group (rank conditioning, Cohen and Kaplan 2007). Sums weighted so are unbiased.
 
         Args:
             index: (b,) from `smallest`.
             counts: (k,) rows drawn of each group.
+            fixed: whether the counts were known before the draw; where they follow from it, all is estimated.
         """
-        if self._keys.log_rates is None:
+        rates = self._keys.log_rates
+        if rates is None:
             return np.ones(len(index))
-        threshold = np.full(len(self.sizes), np.inf)
+        weight, chosen = np.ones(len(index)), Groups(self._keys, self._group[index], len(self.sizes))
         for group in np.flatnonzero((counts > 0) & (counts < self.sizes)):
-            values = self._keys.values[self.members(group)]
-            threshold[group] = np.partition(values, counts[group])[counts[group]]
-        log_hazard = np.minimum(self._keys.log_rates[index] + threshold[self._group[index]], 700.0)
-        return np.asarray(1.0 / -np.expm1(-np.exp(log_hazard)))
+            members, count, of_group = self.members(group), int(counts[group]), chosen.members(group)
+            own = rates[index[of_group]]
+            if fixed and np.ptp(rates[members]) == 0:
+                weight[of_group] = len(members) / count
+            elif fixed and count == 1:
+                weight[of_group] = np.exp(np.logaddexp.reduce(rates[members]) - own)
+            else:
+                threshold = np.partition(self._keys.values[members], count)[count]
+                weight[of_group] = 1.0 / -np.expm1(-np.exp(np.minimum(own + threshold, 700.0)))
+        return weight
 
     def _smallest_of(self, group: int, count: int) -> np.ndarray:
         members = self.members(group)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from divsel_ray.config import SelectConfig
+from divsel_ray.select.allocation import allocation_weights, spread
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,8 @@ class DrawFiles:
         quality: row_id, quality; empty for no quality.
         pool: row_id, source, n_tokens.
         embeddings: row_id, embedding.
-        removed: row_id of rows that cannot be drawn.
+        removed: row_id of rows that cannot be drawn and are no part of their clusters.
+        unscored: row_id of rows that cannot be drawn because they were not drawn for scoring; their clusters are as large.
     """
 
     clusters: list[str]
@@ -24,6 +29,7 @@ class DrawFiles:
     pool: list[str] = field(default_factory=list)
     embeddings: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
+    unscored: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -55,3 +61,16 @@ class DrawPlan:
     drawn: list[int] | None = None
     weights: list[float] | None = None
     targets: list[float] | None = None
+
+
+def rows_to_score(sizes: Sequence[int], plan: DrawPlan) -> np.ndarray:
+    """Rows of each cluster to score where not all are, (k,) to (k,), at most its size.
+
+    They are its share of the plan's budget and of the rows that are held out, each rounded up, and its probe: so many, that the
+    draw then finds what it takes of each cluster.
+    """
+    held = np.array(sizes)
+    shares = spread(allocation_weights(held, plan.config), held, plan.budgets[-1])
+    held_out = plan.held_out * held / max(1, held.sum())
+    # The allowance is for shares that are whole numbers but for their rounding.
+    return np.minimum(np.ceil(shares - 1e-9) + np.ceil(held_out - 1e-9) + plan.probe, held).astype(np.int64)

@@ -37,7 +37,9 @@ class PoolRows:
         included, excluded: positions, ascending, of the listed rows.
         held_out: positions, ascending, of the rows kept out of every round.
         probe: positions, ascending, of the rows of each cluster kept out of every round.
-        free: (n,) rows that may be drawn, those included among them.
+        scored: (n,) rows that were drawn for scoring, all where none were left out.
+        drawable: (n,) rows that might be drawn, those included among them: what clusters are as large as.
+        free: (n,) of these, the rows that may be: those scored, where not all are, and neither held out nor of the probe.
 
     Raises:
         InputError: the lists name rows that are not there, or contradict each other, or too few rows may be drawn.
@@ -53,7 +55,10 @@ class PoolRows:
         self.tokens = self.columns.read(files.pool, "n_tokens", np.int64, 0) if plan.unit == "tokens" else None
         self.included = find_ids(self.row_ids, config.include, "include", required=True)
         self.excluded = find_ids(self.row_ids, config.exclude, "exclude", required=False)
-        self.free = self._free()
+        self.scored = ~self._listed(files.unscored)
+        self.drawable = self._drawable()
+        self.free = self.drawable & self.scored
+        self.free[self.included] = True
         self._check_reserved()
         all_alike = np.zeros(len(self.row_ids), self.cluster.dtype)
         self.held_out = self._set_aside("held-out", plan.held_out, all_alike, 1, share_held_out)
@@ -64,15 +69,19 @@ class PoolRows:
             return np.full(len(self.row_ids), np.nan)
         return self.columns.read(self._files.quality, "quality", np.float64, np.nan)
 
-    def _free(self) -> np.ndarray:
-        """(n,) rows that may be drawn, those included among them."""
-        config, free = self._plan.config, np.ones(len(self.row_ids), bool)
+    def _listed(self, files: list[str]) -> np.ndarray:
+        """(n,) whether one of these files names a row."""
+        named = np.zeros(len(self.row_ids), bool)
+        for file in files:
+            named[positions_of(self.row_ids, read_ids(Path(file)))] = True
+        return named
+
+    def _drawable(self) -> np.ndarray:
+        """(n,) rows that might be drawn, were all scored; those included among them."""
+        config, free = self._plan.config, ~self._listed(self._files.removed)
         free[self.excluded] = False
-        if self._files.removed:
-            removed = np.concatenate([read_ids(Path(file)) for file in self._files.removed])
-            free[positions_of(self.row_ids, removed)] = False
         if config.missing == "drop" and self._files.quality:
-            free &= np.isfinite(self.quality)
+            free &= np.isfinite(self.quality) | ~self.scored
         clash = np.intersect1d(self.included, self.excluded)
         if len(clash):
             raise InputError(
@@ -81,6 +90,13 @@ class PoolRows:
             )
         free[self.included] = True
         return free
+
+    @property
+    def among(self) -> np.ndarray:
+        """(n,) of each row the inverse of the probability with which it is free, given that it is drawable."""
+        drawable, free = (np.bincount(self.cluster[mask], minlength=self.k) for mask in (self.drawable, self.free))
+        listed = np.bincount(self.cluster[self.included], minlength=self.k)
+        return np.asarray((drawable - listed) / np.maximum(free - listed, 1))[self.cluster]
 
     def _check_reserved(self) -> None:
         """Refuse at once what only the last round would miss, after all trainings before it."""
@@ -123,24 +139,29 @@ class PoolRows:
             raise InputError(f"select.quotas: they add up to more than the budget of {budgets[-1]} {self._plan.unit}")
         # In the order of names: a manifest keeps no other, and what is drawn by it again has to be the same.
         names = sorted(quotas)
-        masks = self._of_sources(names)
-        finals = [self._limited(f"quota of {name}", quotas[name], mask) for name, mask in zip(names, masks, strict=True)]
+        sources = self._of_sources(names)
+        masks = [self.free & source for source in sources]
+        # What no quota takes is of the last.
+        finals = [self._limited(f"quota of {name}", quotas[name], mask) for name, mask in zip(names, masks, strict=False)]
         others = "budget beside the quotas" if quotas else "budget"
-        masks.append(self.free & ~np.logical_or.reduce(masks))
         finals.append(self._limited(others, budgets[-1] - sum(finals), masks[-1]))
         shares = split_budgets(budgets, np.array(finals)).T.tolist()
         for what, mask, share in zip([*(f"quota of {name}" for name in names), others], masks, shares, strict=True):
             self._check_included(what, mask, share[0])
-        return [DrawPart(mask, share) for mask, share in zip(masks, shares, strict=True)]
+        return [
+            DrawPart(mask, share, np.bincount(self.cluster[self.drawable & source], minlength=self.k))
+            for mask, share, source in zip(masks, shares, sources, strict=True)
+        ]
 
     def _of_sources(self, names: list[str]) -> list[np.ndarray]:
-        """Of each source, (n,) its rows that may be drawn."""
+        """Of each source, (n,) which rows are its; the last are those of no source named."""
         source = self.columns.read_texts(self._files.pool, "source") if names else np.array([])
         for name in names:
             if not (source == name).any():
                 known = ", ".join(sorted(set(source.tolist()))[:5])
                 raise InputError(f"select.quotas.{name}: no such source in the pool; there are {known}")
-        return [self.free & (source == name) for name in names]
+        named = [source == name for name in names]
+        return [*named, ~np.logical_or.reduce([np.zeros(len(self.row_ids), bool), *named])]
 
     def _limited(self, what: str, wanted: int, mask: np.ndarray) -> int:
         """What is wanted of some rows, if they hold it, or as much as they hold where fewer are allowed."""
@@ -192,10 +213,11 @@ class PoolRows:
 
 @dataclass(frozen=True)
 class DrawPart:
-    """Rows that are drawn from as if they were all: mask (n,) and budgets."""
+    """Rows that are drawn from as if they were all: mask (n,), budgets, and how large their clusters are (k,)."""
 
     mask: np.ndarray
     budgets: list[int]
+    sizes: np.ndarray
 
 
 def share_held_out(sizes: np.ndarray, wanted: int, spare: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from divsel_ray.select.allocation import allocation_weights
 from divsel_ray.select.draw import Demand, Draw, draw
 from divsel_ray.select.plan import DrawFiles, DrawPlan
 from divsel_ray.select.pool_rows import DrawPart, PoolRows
@@ -21,10 +22,11 @@ from divsel_ray.tasks import result_of
 
 
 def draw_round(files: DrawFiles, k: int, plan: DrawPlan, folder: Path, memory: float = math.inf) -> dict[str, Any]:
-    """Write `selected.parquet`, `held_out.parquet` (row_id) and, where the plan has a probe, `probe.parquet` (row_id, cluster).
+    """Write `selected.parquet`, `held_out.parquet` (row_id) and, where the plan has them, the files below.
 
     Selected are all rows so far, by row id: row_id, cluster, quality, weight, new, budget (the smallest that holds the row)
-    and why.
+    and why. Of nested budgets, `nested.parquet` holds row_id, weight and why of each smaller selection: of (its) budget. Of a
+    probe, `probe.parquet` holds row_id and cluster.
 
     Args:
         files: what to read.
@@ -60,7 +62,10 @@ def _draw_part(rows: PoolRows, part: DrawPart, plan: DrawPlan) -> Draw:
     demand = Demand(
         part.budgets,
         None if rows.tokens is None else rows.tokens[positions],
-        *(None if value is None else np.array(value) for value in (plan.weights, plan.drawn, plan.targets)),
+        allocation_weights(part.sizes, plan.config) if plan.weights is None else np.array(plan.weights),
+        None if plan.drawn is None else np.array(plan.drawn),
+        None if plan.targets is None else np.array(plan.targets),
+        rows.among[positions],
     )
     found = draw(candidates, taken, demand, plan.config, plan.seed)
     return replace(found, index=positions[found.index])
@@ -70,9 +75,8 @@ def _merge(draws: list[Draw]) -> Draw:
     """One draw of several, weights of clusters by what each part drew."""
     if len(draws) == 1:
         return draws[0]
-    index, weight, gain, level, new = (
-        np.concatenate([getattr(one, name) for one in draws]) for name in ("index", "weight", "gain", "level", "new")
-    )
+    parts = ([getattr(one, name) for one in draws] for name in ("index", "weight", "gain", "level", "new"))
+    index, weight, gain, level, new = (np.concatenate(arrays, axis=-1) for arrays in parts)
     drawn = np.sum([one.drawn for one in draws], axis=0)
     targets = np.sum([one.targets for one in draws], axis=0)
     weights = targets / targets.sum() if targets.sum() > 0 else draws[0].weights
@@ -80,21 +84,23 @@ def _merge(draws: list[Draw]) -> Draw:
 
 
 def _write(folder: Path, drawn: Draw, rows: PoolRows, plan: DrawPlan) -> None:
-    why = _reasons(drawn, rows, plan)
     order = np.argsort(drawn.index)
     index = drawn.index[order]
+    last = _of_level(drawn, len(plan.budgets) - 1, rows, plan)
     selected = pa.table(
         {
-            "row_id": rows.row_ids[index].astype("U32"),
+            "row_id": last["row_id"],
             "cluster": rows.cluster[index],
             "quality": pa.array(rows.quality[index], from_pandas=True),
-            "weight": drawn.weight[order],
+            "weight": last["weight"],
             "new": drawn.new[order],
             "budget": np.array(plan.budgets, np.int64)[drawn.level[order]],
-            "why": [why[at] for at in order],
+            "why": last["why"],
         }
     )
     tables = {"selected": selected, "held_out": pa.table({"row_id": rows.row_ids[rows.held_out].astype("U32")})}
+    if len(plan.budgets) > 1:
+        tables["nested"] = pa.concat_tables(_of_level(drawn, level, rows, plan) for level in range(len(plan.budgets) - 1))
     if plan.probe:
         probe = {"row_id": rows.row_ids[rows.probe].astype("U32"), "cluster": rows.cluster[rows.probe]}
         tables["probe"] = pa.table(probe)
@@ -103,19 +109,38 @@ def _write(folder: Path, drawn: Draw, rows: PoolRows, plan: DrawPlan) -> None:
             pq.write_table(table, path)
 
 
-def _reasons(drawn: Draw, rows: PoolRows, plan: DrawPlan) -> list[str]:
-    """Why each row was taken, in one line, in the order of the draw."""
+def _of_level(drawn: Draw, level: int, rows: PoolRows, plan: DrawPlan) -> pa.Table:
+    """What is said of the rows of one budget's selection, by row id."""
+    kept = np.flatnonzero(drawn.level <= level)
+    kept = kept[np.argsort(drawn.index[kept])]
+    index = drawn.index[kept]
+    return pa.table(
+        {
+            "of": np.full(len(kept), plan.budgets[level], np.int64),
+            "row_id": rows.row_ids[index].astype("U32"),
+            "weight": drawn.weight[level, kept],
+            "why": _reasons(index, drawn.gain[kept], _steps(drawn, rows)[kept], rows, plan),
+        }
+    )
+
+
+def _steps(drawn: Draw, rows: PoolRows) -> np.ndarray:
+    """(b,) how many rows a sampler had chosen with each."""
+    return np.cumsum(~np.isin(drawn.index, rows.included))
+
+
+def _reasons(index: np.ndarray, gain: np.ndarray, steps: np.ndarray, rows: PoolRows, plan: DrawPlan) -> list[str]:
+    """Why each row of a selection was taken, in one line."""
     name, sampler = plan.config.sampler, rows.sampler
-    included = np.isin(drawn.index, rows.included)
     if isinstance(sampler, Greedy):
-        steps = np.cumsum(~included)
-        texts = [f"{name}: choice {step:,}, gain {gain:.4g}" for step, gain in zip(steps, drawn.gain, strict=True)]
+        texts = [f"{name}: choice {step:,}, gain {value:.4g}" for step, value in zip(steps, gain, strict=True)]
     elif sampler.by_cluster:
-        sizes = np.bincount(rows.cluster[rows.free], minlength=rows.k)
-        of_cluster = [f"{name}: cluster {j} gives {drawn.drawn[j]:,} of {sizes[j]:,} rows" for j in range(rows.k)]
-        texts = [of_cluster[cluster] for cluster in rows.cluster[drawn.index]]
+        counts, sizes = (np.bincount(rows.cluster[which], minlength=rows.k) for which in (index, rows.drawable))
+        of_cluster = [f"{name}: cluster {j} gives {counts[j]:,} of {sizes[j]:,} rows" for j in range(rows.k)]
+        texts = [of_cluster[cluster] for cluster in rows.cluster[index]]
     else:
-        texts = [f"{name}: {len(drawn.index):,} of the pool's {int(rows.free.sum()):,} rows"] * len(drawn.index)
+        texts = [f"{name}: {len(index):,} of the pool's {int(rows.drawable.sum()):,} rows"] * len(index)
+    included = np.isin(index, rows.included)
     return ["named in select.include" if known else text for known, text in zip(included, texts, strict=True)]
 
 
@@ -128,7 +153,7 @@ def _facts(drawn: Draw, rows: PoolRows, plan: DrawPlan) -> dict[str, Any]:
         "drawn": drawn.drawn.tolist(),
         "targets": drawn.targets.tolist(),
         "weights": drawn.weights.tolist(),
-        "missing_quality": int((~np.isfinite(rows.quality)).sum()) if np.isfinite(rows.quality).any() else 0,
+        "missing_quality": int((~np.isfinite(rows.quality[rows.scored])).sum()) if np.isfinite(rows.quality).any() else 0,
         "included": len(rows.included),
         "excluded": int((~rows.free).sum()) - len(rows.held_out) - len(rows.probe),
         "held_out": len(rows.held_out),

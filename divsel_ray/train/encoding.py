@@ -118,8 +118,8 @@ def _aligned(examples: Sequence[Example], padding: int) -> dict[str, Any]:
 
 
 def _packed(sequences: Sequence[Sequence[Example]], padding: int) -> dict[str, Any]:
-    """Examples one after another. Their position ids restart, which is how transformers' masks keep them apart in every
-    attention implementation, as long as no attention mask is given; so padding is one more example, of no label."""
+    """Examples one after another. Their position ids restart, by which transformers' masks keep them apart as long as no
+    attention mask is given (in architectures that `loss.check_packing` takes); so padding is one more example, of no label."""
     import torch
 
     shape = (len(sequences), max(sum(example.size for example in sequence) for sequence in sequences))

@@ -16,6 +16,7 @@ from typing import Any
 from divsel_ray.config import TrainConfig
 from divsel_ray.errors import JobError
 from divsel_ray.train.encoding import Conversation, Example, encode, padding_of
+from divsel_ray.train.loss import check_packing
 from divsel_ray.train.schedule import gather, rank, schedule
 
 __all__ = ["REFUSED", "Conversation", "Origin", "Resumption", "finetune"]
@@ -91,6 +92,7 @@ def finetune(
 
     Raises:
         JobError: the loss diverged, on all workers at the same step; or the chat template refuses every row.
+        InputError: the model does not keep packed rows apart.
     """
     from transformers import set_seed
 
@@ -103,6 +105,8 @@ def finetune(
     folder.mkdir(parents=True, exist_ok=True)
     refused = list_refused(rows, train, folder)
     model = load_trainable(model_folder, config, origin.start)
+    if config.packing:
+        check_packing(model, train, padding)
     with tempfile.TemporaryDirectory() as unused:
         resumption = resumption or Resumption(Path(unused))
         arguments = training_arguments(config, seed, resumption.scratch, saves=resumption.hand_on is not None)

@@ -6,7 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from divsel_ray.errors import InputError
 from divsel_ray.train.encoding import Example, collate
+
+_TRIED_TOKENS = 24
+"""Of a prompt, and of a completion, on which packing is tried."""
+_EXACT, _ROUNDED = 1e-5, 0.05
+"""Shares of a loss: what computing the same again may change, and what other shapes may in bfloat16."""
 
 
 def completion_loss(model: Any, batch: dict[str, Any]) -> tuple[Any, int]:
@@ -18,6 +24,41 @@ def completion_loss(model: Any, batch: dict[str, Any]) -> tuple[Any, int]:
     logits = model(**inputs, use_cache=False, logits_to_keep=batch["keep"]).logits.float()
     loss = torch.nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]), labels.reshape(-1), reduction="sum")
     return loss, int((labels != -100).sum())
+
+
+def check_packing(model: Any, examples: Sequence[Example], padding: int) -> None:
+    """Make sure that rows packed into one sequence do not see one another, which not every architecture can keep apart.
+
+    The loss of a row must not change with the row before it, and be near that of the row by itself. Short pieces of two
+    examples are tried, on the device where the model is.
+
+    Raises:
+        InputError: it changes.
+    """
+    known = [example for example in examples if not example.refusal]
+    if len(known) < 2:
+        return
+    before, row = (Example(one.prompt[-_TRIED_TOKENS:], one.completion[:_TRIED_TOKENS]) for one in known[:2])
+    vocabulary, ids = model.config.get_text_config().vocab_size, [*before.prompt, *before.completion]
+    after_it, after_others = (
+        _loss_of(model, [Example([(token + shift) % vocabulary for token in ids], []), row], padding) for shift in (0, 1)
+    )
+    alone = _loss_of(model, [row], padding)
+    if abs(after_it - after_others) > _EXACT * alone or abs(after_it - alone) > _ROUNDED * alone:
+        raise InputError(
+            f"refine.train.packing: {type(model).__name__} of transformers does not keep packed rows apart (a row's loss is "
+            f"{alone:.4f} by itself, {after_it:.4f} and {after_others:.4f} after two other ones); set packing: false"
+        )
+
+
+def _loss_of(model: Any, sequence: Sequence[Example], padding: int) -> float:
+    """Summed loss of the completions in one sequence."""
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        batch = {name: value.to(model.device) for name, value in collate([sequence], padding).items()}
+        return float(completion_loss(model, batch)[0])
 
 
 def mean_loss(model: Any, examples: Sequence[Example], padding: int, batch_size: int) -> float:

@@ -18,7 +18,7 @@ import ray
 
 from divsel_ray.config import TrainConfig
 from divsel_ray.errors import InputError, JobError
-from divsel_ray.models.references import resolve_model
+from divsel_ray.models.references import absolute_model, resolve_model
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster, await_ready
 from divsel_ray.store import atomic_path, read_json, write_json
@@ -118,6 +118,8 @@ def _trainer(round_: Round, config: TrainConfig, name: str, folders: tuple[Path,
     _set_environment(cluster)
     most, fewest, gpus = _most(config), _fewest(config), cluster.gpus_per_worker(config.workers)
     state, output = folders
+    # Ray Train gives its workers a current folder of their own.
+    config = config.model_copy(update={"model": absolute_model(config.model)})
     return TorchTrainer(
         _train_worker,
         train_loop_config={"round": round_, "config": config, "state": str(state), "output": str(output)},

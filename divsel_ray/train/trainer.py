@@ -7,12 +7,14 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, reduce
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -33,8 +35,9 @@ class CompletionTrainer(Trainer):
     def __init__(self, schedule: Schedule, padding: int, arguments: TrainingArguments, model: Any) -> None:
         self._batches = schedule.batches
         arguments.gradient_accumulation_steps = schedule.batches_per_step
-        # A ratio of 1 would be taken for one step.
-        arguments.warmup_steps = math.ceil(arguments.warmup_steps * schedule.steps)
+        self._steps, self._warmup = schedule.steps, arguments.warmup_steps
+        # An encoder of images, say, which text gives nothing to learn.
+        arguments.ddp_find_unused_parameters = model.config.get_text_config() is not model.config
         super().__init__(model, arguments, lambda batch: collate(batch, padding), schedule.sequences)
         self.remove_callback(PrinterCallback)
 
@@ -46,6 +49,12 @@ class CompletionTrainer(Trainer):
             state.distributed_type = DistributedType.FSDP
             state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
             self.is_fsdp_enabled = True
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """`learning_rate_factor` of every step, in place of transformers' own schedules, whose first step learns nothing."""
+        factor = partial(learning_rate_factor, steps=self._steps, warmup_ratio=self._warmup)
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The planned batches of this worker, of all epochs: nothing that Accelerate would have to divide."""
@@ -124,6 +133,26 @@ class Watch(TrainerCallback):
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
+def learning_rate_factor(step: int, *, steps: int, warmup_ratio: float) -> float:
+    """Learning rate of an optimiser step, over its peak: a linear warm-up, then half a cosine; above zero in every step.
+
+    A training may have a few steps only, or a single one, and each of them has to count.
+
+    Args:
+        step: 0 for the first.
+        steps: in all.
+        warmup_ratio: share of the steps that warm up, rounded down.
+
+    Example:
+        >>> [round(learning_rate_factor(step, steps=4, warmup_ratio=0.25), 3) for step in range(4)]
+        [0.5, 1.0, 0.75, 0.25]
+    """
+    warmup = math.floor(warmup_ratio * steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))) / 2
+
+
 def losses(state: Any) -> list[dict[str, Any]]:
     """The steps so far: {"step", "steps", "loss"}."""
     steps = [entry for entry in state.log_history if "loss" in entry]
@@ -168,14 +197,12 @@ def training_arguments(config: TrainConfig, seed: int, scratch: Path, *, saves: 
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         warmup_steps=config.warmup_ratio,
-        lr_scheduler_type="cosine",
         bf16=config.dtype == "bfloat16",
         gradient_checkpointing=config.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         fsdp=config.fsdp or None,
         # Every worker writes its own share of a checkpoint.
         fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"} if config.fsdp else None,
-        ddp_find_unused_parameters=False,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,

@@ -1,9 +1,11 @@
 """Prompts and completions as tokens: one beginning token, cuts where they belong."""
 
+import copy
+
 import pytest
 from transformers import AutoTokenizer
 
-from divsel_ray.models.text import cut_completion, encode_completion, encode_prompt, render_prompt
+from divsel_ray.models.text import PLAIN_TEMPLATE, cut_completion, encode_completion, encode_prompt, render_prompt
 from tests.models.tiny import save_tokenizer
 
 CHAT = (
@@ -26,6 +28,13 @@ def chat_tokenizer(tmp_path_factory):
 def test_a_model_without_a_template_gets_the_plain_one(tokenizer):
     turns = [{"role": "system", "content": "be brief"}, *QUESTION]
     assert render_prompt(tokenizer, turns) == "System: be brief\nUser: how are you\nAssistant:"
+
+
+def test_the_plain_template_writes_what_models_without_one_are_given(tokenizer):
+    with_template = copy.deepcopy(tokenizer)
+    with_template.chat_template = PLAIN_TEMPLATE
+    turns = [{"role": role, "content": f"{role} speaks"} for role in ("system", "user", "assistant", "tool", "user")]
+    assert render_prompt(with_template, turns) == render_prompt(tokenizer, turns)
 
 
 def test_a_chat_template_is_used_where_there_is_one(chat_tokenizer):

@@ -67,6 +67,18 @@ def save_language_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def save_unpackable_model(folder: Path) -> Path:
+    """A two-layer Bloom of 32 dimensions, whose attention knows of no position ids."""
+    import torch
+    from transformers import BloomConfig, BloomForCausalLM
+
+    save_tokenizer(folder)
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=len(SPECIAL) + len(WORDS), hidden_size=32, n_layer=2, n_head=2, initializer_range=0.4)
+    BloomForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
 def save_encoder(folder: Path, seed: int = 0) -> Path:
     """A two-layer BERT of 32 dimensions, readable by sentence-transformers and as a reward model's base."""
     import torch

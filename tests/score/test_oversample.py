@@ -21,6 +21,8 @@ from divsel_ray.verify import verify_run
 from tests.e2e.jobs import write_rows
 from tests.models.tiny import save_encoder, save_reward_model
 
+COUNTS = np.array([13, 8, 1])
+
 
 def row_ids(count: int) -> list[str]:
     return sorted(hashlib.md5(str(at).encode()).hexdigest() for at in range(count))
@@ -35,28 +37,30 @@ def write_clusters(folder, cluster: list[int], files: int = 2) -> list[str]:
     return paths
 
 
-def test_every_cluster_gives_its_share_rounded_up_and_no_file_layout_changes_which(tmp_path):
+def test_every_cluster_gives_its_count_and_no_file_layout_changes_which(tmp_path):
     cluster = [0] * 50 + [1] * 29 + [2] * 1
-    drawn, others = draw_per_cluster(write_clusters(tmp_path / "a", cluster), 20, seed=0)
+    drawn, others = draw_per_cluster(write_clusters(tmp_path / "a", cluster), COUNTS, seed=0)
     of_row = dict(zip(row_ids(80), cluster, strict=True))
     counts = np.bincount([of_row[row.decode()] for row in drawn])
-    assert counts.tolist() == [13, 8, 1]  # 12.5, 7.25 and 0.25
+    assert counts.tolist() == [13, 8, 1]
     assert sorted([*drawn, *others]) == [row.encode() for row in row_ids(80)]
-    again, _ = draw_per_cluster(write_clusters(tmp_path / "b", cluster, files=5)[::-1], 20, seed=0)
+    again, _ = draw_per_cluster(write_clusters(tmp_path / "b", cluster, files=5)[::-1], COUNTS, seed=0)
     assert again.tolist() == drawn.tolist()
-    assert draw_per_cluster(write_clusters(tmp_path / "a", cluster), 20, seed=1)[0].tolist() != drawn.tolist()
+    assert draw_per_cluster(write_clusters(tmp_path / "a", cluster), COUNTS, seed=1)[0].tolist() != drawn.tolist()
 
 
 def test_a_larger_draw_holds_the_smaller_one_and_the_largest_is_all(tmp_path):
     files = write_clusters(tmp_path / "a", [0] * 50 + [1] * 30)
-    small, large, whole = (set(draw_per_cluster(files, rows, seed=0)[0].tolist()) for rows in (10, 30, 500))
+    small, large, whole = (
+        set(draw_per_cluster(files, np.array(counts), seed=0)[0].tolist()) for counts in ([7, 3], [19, 12], [500, 30])
+    )
     assert small < large < whole
     assert len(whole) == 80
 
 
 def test_only_the_rows_drawn_are_scored(cluster, encoder, exchanges, write_pool, tmp_path):
     rows = [Exchange(row_id, row.messages, row.completion) for row_id, row in zip(row_ids(40), exchanges, strict=True)]
-    wanted = draw_wanted(write_clusters(tmp_path / "c", [0] * 30 + [1] * 10), 8, 0, tmp_path / "q")
+    wanted = draw_wanted(write_clusters(tmp_path / "c", [0] * 30 + [1] * 10), np.array([6, 2]), 0, tmp_path / "q")
     pool, spec = write_pool(rows, 15), ScorerSpec("reward", str(encoder), 64, 256)
     facts = score_pool(pool, spec, tmp_path / "q", cluster, Workers(count=1), Silent(), wanted)
     assert facts["rows"] == 8

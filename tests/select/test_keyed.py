@@ -1,6 +1,7 @@
 """Taking the smallest keys of every group, without sorting the pool."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,11 +32,27 @@ def test_no_count_takes_no_row():
 
 def test_an_order_without_chance_has_probability_one():
     groups = Groups(Keys(np.arange(4.0)), np.zeros(4, int), 1)
-    assert groups.inverse_probability(np.array([0, 1]), np.array([2])).tolist() == [1.0, 1.0]
+    assert groups.inverse_probability(np.array([0, 1]), np.array([2]), fixed=True).tolist() == [1.0, 1.0]
 
 
 def test_the_probability_is_that_of_a_key_below_the_first_one_left_out():
     log_rates = np.log([1.0, 2.0, 1.0])
     groups = Groups(Keys(np.log([0.1, 0.2, 0.5]), log_rates), np.zeros(3, int), 1)
-    found = groups.inverse_probability(np.array([0, 1]), np.array([2]))
+    found = groups.inverse_probability(np.array([0, 1]), np.array([2]), fixed=True)
     assert np.allclose(found, 1 / (1 - np.exp(-np.array([1.0, 2.0]) * 0.5)))
+
+
+def test_the_probability_of_a_single_row_is_its_share_of_the_rates():
+    groups = Groups(Keys(np.log([0.1, 0.2, 0.5]), np.log([1.0, 2.0, 5.0])), np.zeros(3, int), 1)
+    assert groups.inverse_probability(np.array([0]), np.array([1]), fixed=True).tolist() == pytest.approx([8.0])
+
+
+def test_rows_of_equal_rates_are_drawn_with_the_probability_of_their_count():
+    groups = Groups(Keys(np.log([0.1, 0.2, 0.5, 3.0]), np.full(4, 0.7)), np.array([0, 0, 0, 1]), 2)
+    assert groups.inverse_probability(np.array([0, 1, 3]), np.array([2, 1]), fixed=True).tolist() == pytest.approx([1.5, 1.5, 1])
+
+
+def test_counts_that_follow_from_the_draw_are_not_taken_for_known():
+    groups = Groups(Keys(np.log([0.1, 0.2, 0.5]), np.zeros(3)), np.zeros(3, int), 1)
+    found = groups.inverse_probability(np.array([0, 1]), np.array([2]), fixed=False)
+    assert np.allclose(found, 1 / (1 - np.exp(-0.5)))

@@ -187,4 +187,4 @@ def test_weights_estimate_the_pool_without_bias(name):
 def test_a_whole_cluster_has_weight_one():
     pool = candidates([0, 0, 1, 1, 1], np.arange(5))
     draw = drawn(pool, 3, weights=np.array([2 / 3, 1 / 3]))
-    assert draw.weight[pool.cluster[draw.index] == 0].tolist() == [1.0, 1.0]
+    assert draw.weight[0, pool.cluster[draw.index] == 0].tolist() == [1.0, 1.0]

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from divsel_ray.config import TrainConfig, Workers
-from divsel_ray.errors import JobError
+from divsel_ray.errors import InputError, JobError
 from divsel_ray.train.finetune import Origin, Resumption, finetune
-from tests.models.tiny import save_language_model
+from divsel_ray.train.trainer import learning_rate_factor
+from tests.models.tiny import save_language_model, save_unpackable_model
 from tests.train.rows import NO_SYSTEM, conversations, with_system
 
 ROWS = conversations(18)
@@ -160,3 +161,29 @@ def test_bfloat16_adapters_are_kept_in_float32(model_folder, tmp_path):
 def test_a_diverging_loss_stops_with_what_to_change(changes, model_folder, tmp_path):
     with pytest.raises(JobError, match=r"at step \d+: loss .*lower refine\.train\.learning_rate"):
         finetune(model_folder, ROWS, [], settings(method="full", **changes), 0, tmp_path)
+
+
+def test_a_training_of_a_single_step_learns(model_folder, tmp_path):
+    facts = finetune(model_folder, ROWS[:4], ROWS[:4], settings(epochs=1, batch_size=4), 0, tmp_path)
+    assert facts["steps"] == 1
+    assert facts["held_out_loss"] < facts["held_out_loss_base"]
+
+
+def test_every_step_of_a_training_has_a_learning_rate(model_folder, tmp_path):
+    for steps, ratio in ((1, 0.1), (1, 1.0), (3, 0.1), (3, 0.5), (20, 0.1), (20, 1.0)):
+        factors = [learning_rate_factor(step, steps=steps, warmup_ratio=ratio) for step in range(steps)]
+        warmup = int(ratio * steps)
+        assert min(factors) > 0
+        assert max(factors) == (1 if warmup < steps else factors[-1])
+        assert factors[:warmup] == sorted(factors[:warmup])
+        assert factors[warmup:] == sorted(factors[warmup:], reverse=True)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_packing_is_refused_where_the_model_lets_rows_see_one_another(packing, tmp_path):
+    folder = str(save_unpackable_model(tmp_path / "bloom"))
+    if packing:
+        with pytest.raises(InputError, match=r"refine\.train\.packing: BloomForCausalLM .* does not keep packed rows apart"):
+            finetune(folder, ROWS, [], settings(packing=True, method="full"), 0, tmp_path / "out")
+    else:
+        assert finetune(folder, ROWS, [], settings(method="full", epochs=1), 0, tmp_path / "out")["steps"] == 5

@@ -161,7 +161,7 @@ def test_a_continued_round_trains_on_its_new_rows_only(job, cluster, tmp_path):
     second = train_round(round_, config, tmp_path / "2", cluster, Silent())
     assert (first["steps"], second["steps"]) == (5, 1)
     assert second["held_out_loss_base"] == first["held_out_loss_base"]
-    assert second["held_out_loss"] < first["held_out_loss_base"]
+    assert second["held_out_loss"] not in (first["held_out_loss"], first["held_out_loss_base"])
 
 
 @pytest.fixture(scope="module")

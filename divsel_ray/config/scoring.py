@@ -51,7 +51,13 @@ class JudgeConfig(Section):
     )
     lowest: float = Field(1, description="Lowest rating.")
     highest: float = Field(10, description="Highest rating.")
-    max_output_tokens: int = Field(16, ge=1, description="Tokens of an answer, at most.")
+    max_output_tokens: int = Field(16, ge=1, description="Tokens of an answer, at most; those of its reasoning among them.")
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="What a request calls max_output_tokens; OpenAI's reasoning models take the second name only."
+    )
+    temperature: float | None = Field(
+        0.0, ge=0, description="Of the answers; null leaves it to the server, as OpenAI's reasoning models demand."
+    )
     concurrency: int = Field(8, ge=1, description="Requests under way at once, over all workers.")
     retries: int = Field(5, ge=0, description="Further tries of a request that failed or that the server put off.")
     timeout_s: float = Field(60, gt=0, description="Seconds that a request may take.")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from divsel_ray.config import FitRewardConfig
-from divsel_ray.errors import InputError
+from divsel_ray.errors import InputError, JobError
 from divsel_ray.models.references import resolve_model
 from divsel_ray.score.encoding import Encoded, collate, encode_exchange, load_tokenizer, position_limit, seen_completion
 from divsel_ray.score.preferences import Comparison, draw, make_comparisons
@@ -52,10 +52,11 @@ def fit_reward_model(
     Returns:
         {"pairs", "held_out_pairs", "held_out_accuracy", "accuracy_by_kind", "train_loss", "seconds", "refused"}; the losses
         are means over at most 20 equal stretches of the training, and refused are the prompts that the base's chat template
-        refuses.
+        refuses. Pairs that do not differ in what the model sees of them are left out.
 
     Raises:
-        InputError: fewer than 10 exchanges, or the base is no model that transformers can load.
+        InputError: fewer than 10 exchanges or too few that differ, or the base is no model that transformers can load.
+        JobError: the training diverged.
     """
     started = time.perf_counter()
     with _fixed_threads():
@@ -113,6 +114,11 @@ def _fit(
     """Train, and measure on the held-out part."""
     max_tokens = min(config.max_tokens, position_limit(model))
     (groups, refused), (apart, refused_apart) = (_encode_comparisons(tokenizer, part, max_tokens) for part in (train, held_out))
+    if not (groups and apart):
+        raise InputError(
+            f"reward: {len(groups):,} of {len(train):,} prompts to learn from and {len(apart):,} of {len(held_out):,} held out "
+            "have completions that the model can tell apart; one of each is needed: give more varied rows, or raise max_tokens"
+        )
     losses = _train(tokenizer, model, groups, config, seed, report)
     pairs, held_out_pairs = (sum(len(group) - 1 for group in part) for part in (groups, apart))
     return {
@@ -164,7 +170,13 @@ def _encode_comparisons(tokenizer: Any, comparisons: Sequence[Comparison], max_t
         whole += [found] if len(found) == len(group) else []
     if groups and not whole:
         raise InputError(f"the base model's chat template refuses every one of {len(groups):,} prompts: {problem}")
-    return whole, len(groups) - len(whole)
+    return [group for group in map(_told_apart, whole) if len(group) > 1], len(groups) - len(whole)
+
+
+def _told_apart(group: Group) -> Group:
+    """The chosen completion and those that differ from it in what the model sees: a cut may have left them the same."""
+    chosen = group["chosen"]
+    return {kind: item for kind, item in group.items() if kind == "chosen" or item.ids != chosen.ids}
 
 
 def _load_base(config: FitRewardConfig, seed: int) -> tuple[Any, Any]:
@@ -237,7 +249,7 @@ def _unreported(done: int, total: int) -> None:
 def _train(
     tokenizer: Any, model: Any, groups: list[Group], config: FitRewardConfig, seed: int, report: Callable[[int, int], None]
 ) -> list[float]:
-    """AdamW with a linear decay to zero; returns mean losses over time."""
+    """AdamW, its rate falling linearly to a twentieth; returns mean losses over time."""
     import torch
 
     steps = [step for epoch in range(config.epochs) for step in _steps(groups, np.random.default_rng([seed, epoch]))]
@@ -253,6 +265,8 @@ def _train(
         optimizer.zero_grad()
         schedule.step()
         losses.append(loss.item())
+        if not np.isfinite(losses[-1]):
+            raise JobError(f"fitting a reward model diverged at step {len(losses)} of {len(steps)}; lower its learning rate")
         report(len(losses), len(steps))
     return [round(float(part.mean()), 4) for part in np.array_split(losses, min(_LOSSES_REPORTED, len(losses)))]
 

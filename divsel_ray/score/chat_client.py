@@ -39,11 +39,12 @@ class ChatClient(ApiClient):
 
     def post(self, question: str) -> Answer:
         """Ask once; raises what `ApiClient.send` does."""
+        config = self._config
         body = {
-            "model": self._config.model,
+            "model": config.model,
             "messages": [{"role": "user", "content": question}],
-            "temperature": 0,
-            "max_tokens": self._config.max_output_tokens,
+            config.limit_field: config.max_output_tokens,
+            **({} if config.temperature is None else {"temperature": config.temperature}),
         }
         return _read_answer(self.send("chat/completions", body))
 

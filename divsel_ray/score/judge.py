@@ -35,10 +35,11 @@ _CHARACTERS_PER_TOKEN = 4
 _ENVELOPE_TOKENS = 64
 """Tokens that a server's own chat template may add."""
 _FAILURES = 20
-"""Rows in a row without an answer after which the server is taken to be gone."""
+"""Rows in a row without an answer after which the server is taken to be gone; first rows without a rating, to never give one."""
 _SPENT = ("requests", "prompt_tokens", "output_tokens")
 _PLACE = re.compile(r"\{(prompt|completion|lowest|highest)\}")
-_RATING = re.compile(r"(?:Rating: *)?([-+]?\d+(?:\.\d+)?)\.?", re.IGNORECASE)
+_RATING = re.compile(r"(?:Rating: *)?([-+]?\d+(?:\.\d+)?)(?: ?/ ?(\d+(?:\.\d+)?))?\.?", re.IGNORECASE)
+_MARKUP = re.compile(r"[*_`]")
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,13 @@ def write_question(template: str, exchange: Exchange, config: JudgeConfig, max_t
 
 
 def parse_rating(text: str, config: JudgeConfig) -> float | None:
-    """The number on the last line of an answer, which must be `Rating: NUMBER` or NUMBER alone and in range; else None."""
+    """The number on the last line of an answer, which must be `Rating: NUMBER` or NUMBER alone and in range; else None.
+
+    It may be set in bold, say, and be followed by `/ HIGHEST`.
+    """
     lines = text.strip().splitlines()
-    found = _RATING.fullmatch(lines[-1].strip()) if lines else None
-    value = float(found[1]) if found else math.nan
+    found = _RATING.fullmatch(_MARKUP.sub("", lines[-1]).strip()) if lines else None
+    value = float(found[1]) if found and float(found[2] or config.highest) == config.highest else math.nan
     return value if config.lowest <= value <= config.highest else None
 
 
@@ -140,12 +144,14 @@ class Judge:
         self._config, self._template, self._max_tokens, self._journal = config, template, max_tokens, journal
         self._ledger, self._lock, self._stopped = Ledger("judge", config.max_cost, spent_before(config, journal)), Lock(), Event()
         self._client, self._failures = ChatClient(config, self._stopped.wait), 0
+        self._answered = self._rated = False
+        self._unrated = 0
 
     def score(self, exchanges: Sequence[Exchange]) -> np.ndarray:
         """Ratings (n,) float64; see `Scorer`. `signals` are requests, prompt_tokens, output_tokens and failed (0 or 1).
 
         Raises:
-            InputError: the server refuses the key, the model or the address.
+            InputError: the server refuses the key, the model, the address or every request, or no answer holds a rating.
             JobError: the spending limit is reached, or the server does not answer any more. What was rated is kept.
         """
         ratings = self._rate_all({row.row_id: self.question(row) for row in exchanges})
@@ -164,6 +170,7 @@ class Judge:
     def _rate_all(self, questions: Mapping[str, str]) -> dict[str, Rating]:
         journal = Journal(None if self._journal is None else journal_file(self._journal, questions))
         due = [row_id for row_id in questions if journal.is_due(row_id)]
+        self._rated |= any(one.rating is not None for one in journal.ratings.values())
         with journal, ThreadPoolExecutor(self._config.concurrency) as pool:
             futures = [pool.submit(self._rate, row_id, questions[row_id], journal) for row_id in due]
             try:
@@ -179,11 +186,12 @@ class Judge:
         """Ask, once more where the answer holds no rating, and write down what came of it."""
         if self._stopped.is_set():
             return
-        account, rating, problem = _Account(), None, "unfinished"
+        account, rating, problem, said = _Account(), None, "unfinished", ""
         try:
             for _ in range(2):
-                rating = parse_rating(self._ask(question, account).text, self._config)
-                self._failures = 0
+                said = self._ask(question, account).text
+                rating = parse_rating(said, self._config)
+                self._failures, self._answered = 0, True
                 if rating is not None:
                     break
             problem = ""
@@ -193,6 +201,8 @@ class Judge:
             journal.add(Rating(row_id, rating, **asdict(account), problem=problem))
         if problem:
             self._count_failure(problem)
+        else:
+            self._count_rating(rating, said)
 
     def _ask(self, question: str, account: _Account) -> Answer:
         """The answer; what it took is added to the account.
@@ -235,9 +245,27 @@ class Judge:
             if self._failures < _FAILURES or self._stopped.is_set():
                 return
             self._stopped.set()
+        if not self._answered and problem.startswith("HTTP 4"):
+            raise InputError(
+                f"judge: {self._config.url} refuses every request ({problem}); see limit_field, temperature and max_output_tokens"
+            )
         raise JobError(
             f"judge: {self._config.url} gave no answer for {self._failures} rows in a row ({problem}); the ratings paid for are "
             "kept: run the same command when it answers again"
+        )
+
+    def _count_rating(self, rating: float | None, said: str) -> None:
+        """Stop before every row is paid for, where answers are such that none will be understood."""
+        with self._lock:
+            self._rated |= rating is not None
+            self._unrated += rating is None
+            if self._rated or self._unrated < _FAILURES or self._stopped.is_set():
+                return
+            self._stopped.set()
+        raise InputError(
+            f"judge: none of the first {self._unrated} answers ends with a line `Rating: NUMBER` from {self._config.lowest:g} to "
+            f"{self._config.highest:g}; the last one ends with {said.strip()[-80:]!r}; change judge.template, or raise "
+            "judge.max_output_tokens"
         )
 
 

@@ -1,6 +1,9 @@
 """vLLM in this process: it writes what transformers writes, whatever was trained, and a failed call leaves nothing behind."""
 
+import shutil
+
 import pytest
+from safetensors.torch import load_file, save_file
 
 from divsel_ray.config import GenerateConfig
 from divsel_ray.errors import InputError
@@ -26,6 +29,14 @@ def adapter(model, tmp_path_factory):
     return str(folder)
 
 
+def renamed(adapter, folder):
+    """The adapter with names of layers that its model does not have."""
+    shutil.copytree(adapter, folder, dirs_exist_ok=True)
+    file = folder / "adapter_model.safetensors"
+    save_file({name.replace("model.layers", "model.blocks"): weight for name, weight in load_file(file).items()}, file)
+    return str(folder)
+
+
 @pytest.mark.parametrize(("rank", "settable"), [(1, 1), (2, 8), (8, 8), (12, 16), (257, 320), (512, 512)])
 def test_a_rank_is_rounded_up_to_one_that_vllm_takes(rank, settable):
     assert settable_rank(rank) == settable
@@ -46,6 +57,10 @@ def test_vllm_writes_what_transformers_writes_whatever_was_trained(rank, kind, m
         found[name] = [[(one.text.strip(), one.finish_reason) for one in answer] for answer in answers]
     assert found["vllm"] == found["transformers"]
     assert found["vllm"][0] == found["vllm"][2] != found["vllm"][1]
+    if kind == "adapter":
+        with pytest.raises(InputError, match="vLLM knows none of the adapter's layers"):
+            engine.generate(prompts, range(6), renamed(trained, request.getfixturevalue("tmp_path")))
+        assert [(one.text.strip(), one.finish_reason) for one in engine.generate(prompts, range(6), None)] == found["vllm"][0]
 
 
 @pytest.mark.slow

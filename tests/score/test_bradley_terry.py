@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from divsel_ray.config import FitRewardConfig
-from divsel_ray.errors import InputError
-from divsel_ray.score.bradley_terry import fit_reward_model, split_held_out
+from divsel_ray.errors import InputError, JobError
+from divsel_ray.score.bradley_terry import fit_comparisons, fit_reward_model, split_held_out
+from divsel_ray.score.preferences import Comparison
 from divsel_ray.score.reward_model import RewardModel
 from divsel_ray.score.scorer import Exchange
 
@@ -100,6 +101,33 @@ def test_prompts_that_the_base_refuses_are_counted(encoder, tmp_path):
     rows[3] = Exchange(rows[3].row_id, [{"role": "user"}], rows[3].completion)
     facts = fit_reward_model(rows, settings(encoder, prompts=20, held_out=10, epochs=1), 0, tmp_path / "m")
     assert facts["refused"] == 1
+
+
+def test_a_pool_whose_completions_cannot_be_told_apart_is_refused(encoder, tmp_path):
+    rows = [Exchange(row.row_id, row.messages, "yes") for row in toy_pool(30)]
+    with pytest.raises(InputError, match=r"0 of 20 prompts to learn from and 0 of 10 held out have completions"):
+        fit_reward_model(rows, settings(encoder, prompts=20, held_out=10), 0, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_pairs_that_differ_beyond_what_the_model_sees_are_left_out(encoder, tmp_path):
+    def pairs(count, start):
+        prompts = [
+            Exchange(f"{at:032x}", [{"role": "user", "content": "how are you"}], "w1 " * 40) for at in range(start, count)
+        ]
+        chosen = [Exchange(one.row_id, one.messages, one.completion + "w2") for one in prompts]
+        near = [Exchange(one.row_id, one.messages, "w3 " + one.completion) for one in prompts]
+        return [Comparison(best, {"far": other, "near": bad}) for best, other, bad in zip(chosen, prompts, near, strict=True)]
+
+    facts = fit_comparisons(pairs(16, 0), pairs(24, 16), settings(encoder, max_tokens=32), 0, tmp_path / "m")
+    assert (facts["pairs"], facts["held_out_pairs"]) == (16, 8)
+    assert set(facts["accuracy_by_kind"]) == {"near"}
+
+
+def test_a_fit_that_diverges_is_no_result(encoder, tmp_path):
+    with pytest.raises(JobError, match=r"^fitting a reward model diverged at step \d+ of \d+; lower its learning rate"):
+        fit_reward_model(toy_pool(60), settings(encoder, learning_rate=1e30), 0, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_base_that_is_no_encoder_is_refused(tmp_path):

@@ -51,7 +51,9 @@ def number_of(question: str) -> int:
         ("Rating: 11", None),
         ("Rating: 0.9", None),
         ("Rating: -7", None),
-        ("Rating: 7/10", None),
+        ("Rating: 7/10", 7),
+        ("**Rating: 7.5 / 10**", 7.5),
+        ("Rating: 3/5", None),
         ("Rating: seven", None),
         ("Rating: 7\nRating: because", None),
         ("between 6 and 7", None),
@@ -160,6 +162,38 @@ def test_a_server_that_is_gone_ends_the_job_and_not_every_row_of_it():
         with pytest.raises(JobError, match=r"gave no answer for 20 rows in a row .*run the same command"):
             Judge(settings(server.url, retries=0, concurrency=2), TEMPLATE, 100).score(rows(200))
         assert len(server.questions) < 30
+
+
+def test_answers_without_a_rating_end_the_job_before_every_row_is_paid_for():
+    with chat_server(lambda *_: Reply("I would give it an eight.")) as server:
+        with pytest.raises(InputError, match=r"none of the first 20 answers ends with a line .*give it an eight"):
+            Judge(settings(server.url, concurrency=2), TEMPLATE, 100).score(rows(300))
+        assert len(server.questions) <= 2 * 22
+
+
+def test_a_few_answers_without_a_rating_are_rows_without_one():
+    with chat_server(lambda question, _: Reply("no idea" if number_of(question) else "Rating: 6")) as server:
+        scores = Judge(settings(server.url, concurrency=1), TEMPLATE, 100).score(rows(30))
+    assert scores[0] == 6
+    assert np.isnan(scores[1:]).all()
+
+
+def test_a_server_that_refuses_every_request_is_told_from_one_that_is_gone():
+    with chat_server(lambda *_: Reply(status=400, body=b"use max_completion_tokens")) as server:
+        with pytest.raises(InputError, match=r"refuses every request \(HTTP 400: use max_completion_tokens\); see limit_field"):
+            Judge(settings(server.url, concurrency=2), TEMPLATE, 100).score(rows(200))
+        assert len(server.questions) < 30
+
+
+def test_a_request_names_its_limit_and_temperature_as_the_server_wants_them():
+    with chat_server(lambda *_: Reply()) as server:
+        Judge(settings(server.url), TEMPLATE, 100).score(rows(1))
+        other = settings(server.url, limit_field="max_completion_tokens", max_output_tokens=500, temperature=None)
+        Judge(other, TEMPLATE, 100).score(rows(1))
+    usual, reasoning = server.bodies
+    assert (usual["max_tokens"], usual["temperature"]) == (16, 0)
+    assert reasoning["max_completion_tokens"] == 500
+    assert not {"max_tokens", "temperature"} & set(reasoning)
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,10 @@ def weights(folder: Path, config: TrainConfig) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-def test_a_diverging_loss_is_not_tried_again(job, cluster, tmp_path):
-    config = TrainConfig(**{**job[1], "max_loss": 0.5})
+def test_a_diverging_loss_of_a_model_named_by_a_relative_path_is_not_tried_again(job, cluster, tmp_path, monkeypatch):
+    model = Path(job[1]["model"])
+    monkeypatch.chdir(model.parent)
+    config = TrainConfig(**{**job[1], "model": model.name, "max_loss": 0.5})
     with pytest.raises(JobError, match=r"^training diverged at step 1: loss .*lower refine\.train\.learning_rate$"):
         train_round(job[0], config, tmp_path / "round", cluster, Silent())
     assert not (tmp_path / "round" / "training").exists()

@@ -17,7 +17,7 @@ from divsel_ray.usage import FACT, Recorder, paid_to_servers
 from divsel_ray.watch import Metered, Watchers
 
 VERSIONS = {
-    "pool": 4,
+    "pool": 5,
     "clean": 1,
     "embed": 2,
     "cluster": 2,

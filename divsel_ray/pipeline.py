@@ -33,8 +33,9 @@ from divsel_ray.resources import Cluster, connect
 from divsel_ray.rounds import RefiningJob
 from divsel_ray.score.judge import read_template
 from divsel_ray.select.allocation import round_sizes
+from divsel_ray.select.lists import check_sources, read_ids
 from divsel_ray.select.registry import check_sampler
-from divsel_ray.stages import Before, Sources
+from divsel_ray.stages import Before, Sources, listed_files
 from divsel_ray.store import RUN_MANIFEST, Stage, Store, write_json
 from divsel_ray.tasks import explained
 from divsel_ray.watch import Tracker, require_trackers, watched
@@ -83,6 +84,7 @@ def run_job(
         JobError: another process holds the folder, or a stage failed.
     """
     check_sampler(config)
+    check_lists(config)
     require_trackers(config.watch)
     store, progress = Store(out, beside.shared), progress or Silent()
     with store.lock():
@@ -96,6 +98,19 @@ def run_job(
         with explained("the selection", store.root):
             _write_result(job, draws)
     return store.root
+
+
+def check_lists(config: Config) -> None:
+    """Refuse, before anything is started, a list of row ids that cannot be read.
+
+    Raises:
+        InputError: names the setting and the file.
+    """
+    for name, path in listed_files(config.select).items():
+        try:
+            read_ids(path)
+        except InputError as error:
+            raise InputError(f"select.{name}: {error}") from None
 
 
 def require_models(config: Config) -> None:
@@ -145,6 +160,7 @@ def _require_judge(section: str, judge: JudgeConfig) -> None:
 def plan_job(config: Config, out: str | Path) -> list[tuple[Stage, bool]]:
     """Every stage of a job, and whether the folder holds it, without running any."""
     check_sampler(config)
+    check_lists(config)
     job = RefiningJob(config, Store(out), Silent(), cluster=None, dry=True)
     run_stages(job)
     return job.stages
@@ -183,6 +199,8 @@ def nested_name(budget: int) -> str:
 def run_stages(job: RefiningJob) -> list[Stage]:
     """All stages in order; returns each round's draw (one, for a static selection)."""
     records = job.pool()
+    if not job.dry:
+        check_sources(job.config.select, records.facts["files"])
     pool = job.clean(records)
     budget = job.budget(pool)
     embeddings = job.embeddings(pool, records)

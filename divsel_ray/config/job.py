@@ -67,6 +67,9 @@ class Config(Section):
             raise ValueError(f"budget {self.budget} is smaller than the {self.refine.rounds} rounds it is spread over")
         if self.refine is not None and (self.nested or self.select.quotas or self.budget_unit == "tokens"):
             raise ValueError("nested, select.quotas and budget_unit tokens are for static selections: leave them or `refine` out")
+        weights, k = self.select.weights, self.cluster.k
+        if weights is not None and k is not None and len(weights) != k:
+            raise ValueError(f"select.weights: {len(weights)} weights for cluster.k {k}; give one for each")
         if any(budget >= self.budget for budget in self.nested):
             raise ValueError(f"nested {self.nested}: expected budgets smaller than budget {self.budget}")
         return self

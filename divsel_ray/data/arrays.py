@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import json
 import re
@@ -20,6 +21,19 @@ _CUTTABLE = ("true", "false", "null", "NaN", "Infinity", "-Infinity", ".0", "e+0
 """What may be half there where the text ends, beside strings."""
 
 
+class BrokenArrayError(Exception):
+    """A syntax error, after which nothing more of an array can be read.
+
+    Attributes:
+        lost: share of the text from the record with the error on, over that before it; None where that is the first record.
+        characters: of the text from there on.
+    """
+
+    def __init__(self, reason: str, lost: float | None, characters: int) -> None:
+        super().__init__(reason)
+        self.lost, self.characters = lost, characters
+
+
 def array_records(stream: io.BufferedReader) -> Iterator[object]:
     """The records of an array, with which the stream begins, as `json` reads them, so with NaN and Infinity.
 
@@ -27,11 +41,19 @@ def array_records(stream: io.BufferedReader) -> Iterator[object]:
 
     Raises:
         EOFError: the stream ends inside the array.
-        json.JSONDecodeError: a syntax error; the records before it were given.
-        RecursionError: a record is nested too deeply.
+        BrokenArrayError: a syntax error, or a record that is nested too deeply; the records before it were given.
         BrokenDataError: the compressed data is broken; the records before that were given.
     """
     text = _Text(stream)
+    try:
+        yield from _records(text)
+    except json.JSONDecodeError as error:
+        raise text.broken(error.msg) from None
+    except RecursionError:
+        raise text.broken("nested too deeply") from None
+
+
+def _records(text: _Text) -> Iterator[object]:
     text.take("[")
     if text.next_mark() != "]":
         yield text.take_record()
@@ -49,6 +71,7 @@ class _Text:
     def __init__(self, stream: io.BufferedReader) -> None:
         self._stream, self._decode = stream, codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
         self._text, self._at, self._ended = "", 0, False
+        self._dropped = 0
         self._broken: BrokenDataError | None = None
 
     def next_mark(self) -> str:
@@ -91,6 +114,14 @@ class _Text:
         """What is wrong at this place."""
         return json.JSONDecodeError(message, self._text, self._at)
 
+    def broken(self, reason: str) -> BrokenArrayError:
+        """What is wrong at this place, and how much text is lost with it."""
+        before, rest = self._dropped + self._at, len(self._text) - self._at
+        with contextlib.suppress(BrokenDataError):
+            while data := self._stream.read1(_READ_BYTES):
+                rest += len(data)
+        return BrokenArrayError(reason, rest / before if before > 1 else None, rest)
+
     def _decoded(self) -> tuple[object, int]:
         try:
             value, end = _DECODER.raw_decode(self._text, self._at)
@@ -111,6 +142,7 @@ class _Text:
             raise self._broken
         if self._ended:
             return False
+        self._dropped += self._at
         pieces, wanted = [self._text[self._at :]], len(self._text) - self._at
         self._text, self._at = "", 0
         while not self._ended and wanted >= 0:

@@ -35,6 +35,8 @@ UNKNOWN = "unknown"
 COLUMNS = "columns"
 """What the format of a file is called whose keys the user names."""
 
+_CHOICES = ("choices", "options", "endings")
+"""Names of the answers to choose from."""
 _TURN_LISTS = ("conversations", "messages", "conversation", "items")
 _MESSAGE_LISTS = ("messages", "conversations", "conversation", "items")
 _SYSTEM = ("system", "system_prompt")
@@ -127,17 +129,20 @@ def from_self_instruct(row: object) -> Conversations:
 
 
 def from_alpaca(row: object) -> list[Message]:
-    """An Alpaca row; a non-blank input follows the instruction after a blank line.
+    """An Alpaca row; a non-blank input follows the instruction after a blank line, and `history` comes before it.
 
-        {"instruction": "Translate.", "input": "Bonjour", "output": "Hello"}
-        [{"role": "user", "content": "Translate.\\n\\nBonjour"}, {"role": "assistant", "content": "Hello"}]
+        {"instruction": "Translate.", "input": "Bonjour", "output": "Hello", "history": [["Hi", "Hello."]]}
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."},
+         {"role": "user", "content": "Translate.\\n\\nBonjour"}, {"role": "assistant", "content": "Hello"}]
 
     Raises:
-        BadRow: instruction or output is missing, or a field is not a string.
+        BadRow: instruction or output is missing, a field is not a string, or the history is no list of pairs.
     """
     fields = _as_object(row)
     instruction, output = text_of(fields, "instruction"), text_of(fields, "output")
-    return [*_system(fields), *_asked(instruction, fields, ["input"]), {"role": "assistant", "content": output}]
+    asked = _joined(instruction, _optional(fields.get("input"), "input"))
+    turns = _history(fields)
+    return [*_system(fields), *turns, {"role": "user", "content": asked}, {"role": "assistant", "content": output}]
 
 
 def from_prompt_completion(row: object) -> list[Message]:
@@ -148,17 +153,19 @@ def from_prompt_completion(row: object) -> list[Message]:
         [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
 
     Other names are instruction, question, query and input for the one, response, output and answer for the other. An
-    `input` or `context` follows an `instruction` as in Alpaca.
+    `input` or `context` beside it follows the prompt, as in Alpaca, and a `history` comes before it.
 
     Raises:
-        BadRow: a field is missing or has another shape.
+        BadRow: a field is missing or has another shape, or the answer is one of several `choices`.
     """
     fields = _as_object(row)
     prompt, completion = _pair(fields) or _PAIRS[0]
+    for key in _CHOICES:
+        if isinstance(fields.get(key), list | Mapping):
+            raise BadRow(f"{key}: a question with answers to choose from is no conversation; write them into the prompt")
     asked = _part(fields, prompt, "user")
-    if prompt == "instruction" and isinstance(fields[prompt], str):
-        asked = _asked(fields[prompt], fields, ["input", "context"])
-    return [*_system(fields), *asked, *_part(fields, completion, "assistant")]
+    extras = _extras(fields, prompt, completion)
+    return [*_system(fields), *_history(fields), *_followed(asked, extras), *_part(fields, completion, "assistant")]
 
 
 def from_unknown(row: object) -> list[Message]:
@@ -275,10 +282,8 @@ def _from_columns(fields: Fields, columns: Mapping[ConversationPart, str]) -> li
     messages = _system({"system": _optional(found.get("system"), columns.get("system", ""))})
     if "messages" in columns:
         return messages + read_turns(found["messages"], columns["messages"])
-    asked = _side(found["prompt"], columns["prompt"], "user")
     extra = _optional(found.get("input"), columns.get("input", ""))
-    if extra.strip() and asked:
-        asked[-1]["content"] = _joined(asked[-1]["content"], extra)
+    asked = _followed(_side(found["prompt"], columns["prompt"], "user"), [extra])
     return messages + asked + _side(found["completion"], columns["completion"], "assistant")
 
 
@@ -304,10 +309,37 @@ def _side(value: object, key: str, role: Literal["user", "assistant"]) -> list[M
     return read_turns(value, key) if isinstance(value, list) else [{"role": role, "content": as_text(value, key)}]
 
 
-def _asked(instruction: str, fields: Fields, keys: Sequence[str]) -> list[Message]:
-    """The user's turn: an instruction and what follows it."""
-    extras = [_optional(fields.get(key), key) for key in keys]
-    return [{"role": "user", "content": _joined(instruction, *extras)}]
+def _followed(asked: list[Message], extras: Sequence[str]) -> list[Message]:
+    """The turns up to the question, which then ends with these texts, as far as they are not blank and not the question."""
+    for turn in asked[-1:]:
+        turn["content"] = _joined(turn["content"], *(text for text in extras if text != turn["content"]))
+    return asked
+
+
+def _extras(fields: Fields, prompt: str, completion: str) -> list[str]:
+    """Texts that belong to a prompt, by their names."""
+    beside = [key for key in ("input", "context") if key != prompt]
+    if completion != "output" and fields.get("output") is not None:
+        # An input with an output of its own is another pair.
+        beside = [key for key in beside if key != "input"]
+    if prompt != "instruction":
+        # Of an instruction they are part by convention; elsewhere a `context` may also be an object of facts about the row.
+        beside = [key for key in beside if isinstance(fields.get(key), str)]
+    return [_optional(fields.get(key), key) for key in beside]
+
+
+def _history(fields: Fields) -> list[Message]:
+    """Earlier exchanges, as LLaMA-Factory writes them: pairs of question and answer."""
+    pairs = fields.get("history")
+    if pairs is None:
+        return []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise BadRow("history is no list of pairs [question, answer]")
+    turns: list[Message] = []
+    for question, answer in pairs:
+        turns.append({"role": "user", "content": as_text(question, "history")})
+        turns.append({"role": "assistant", "content": as_text(answer, "history")})
+    return turns
 
 
 def _joined(*texts: str) -> str:

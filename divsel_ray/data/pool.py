@@ -154,8 +154,8 @@ def parse_file(task: FileTask, folder: Path) -> dict[str, Any]:
 
     Returns:
         `format`, `rows` (records of the file), `good`, `bad`, `conversations` (where good rows gave several), `duplicates`
-        (those seen already), `reasons` (reason to count), `first_bad` (up to three `position: reason`) and `unreadable`
-        (why the end of the file is lost, or None).
+        (those seen already), `reasons` (reason to count), `first_bad` (up to three `position: reason`), `unreadable` (why the
+        end of the file is lost, or None) and `lost` (about how many rows are lost with it).
     """
     if not folder.exists():
         with atomic_path(folder) as temporary:
@@ -168,7 +168,7 @@ def _parse_into(task: FileTask, folder: Path) -> dict[str, Any]:
     records = read_records(task.file)
     head = list(islice(records, _DETECT_ROWS))
     name, convert = _converter(task, head)
-    good, conversations, reasons, first_bad, unreadable = 0, 0, Counter[str](), list[str](), None
+    good, conversations, reasons, first_bad, unreadable, lost = 0, 0, Counter[str](), list[str](), None, 0
     with (
         spill.SpillWriter(folder, task.n_partitions) as writer,
         (folder / QUARANTINE).open("w", encoding="utf-8", errors="backslashreplace") as quarantine,
@@ -179,7 +179,7 @@ def _parse_into(task: FileTask, folder: Path) -> dict[str, Any]:
             except BadRow as bad:
                 reasons[_counted(reasons, bad.kind)] += 1
                 first_bad += [f"{record.position}: {bad.reason}"] * (len(first_bad) < 3)
-                unreadable = bad.reason if record.ends else None
+                unreadable, lost = bad.reason if record.ends else None, record.lost
                 quarantine.write(quarantine_line(task.source, record, bad.reason))
                 continue
             good, conversations = good + 1, conversations + len(rows)
@@ -189,7 +189,7 @@ def _parse_into(task: FileTask, folder: Path) -> dict[str, Any]:
     bad_rows = reasons.total()
     counts = {"format": name, "rows": good + bad_rows, "good": good, "bad": bad_rows, "duplicates": duplicates}
     several = {"conversations": conversations} if conversations != good else {}
-    return {**counts, **several, "reasons": dict(reasons), "first_bad": first_bad, "unreadable": unreadable}
+    return {**counts, **several, "reasons": dict(reasons), "first_bad": first_bad, "unreadable": unreadable, "lost": lost}
 
 
 def _converter(task: FileTask, head: Sequence[Record]) -> tuple[str, Converter]:
@@ -306,7 +306,7 @@ def write_part(layout: Layout, partition: int, plan: PartPlan) -> dict[str, int]
 
 
 def _load_partition(layout: Layout, partition: int) -> tuple[pa.Table, int]:
-    """One partition's rows sorted by id, each id once (its first source and place), and the number removed."""
+    """One partition's rows sorted by id, each id once (its first source and place, its largest score), and the number removed."""
     schema = spill.SCHEMA.append(pa.field("source", pa.string()))
     batches = [
         batch.append_column("source", pa.array([source] * batch.num_rows, pa.string()))
@@ -314,8 +314,12 @@ def _load_partition(layout: Layout, partition: int) -> tuple[pa.Table, int]:
     ]
     table = pa.Table.from_batches(batches, schema).combine_chunks()
     # np.unique gives the first place of every id, in id order.
-    _, first = np.unique(id_array(table["row_id"]), return_index=True)
-    return table.take(pa.array(first)), len(table) - len(first)
+    _, first, which = np.unique(id_array(table["row_id"]), return_index=True, return_inverse=True)
+    best = np.full(len(first), -np.inf)
+    np.maximum.at(best, which, table["score"].fill_null(-np.inf).to_numpy())
+    score = pa.array(best, mask=np.isneginf(best))
+    rows = table.take(pa.array(first))
+    return rows.set_column(rows.schema.get_field_index("score"), "score", score), len(table) - len(first)
 
 
 def _sampling_keys(layout: Layout, ids: NDArray[np.bytes_]) -> NDArray[np.uint64]:

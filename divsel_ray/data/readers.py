@@ -17,15 +17,17 @@ from typing import Any, NamedTuple, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from divsel_ray.data.arrays import array_records
+from divsel_ray.data.arrays import BrokenArrayError, array_records
 from divsel_ray.data.decoding import COMPRESSIONS, BrokenDataError, open_stream
-from divsel_ray.data.remote import Input, RemoteFile
+from divsel_ray.data.remote import Input, RemoteFile, size_of
 
 _TEXTS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 SUFFIXES = (*_TEXTS, ".parquet", *(kind + compression for kind in _TEXTS for compression in COMPRESSIONS))
 READABLE = f"{', '.join(_TEXTS)} (each also .gz or .zst) or .parquet"
 _BATCH_ROWS = 512
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_UNKNOWN_ROW = 1_000
+"""Bytes that a row is taken to have where none could be read."""
 _CELL_CHARS = 1 << 26
 """A cell longer than this is taken for one whose closing quote is missing."""
 
@@ -39,12 +41,14 @@ class Record:
         value: the parsed row; of a bad row, its text as far as there is any.
         reason: why the row cannot be read, None for a good one.
         ends: whether nothing after this row can be read.
+        lost: about how many rows follow that cannot be read for that reason.
     """
 
     position: str
     value: object
     reason: str | None = None
     ends: bool = False
+    lost: int = 0
 
 
 def known_suffix(file: Input) -> str | None:
@@ -102,7 +106,7 @@ def _first_byte(stream: io.BufferedReader) -> bytes:
 
 
 def _read_array(stream: io.BufferedReader) -> Iterator[Record]:
-    number = 0
+    number = lost = 0
     try:
         for number, record in enumerate(array_records(stream), start=1):
             position = f"record {number}"
@@ -113,15 +117,11 @@ def _read_array(stream: io.BufferedReader) -> Iterator[Record]:
         return
     except EOFError:
         reason = f"file ends inside record {number + 1:,}"
-    except json.JSONDecodeError as error:
-        reason = _syntax_reason(error.msg, number + 1)
-    except RecursionError:
-        reason = _syntax_reason("nested too deeply", number + 1)
-    yield Record(f"record {number + 1}", "", reason, ends=True)
-
-
-def _syntax_reason(what: str, number: int) -> str:
-    return f"not valid JSON ({what}): the rest from record {number:,} on cannot be read"
+    except BrokenArrayError as error:
+        reason = f"not valid JSON ({error}): the rest from record {number + 1:,} on cannot be read"
+        rows = error.characters / _UNKNOWN_ROW if error.lost is None or not number else error.lost * number
+        lost = max(0, round(rows) - 1)
+    yield Record(f"record {number + 1}", "", reason, ends=True, lost=lost)
 
 
 def _read_lines(stream: io.BufferedReader) -> Iterator[Record]:
@@ -154,6 +154,7 @@ class _CsvRow(NamedTuple):
     """The values; of a row that cannot be read, its text."""
     reason: str | None
     ends: bool
+    lost: int = 0
 
 
 class _TextLines:
@@ -178,21 +179,22 @@ class _TextLines:
 
 def _read_csv(stream: io.BufferedReader, delimiter: str) -> Iterator[Record]:
     rows = _csv_rows(stream, delimiter)
-    for position, fields, reason, _ in rows:
+    for position, fields, reason, *_ in rows:
         header = [name.strip() for name in fields]
         reasons = [reason, "a name stands twice" if len({*header}) < len(header) else None]
         wrong = next(filter(None, reasons), None)
         if wrong is None:
             yield from _named(rows, header)
         else:
-            yield Record(position, fields, f"the header cannot be used ({wrong}), nor what follows", ends=True)
+            lost = sum(1 for _ in rows)
+            yield Record(position, fields, f"the header cannot be used ({wrong}), nor what follows", ends=True, lost=lost)
         return
 
 
 def _named(rows: Iterable[_CsvRow], header: list[str]) -> Iterator[Record]:
-    for position, fields, reason, ends in rows:
+    for position, fields, reason, ends, lost in rows:
         if reason is not None:
-            yield Record(position, fields, reason, ends)
+            yield Record(position, fields, reason, ends, lost)
         elif len(fields) != len(header):
             yield Record(position, fields, f"{len(fields):,} values, expected {len(header):,} as in the header")
         else:
@@ -206,7 +208,8 @@ def _csv_rows(stream: io.BufferedReader, delimiter: str) -> Iterator[_CsvRow]:
     lines = _TextLines(stream)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
-        position, lines.valid = f"line {rows.line_num + 1}", True
+        first, lines.valid = rows.line_num + 1, True
+        position = f"line {first}"
         try:
             fields = next(rows)
         except StopIteration:
@@ -218,16 +221,17 @@ def _csv_rows(stream: io.BufferedReader, delimiter: str) -> Iterator[_CsvRow]:
             ends = str(error) == "unexpected end of data"
             what = str(error).partition(" - ")[0]
             reason = "a quote is opened and never closed: the rest is lost" if ends else f"not valid CSV: {what}"
-            yield _CsvRow(position, lines.last.strip(), reason, ends)
+            yield _CsvRow(position, lines.last.strip(), reason, ends, rows.line_num - first if ends else 0)
             continue
         if fields:
             yield _CsvRow(position, fields, None if lines.valid else "not valid UTF-8", ends=False)
 
 
 def _read_parquet(file: Input) -> Iterator[Record]:
-    number = 0
+    number, rows = 0, size_of(file) // _UNKNOWN_ROW
     try:
         with _open_parquet(file) as parquet:
+            rows = parquet.metadata.num_rows
             for group in range(parquet.num_row_groups):
                 for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group]):
                     for value in _batch_rows(batch):
@@ -236,7 +240,8 @@ def _read_parquet(file: Input) -> Iterator[Record]:
                         yield Record(f"row {number}", value if reason is None else "", reason)
     except (pa.ArrowException, OSError, ValueError) as error:
         what = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        yield Record(f"row {number + 1}", "", f"not readable as Parquet ({what}): the rest is lost", ends=True)
+        reason = f"not readable as Parquet ({what}): the rest is lost"
+        yield Record(f"row {number + 1}", "", reason, ends=True, lost=max(0, rows - number - 1))
 
 
 def _open_parquet(file: Input) -> pq.ParquetFile:

@@ -36,7 +36,7 @@ def partition_of(row_id: str, n_partitions: int) -> int:
 class SpillWriter:
     """Writes rows, each to its partition, with memory bounded by one chunk. A context manager.
 
-    A row whose id is already in the chunk is counted in `duplicates` and left out: the first one stands.
+    A row whose id is already in the chunk is counted in `duplicates` and left out: the first one stands, with the larger score.
     """
 
     def __init__(self, folder: Path, n_partitions: int, chunk_bytes: int = CHUNK_BYTES) -> None:
@@ -59,8 +59,9 @@ class SpillWriter:
 
     def add(self, row: dict[str, Any]) -> None:
         """Take one row with the columns of `SCHEMA`."""
-        if row["row_id"] in self._rows:
+        if (first := self._rows.get(row["row_id"])) is not None:
             self.duplicates += 1
+            first["score"] = max((one for one in (first["score"], row["score"]) if one is not None), default=None)
             return
         self._rows[row["row_id"]] = row
         self._bytes += 200 + sum(len(message["content"]) for message in row["messages"])

@@ -63,7 +63,8 @@ def build_pool(
 
     Returns:
         `files` (source to format, rows, good, bad, and conversations where good rows gave several), `rows_read`,
-        `bad_rows`, `bad_reasons`, `duplicates`, `sampled_from` (distinct rows), `rows`, `tokens`, `score_missing`.
+        `bad_rows`, `bad_reasons`, `lost_rows` (about so many cannot be read after a bad one), `duplicates`, `sampled_from`
+        (distinct rows), `rows`, `tokens`, `score_missing`.
 
     Raises:
         InputError: no good row, more bad rows than allowed (`quarantine.jsonl` stays to be looked at), a score column
@@ -115,13 +116,15 @@ def take_rows(pool_files: Sequence[str], row_ids: Sequence[str]) -> pa.Table:
 
 def take_numbered(table: pa.Table, numbers: NDArray[np.int64]) -> pa.Table:
     """Rows of these numbers, in this order, in chunks of `CHUNK_ROWS`."""
+    # `take` of a whole table would join its chunks first, whose texts may not fit into one.
+    batches = table.to_batches()
+    starts = np.concatenate([[0], np.cumsum([batch.num_rows for batch in batches])]).astype(np.int64)
     chunks = []
     for start in range(0, max(len(numbers), 1), CHUNK_ROWS):
         rows, order = np.unique(numbers[start : start + CHUNK_ROWS], return_inverse=True)
-        wanted = np.zeros(len(table), bool)
-        wanted[rows] = True
-        # Unlike `take`, `filter` does not join the chunks of the table.
-        chunks.append(table.filter(pa.array(wanted)).combine_chunks().take(pa.array(order)))
+        held_by = np.searchsorted(starts, rows, side="right") - 1
+        parts = [batches[at].take(pa.array(rows[held_by == at] - starts[at])) for at in np.unique(held_by)]
+        chunks.append(pa.Table.from_batches(parts, table.schema).combine_chunks().take(pa.array(order)))
     return pa.concat_tables(chunks)
 
 
@@ -153,7 +156,8 @@ def _parse_files(layout: Layout, inputs: Sequence[Input], config: PoolConfig, pr
         raise InputError(f"pool.data: {error}") from None
     for source, facts in files.items():
         if facts["unreadable"]:
-            progress.note(f"{source}: {facts['unreadable']}; the {facts['good']:,} good rows before that are used")
+            lost = f", about {facts['lost']:,} more rows" if facts["lost"] else ""
+            progress.note(f"{source}: {facts['unreadable']}{lost}; the {facts['good']:,} good rows before that are used")
     return files
 
 
@@ -166,7 +170,7 @@ def _sample_end(layout: Layout, sample: int | None, progress: Progress) -> Thres
 
 
 def _check(files: dict[str, dict[str, Any]], config: PoolConfig, quarantine: Path) -> None:
-    read, good = (sum(facts[key] for facts in files.values()) for key in ("rows", "good"))
+    read, good, lost = (sum(facts[key] for facts in files.values()) for key in ("rows", "good", "lost"))
     bad = read - good
     first = "; ".join([f"{source} {text}" for source, facts in files.items() for text in facts["first_bad"]][:3])
     if not good:
@@ -175,10 +179,11 @@ def _check(files: dict[str, dict[str, Any]], config: PoolConfig, quarantine: Pat
             f"pool.data: {_some(files)}: {found}; expected conversations, messages, instruction/output or prompt/completion, "
             "or name the keys in pool.columns"
         )
-    limit = bad_rows_allowed(read, config.max_bad_rows)
-    if bad > limit:
+    limit = bad_rows_allowed(read + lost, config.max_bad_rows)
+    if bad + lost > limit:
+        after = f", and about {lost:,} more cannot be read after them" if lost else ""
         raise InputError(
-            f"pool.data: {bad:,} of {read:,} rows are bad, {limit:,} are allowed: {first}; all are listed in {quarantine}; "
+            f"pool.data: {bad:,} of {read:,} rows are bad{after}, {limit:,} are allowed: {first}; all are in {quarantine}; "
             "mend the data or raise pool.max_bad_rows"
         )
 
@@ -197,6 +202,7 @@ def _facts(files: dict[str, dict[str, Any]], parts: list[dict[str, int]]) -> dic
         "rows_read": sum(facts["rows"] for facts in files.values()),
         "bad_rows": reasons.total(),
         "bad_reasons": dict(reasons.most_common()),
+        "lost_rows": sum(facts["lost"] for facts in files.values()),
         "duplicates": early + total["duplicates"],
         "sampled_from": total["unique"],
         "rows": total["rows"],

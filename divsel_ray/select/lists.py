@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from divsel_ray.config import SelectConfig
 from divsel_ray.data.hashing import id_array
 from divsel_ray.errors import InputError
 
@@ -52,6 +54,18 @@ def find_ids(row_ids: np.ndarray, path: str | None, setting: str, *, required: b
             f"{missing[0].decode()}; ids are in pool/*.parquet and in every selection"
         )
     return found
+
+
+def check_sources(config: SelectConfig, known: Iterable[str]) -> None:
+    """Make sure that there is every source that has a quota.
+
+    Raises:
+        InputError: one is not known; names some that are.
+    """
+    names = sorted(known)
+    for name in config.quotas:
+        if name not in names:
+            raise InputError(f"select.quotas.{name}: no such source in the pool; there are {', '.join(names[:5])}")
 
 
 def positions_of(row_ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:

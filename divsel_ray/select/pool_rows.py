@@ -13,7 +13,7 @@ from divsel_ray.errors import InputError
 from divsel_ray.select.allocation import split_budgets
 from divsel_ray.select.columns import PoolColumns
 from divsel_ray.select.keyed import Groups
-from divsel_ray.select.lists import find_ids, positions_of, read_ids
+from divsel_ray.select.lists import check_sources, find_ids, positions_of, read_ids
 from divsel_ray.select.plan import DrawFiles, DrawPlan
 from divsel_ray.select.registry import SAMPLERS, memory_of
 from divsel_ray.select.sampler import Candidates, Keys
@@ -156,10 +156,7 @@ class PoolRows:
     def _of_sources(self, names: list[str]) -> list[np.ndarray]:
         """Of each source, (n,) which rows are its; the last are those of no source named."""
         source = self.columns.read_texts(self._files.pool, "source") if names else np.array([])
-        for name in names:
-            if not (source == name).any():
-                known = ", ".join(sorted(set(source.tolist()))[:5])
-                raise InputError(f"select.quotas.{name}: no such source in the pool; there are {known}")
+        check_sources(self._plan.config, set(source.tolist()))
         named = [source == name for name in names]
         return [*named, ~np.logical_or.reduce([np.zeros(len(self.row_ids), bool), *named])]
 

@@ -131,8 +131,32 @@ def test_names_that_belong_together_are_preferred():
     assert only("prompt_completion", {"input": "x", "output": "y", "prompt": "q", "response": "r"}) == EXCHANGE
 
 
-def test_input_and_context_follow_an_instruction():
-    assert only("prompt_completion", {"instruction": "i", "context": "c", "response": "r"})[0]["content"] == "i\n\nc"
+@pytest.mark.parametrize("prompt", ["instruction", "question", "query", "prompt"])
+def test_input_and_context_follow_the_prompt(prompt):
+    assert only("prompt_completion", {prompt: "i", "context": "c", "response": "r"})[0]["content"] == "i\n\nc"
+    assert only("prompt_completion", {prompt: "i", "input": "x", "context": " ", "response": "r"})[0]["content"] == "i\n\nx"
+
+
+def test_a_text_that_is_the_prompt_again_does_not_follow_it():
+    assert only("prompt_completion", {"prompt": "i", "input": "i", "response": "r"})[0]["content"] == "i"
+
+
+@pytest.mark.parametrize("name", ["alpaca", "prompt_completion"])
+def test_earlier_exchanges_come_before_the_instruction(name):
+    row = {"instruction": "And then?", "output": "He left.", "history": [["Who came?", "Tom."], ["When?", "At noon."]]}
+    assert [turn["content"] for turn in only(name, row)] == ["Who came?", "Tom.", "When?", "At noon.", "And then?", "He left."]
+    assert [turn["role"] for turn in only(name, row)] == ["user", "assistant"] * 3
+    assert len(only(name, {**row, "history": []})) == len(only(name, {**row, "history": None})) == 2
+    with pytest.raises(BadRow, match="history is no list of pairs"):
+        only(name, {**row, "history": ["Who came?"]})
+
+
+def test_a_question_with_answers_to_choose_from_is_refused():
+    with pytest.raises(BadRow, match=r"^choices: a question with answers to choose from is no conversation"):
+        only("prompt_completion", {"question": "q", "choices": ["a", "b"], "answer": "B"})
+
+
+def test_a_context_of_facts_about_the_row_is_no_part_of_a_prompt():
     assert only("prompt_completion", {"instruction": "i", "input": "n", "response": "r"})[0]["content"] == "i\n\nn"
     assert only("prompt_completion", {"prompt": "p", "context": {"id": 3}, "completion": "r"})[0]["content"] == "p"
 

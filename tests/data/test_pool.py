@@ -65,6 +65,7 @@ def test_the_facts_of_a_file_count_good_and_bad_rows_and_their_reasons(parsed):
             "line 6: no key completion",
         ],
         "unreadable": None,
+        "lost": 0,
     }
 
 
@@ -140,11 +141,11 @@ def test_a_parsed_file_is_not_parsed_again(parsed, tmp_path):
     assert again == parsed.facts[0]
 
 
-def test_of_equal_rows_the_first_source_and_place_stands(parsed, tiny_tokenizer):
+def test_of_equal_rows_the_first_source_and_place_stands_with_the_largest_score(parsed, tiny_tokenizer):
     layout = parsed([pair(2, s=1.0), pair(1, s=2.0), pair(1, s=3.0)], [pair(1, s=4.0), pair(3, s=5.0)], score_column="s")
     rows = part_rows(layout, PartPlan(None, tiny_tokenizer, with_score=True))
     assert sorted((row["prompt"], row["source"], row["score"]) for row in rows) == [
-        ("question 1", "0.jsonl", 2.0),
+        ("question 1", "0.jsonl", 4.0),
         ("question 2", "0.jsonl", 1.0),
         ("question 3", "1.jsonl", 5.0),
     ]

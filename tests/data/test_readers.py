@@ -102,6 +102,21 @@ def test_an_array_cut_off_inside_a_record_gives_all_whole_records(tmp_path):
     assert list(read_records(path))[-1].ends
 
 
+@pytest.mark.parametrize("at", [0, 1, 50, 5_000])
+def test_an_array_says_about_how_many_records_are_lost_with_a_syntax_error(tmp_path, at):
+    records = [b'{"i": %5d}' % i for i in range(10_000)]
+    records[at] = records[at].replace(b":", b";")
+    [record] = [one for one in read_records(put(tmp_path, "x.json", b"[" + b", ".join(records) + b"]")) if one.reason]
+    assert record.ends
+    # Of a file without a good record, rows are taken to have a kilobyte.
+    assert record.lost == pytest.approx(10_000 - at - 1 if at else 130, rel=0.1)
+
+
+def test_a_csv_whose_header_cannot_be_used_counts_its_rows_as_lost(tmp_path):
+    [record] = list(read_records(put(tmp_path, "x.csv", b"a,a\n1,2\n3,4\n")))
+    assert (record.ends, record.lost) == (True, 2)
+
+
 def test_a_syntax_error_in_an_array_loses_only_what_follows(tmp_path):
     many = [{"i": i} for i in range(20_000)]
     path = put(tmp_path, "x.json", as_array(many)[:-1] + b" oops]")
@@ -312,7 +327,7 @@ def test_a_quote_that_is_never_closed_costs_the_rest_and_says_so(tmp_path):
     path = put(tmp_path, "x.csv", b'a,b\n1,2\n"3,4\n5,6\n')
     assert values(path) == [{"a": "1", "b": "2"}]
     [record] = [record for record in read_records(path) if record.reason]
-    assert (record.position, record.ends) == ("line 3", True)
+    assert (record.position, record.ends, record.lost) == ("line 3", True, 1)
     assert record.reason == "a quote is opened and never closed: the rest is lost"
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,9 +34,10 @@ def test_every_row_comes_back_from_its_partition_in_order(tmp_path, numbers, n_p
         assert back == [row(n) for n in numbers if partition_of(row(n)["row_id"], n_partitions) == partition]
 
 
-def test_a_row_seen_in_the_same_chunk_is_counted_and_left_out(tmp_path):
+@pytest.mark.parametrize(("scores", "kept"), [((1.0, 3.0, 2.0), 3.0), ((None, -1.0, None), -1.0), ((None, None), None)])
+def test_a_row_seen_in_the_same_chunk_is_counted_and_left_out_but_for_a_larger_score(tmp_path, scores, kept):
     with SpillWriter(tmp_path, 1) as writer:
-        for score in (1.0, 2.0, 3.0):
+        for score in scores:
             writer.add(row(5, score))
-    assert writer.duplicates == 2
-    assert [value["score"] for batch in read_partition(tmp_path, 0) for value in batch.to_pylist()] == [1.0]
+    assert writer.duplicates == len(scores) - 1
+    assert [value["score"] for batch in read_partition(tmp_path, 0) for value in batch.to_pylist()] == [kept]

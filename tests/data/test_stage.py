@@ -72,6 +72,7 @@ def test_a_pool_holds_every_row_once_in_id_order_with_its_texts(pool, tmp_path, 
         "rows_read": 65,
         "bad_rows": 0,
         "bad_reasons": {},
+        "lost_rows": 0,
         "duplicates": 5,
         "sampled_from": 60,
         "rows": 60,
@@ -132,6 +133,20 @@ def test_a_cut_off_array_is_used_as_far_as_it_goes_and_the_user_is_told(pool, tm
     assert progress.notes == ["cut.json: file ends inside record 51; the 50 good rows before that are used"]
     assert (1, 1, "files") in progress.steps
     assert (3, 3, "partitions") in progress.steps
+
+
+def test_rows_that_a_broken_array_hides_count_as_bad(pool, tmp_path):
+    text = json.dumps([{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(1000)])
+    (tmp_path / "comma.json").write_text(text.replace('answer 399"}, ', 'answer 399"} '))
+    with pytest.raises(
+        InputError, match=r"1 of 401 rows are bad, and about 6\d\d more cannot be read after them, 100 are allowed"
+    ):
+        pool([tmp_path / "comma.json"])
+    progress = Notes()
+    facts, rows = pool([tmp_path / "comma.json"], progress=progress, max_bad_rows=1000)
+    assert len(rows) == 400
+    assert 595 <= facts["lost_rows"] <= 615
+    assert "about" in progress.notes[0]
 
 
 def test_input_without_a_good_row_is_refused_with_file_and_position(pool, tmp_path, lines):

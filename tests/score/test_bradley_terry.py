@@ -112,9 +112,7 @@ def test_a_pool_whose_completions_cannot_be_told_apart_is_refused(encoder, tmp_p
 
 def test_pairs_that_differ_beyond_what_the_model_sees_are_left_out(encoder, tmp_path):
     def pairs(count, start):
-        prompts = [
-            Exchange(f"{at:032x}", [{"role": "user", "content": "how are you"}], "w1 " * 40) for at in range(start, count)
-        ]
+        prompts = [Exchange(f"{at:032x}", [{"role": "user", "content": "how are you"}], "w1 " * 40) for at in range(start, count)]
         chosen = [Exchange(one.row_id, one.messages, one.completion + "w2") for one in prompts]
         near = [Exchange(one.row_id, one.messages, "w3 " + one.completion) for one in prompts]
         return [Comparison(best, {"far": other, "near": bad}) for best, other, bad in zip(chosen, prompts, near, strict=True)]

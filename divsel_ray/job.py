@@ -29,7 +29,7 @@ VERSIONS = {
     "train": 3,
     "generate": 4,
     "score": 2,
-    "weights": 2,
+    "weights": 3,
     "rows": 1,
     "cell": 1,
 }

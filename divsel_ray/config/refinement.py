@@ -106,7 +106,9 @@ class WeightsConfig(Section):
     """How gaps move the cluster weights (Yu et al. 2024, Eq. 4-6, and the rules that make them well defined)."""
 
     update: Literal["softmax", "paper", "memoryless"] = Field(
-        "softmax", description="softmax: w x exp(gap / tau); paper: Eq. 6 on shifted gaps; memoryless: softmax without w."
+        "softmax",
+        description="softmax: w x exp(gap / tau); paper: w x gap (Eq. 6), gaps shifted where one is not positive; memoryless: "
+        "softmax without w. To see Eq. 6 as printed, set shrinkage to false and max_step to null as well.",
     )
     direction: Literal["lagging", "learned"] = Field(
         "lagging", description="Raise clusters the model has not learned, or those it has."

@@ -8,8 +8,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
-from collections.abc import Mapping
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +23,10 @@ import pyarrow.parquet as pq
 
 from divsel_ray.data.hashing import id_array
 from divsel_ray.errors import InputError
+from divsel_ray.store import atomic_path
 
 _NUMPY = (".npy", ".npy.gz")
+_COPIED_BYTES = 1 << 22
 
 
 def given_files(path: str, setting: str) -> list[Path]:
@@ -62,7 +67,8 @@ def check_given(path: str, setting: str, column: str, records: Mapping[str, int]
             f"{setting}: {path}: an array has no row ids, so there can be but one input file, and there are {len(records)}; "
             f"give Parquet with row_id and {column}"
         )
-    rows, expected = len(load_array(first, setting)), next(iter(records.values()), 0)
+    shape, expected = array_shape(first, setting), next(iter(records.values()), 0)
+    rows = shape[0] if shape else 1
     if rows != expected:
         raise InputError(f"{setting}: {path}: {rows:,} rows for an input of {expected:,} records; expected one for each")
 
@@ -71,11 +77,27 @@ def width_of(path: str, setting: str, column: str) -> int:
     """Numbers in each value: the dimension of vectors; 0 where values are single numbers, or there are none."""
     first = given_files(path, setting)[0]
     if first.suffix != ".parquet":
-        array = load_array(first, setting)
-        return int(array.shape[1]) if array.ndim == 2 else 0
+        shape = array_shape(first, setting)
+        return shape[1] if len(shape) == 2 else 0
     batches = pq.ParquetFile(first).iter_batches(1024, columns=[column])
     value = next((values[0].as_py() for batch in batches if len(values := batch.column(column).drop_null())), None)
     return len(value) if isinstance(value, list) else 0
+
+
+def array_shape(path: Path, setting: str) -> tuple[int, ...]:
+    """The shape of a NumPy array; of a compressed one only the header is read.
+
+    Raises:
+        InputError: the file holds none.
+    """
+    if path.suffix != ".gz":
+        return load_array(path, setting).shape
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with _told(path, setting), gzip.open(path) as stream:
+        shape, _, kind = readers[np.lib.format.read_magic(stream)](stream)
+        if kind.hasobject:
+            raise ValueError("it holds objects")
+        return shape
 
 
 def load_array(path: Path, setting: str) -> np.ndarray:
@@ -84,13 +106,55 @@ def load_array(path: Path, setting: str) -> np.ndarray:
     Raises:
         InputError: the file holds none.
     """
-    try:
+    with _told(path, setting):
         if path.suffix == ".gz":
             with gzip.open(path) as stream:
                 return cast(np.ndarray, np.load(stream, allow_pickle=False))
         return cast(np.ndarray, np.load(path, mmap_mode="r", allow_pickle=False))
-    except (ValueError, OSError, EOFError) as error:
+
+
+def mappable(given: str, folder: Path) -> Path | None:
+    """Where `unpack` is to write an array that many tasks ask for; None of a file that needs no unpacking."""
+    return folder / Path(given).name.removesuffix(".gz") if given.endswith(".npy.gz") else None
+
+
+def unpack(given: str, target: Path, setting: str) -> None:
+    """Write a compressed array to a file that tasks can map, so that none has to hold all of it. Done once.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    if not target.exists():
+        path = Path(given).expanduser()
+        with _told(path, setting), gzip.open(path) as stream, atomic_path(target) as unfinished, unfinished.open("wb") as out:
+            shutil.copyfileobj(stream, out, _COPIED_BYTES)
+
+
+@contextlib.contextmanager
+def _told(path: Path, setting: str) -> Iterator[None]:
+    """Say in one line what is wrong with an array."""
+    try:
+        yield
+    except (ValueError, OSError, EOFError, KeyError, zlib.error) as error:
         raise InputError(f"{setting}: {path}: not a NumPy array ({str(error).splitlines()[0][:100]})") from None
+
+
+def rows_read(path: str, setting: str, pool_files: Sequence[str]) -> float:
+    """How often `take_given` reads a row of Parquet files for all of a pool, on average; 1 where they are sorted by row id."""
+    groups = [group for file in given_files(path, setting) for group in _ranges(file)]
+    parts = [ranges for file in pool_files if (ranges := _ranges(file))]
+    bounds = [(min(low for low, *_ in part), max(high for _, high, _ in part)) for part in parts]
+    read = sum(rows for low, high, rows in groups for first, last in bounds if low <= last and high >= first)
+    return read / max(1, sum(rows for *_, rows in groups))
+
+
+def _ranges(file: str | Path) -> list[tuple[str, str, int]]:
+    """Of each row group with rows: its lowest and highest row id, as far as the footer knows, and its rows."""
+    metadata = pq.read_metadata(file)
+    column = metadata.schema.names.index("row_id")
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    known = [(group.column(column).statistics, group.num_rows) for group in groups if group.num_rows]
+    return [(str(found.min), str(found.max), rows) if found and found.has_min_max else ("", "g", rows) for found, rows in known]
 
 
 def take_given(path: str, setting: str, column: str, part: pa.Table) -> np.ndarray:

@@ -10,13 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from divsel_ray.data.aligned import check_given, take_given, width_of
+from divsel_ray.data.aligned import check_given, given_files, mappable, rows_read, take_given, unpack, width_of
 from divsel_ray.embed.files import write_vectors
 from divsel_ray.errors import InputError
 from divsel_ray.progress import Progress
 from divsel_ray.tasks import run_tasks
 
 SETTING = "embed.given"
+_OFTEN = 4
+"""Times that a file is read without a word; at the bounds of partitions some of it is read twice."""
 
 
 def take_vectors(
@@ -41,8 +43,15 @@ def take_vectors(
     dimension = width_of(given, SETTING, "embedding")
     if dimension == 0:
         raise InputError(f"{SETTING}: {given}: expected a vector for each row, found single numbers or nothing")
-    calls = [(file, given, dimension, str(folder / Path(file).name)) for file in pool_files]
+    if Path(given_files(given, SETTING)[0]).suffix == ".parquet" and (times := rows_read(given, SETTING, pool_files)) > _OFTEN:
+        progress.note(f"{given}: not in the order of row_id, so that it is read {times:,.0f} times; sort it to be quicker")
+    array = mappable(given, folder)
+    if array is not None:
+        run_tasks(unpack, [(given, array, SETTING)], progress, "files")
+    calls = [(file, str(array or given), dimension, str(folder / Path(file).name)) for file in pool_files]
     done = sum(run_tasks(_take, calls, progress, "partitions"))
+    if array is not None:
+        array.unlink()
     return {"rows": done, "dimension": dimension, "given": Path(given).name}
 
 

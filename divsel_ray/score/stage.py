@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import ray
 
 from divsel_ray.actors import map_on_actors
 from divsel_ray.config import RewardConfig, Workers
-from divsel_ray.data.aligned import check_given, take_given, width_of
+from divsel_ray.data.aligned import check_given, mappable, take_given, unpack, width_of
 from divsel_ray.errors import InputError
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
@@ -33,7 +33,7 @@ from divsel_ray.score.sample import draw_exchanges, draw_per_cluster
 from divsel_ray.score.scorer import Scorer
 from divsel_ray.score.spec import ScorerSpec
 from divsel_ray.store import atomic_path, read_json, write_json
-from divsel_ray.tasks import MAX_RETRIES, result_of
+from divsel_ray.tasks import MAX_RETRIES, result_of, run_tasks
 
 
 def reward_reference(config: RewardConfig, folder: Path) -> str:
@@ -120,6 +120,10 @@ def score_pool(
     if spec.kind == "judge":
         return rate_parts(parts, spec, cluster, workers, progress)
     started = time.perf_counter()
+    array = mappable(spec.model, folder) if spec.kind == "given" else None
+    if array is not None:
+        run_tasks(unpack, [(spec.model, array, _GIVEN[0])], progress, "files")
+        spec = replace(spec, model=str(array))
     total = count_rows(parts)
     counts: list[dict[str, Any]] = []
     for count in _run_parts(parts, spec, cluster, workers):
@@ -127,6 +131,8 @@ def score_pool(
         if count["failure"]:
             raise InputError(count["failure"])
         progress.advance(sum(count["rows"] for count in counts), total, "rows")
+    if array is not None:
+        array.unlink()
     return {**summarise(counts), "seconds": round(time.perf_counter() - started, 3)}
 
 

@@ -116,9 +116,10 @@ def update_weights(
     agreed = agreeing(gaps, gaps if second is None else second)
     movable = ~spent & agreed
     wanted = before.copy()
-    effect = gaps.effect[movable] * (1.0 if config.direction == "lagging" else -1.0)
+    sign = 1.0 if config.direction == "lagging" else -1.0
+    effect, mean = sign * gaps.effect[movable], sign * gaps.shrunk[movable]
     if effect.any():
-        factors = _factors(effect, config)
+        factors = _factors(effect, mean, config)
         wanted[movable] = factors if config.update == "memoryless" else before[movable] * factors
     after, guard = guard_weights(wanted, before, movable, ~spent, config)
     unheld = np.array([bound is None for bound in guard.tolist()], dtype=bool)
@@ -133,10 +134,10 @@ def agreeing(gaps: ClusterGaps, second: ClusterGaps) -> np.ndarray:
     return np.asarray(both & (np.sign(gaps.effect) == np.sign(second.effect)))
 
 
-def _factors(effect: np.ndarray, config: WeightsConfig) -> np.ndarray:
+def _factors(effect: np.ndarray, mean: np.ndarray, config: WeightsConfig) -> np.ndarray:
     if config.update == "paper":
-        # Eq. 6 needs positive scores: shifted so that the lowest keeps a hundredth of a standard deviation.
-        return np.asarray(effect - effect.min() + 0.01)
+        # Eq. 6 needs positive scores: else they are shifted so that the lowest keeps a hundredth of a standard deviation.
+        return mean if mean.min() > 0 else np.asarray(effect - effect.min() + 0.01)
     return np.exp(np.clip(effect / config.tau, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
 
 

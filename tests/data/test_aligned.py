@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from divsel_ray.data.aligned import check_given, take_given, width_of
+from divsel_ray.data.aligned import check_given, mappable, rows_read, take_given, unpack, width_of
 from divsel_ray.embed.given import _take
 from divsel_ray.errors import InputError
 
@@ -91,3 +91,40 @@ def test_what_cannot_be_lined_up_is_refused_before_any_work(tmp_path):
     with pytest.raises(InputError, match="there can be but one input file, and there are 2"):
         check_given(str(tmp_path / "v.npy"), "s", "embedding", {"a": 3, "b": 3})
     check_given(str(tmp_path / "v.npy"), "s", "embedding", {"a": 6})
+
+
+def compressed(path, array, damaged=0):
+    np.save(path.with_suffix(""), array)
+    path.write_bytes(gzip.compress(path.with_suffix("").read_bytes())[: -damaged or None])
+    return path
+
+
+def test_a_compressed_array_is_unpacked_once_for_all_who_read_of_it(tmp_path):
+    given = compressed(tmp_path / "v.npy.gz", np.arange(12.0).reshape(6, 2))
+    target = mappable(str(given), tmp_path / "stage")
+    unpack(str(given), target, "s")
+    given.unlink()
+    unpack(str(given), target, "s")
+    assert take_given(str(target), "s", "embedding", part(IDS, [5, 0, 3, 1])).tolist() == [[10, 11], [0, 1], [6, 7], [2, 3]]
+    assert mappable("v.npy", tmp_path) is mappable("v.parquet", tmp_path) is None
+
+
+def test_a_compressed_array_that_is_cut_off_leaves_nothing_behind(tmp_path):
+    given = compressed(tmp_path / "v.npy.gz", np.random.default_rng(0).random((600, 20)), damaged=2000)
+    check_given(str(given), "s", "embedding", {"a": 600})
+    with pytest.raises(InputError, match=r"^s: .*v\.npy\.gz: not a NumPy array"):
+        unpack(str(given), tmp_path / "out.npy", "s")
+    assert not (tmp_path / "out.npy").exists()
+
+
+def test_how_often_rows_are_read_tells_a_sorted_file_from_one_that_is_not(tmp_path):
+    ids = [f"{number:032x}" for number in range(1000)]
+    pool = []
+    for start in range(0, 1000, 100):
+        pool.append(str(tmp_path / f"pool-{start}.parquet"))
+        pq.write_table(pa.table({"row_id": ids[start : start + 100]}), pool[-1])
+    for name, order in (("sorted", np.arange(1000)), ("mixed", np.random.default_rng(0).permutation(1000))):
+        table = pa.table({"row_id": [ids[at] for at in order], "quality": np.arange(1000.0)})
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=50)
+    assert rows_read(str(tmp_path / "sorted.parquet"), "s", pool) == 1
+    assert rows_read(str(tmp_path / "mixed.parquet"), "s", pool) == pytest.approx(10, abs=0.5)

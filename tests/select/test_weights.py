@@ -58,6 +58,12 @@ def test_memoryless_forgets_the_weights():
     assert updated([0.9, 0.1], two_clusters(), config) == pytest.approx(updated([0.2, 0.8], two_clusters(), config))
 
 
+def test_the_paper_update_multiplies_by_the_gap_itself_when_all_are_positive():
+    # Means 2 and 8: 0.6 x 2 and 0.4 x 8, of 4.4.
+    after = updated([0.6, 0.4], two_clusters(), PLAIN.model_copy(update={"update": "paper"}))
+    assert after == pytest.approx(np.array([1.2, 3.2]) / 4.4)
+
+
 def test_the_paper_update_multiplies_by_the_shifted_gap_when_all_are_negative():
     gaps = cluster_gaps(np.array([-9.0, -7.0, -3.0, -1.0]), np.array([0, 0, 1, 1]), k=2, shrinkage=False)
     after = updated([0.5, 0.5], gaps, PLAIN.model_copy(update={"update": "paper"}))

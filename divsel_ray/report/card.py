@@ -60,6 +60,8 @@ def _source(run: Run) -> str:
         f"{pool.rows_read:,} rows were read; {pool.bad_rows:,} bad ones were set aside and {pool.duplicates:,} exact "
         f"duplicates left out. The pool holds {pool.rows:,} of the {pool.sampled_from:,} distinct rows."
     )
+    if run.cleaned:
+        counts += f" Cleaning removed {sum(run.cleaned.values()):,} of these."
     return "\n".join([*lines, "", counts])
 
 
@@ -73,7 +75,7 @@ def _method(run: Run) -> str:
         weights = config.refine.weights
         lines.append(
             f"- {config.refine.rounds} rounds: {_code(config.refine.train.model)} is fine-tuned on the rows so far, answers "
-            f"their prompts, and the reward gap between the data's answer and its own moves the cluster weights (update "
+            f"their prompts, and the gap between the scores of the data's answer and its own moves the cluster weights (update "
             f"{_code(weights.update)}, direction {_code(weights.direction)}); after Yu et al. 2024, arXiv 2409.11378"
         )
     if config.reward and config.reward.model:
@@ -99,7 +101,12 @@ def _limits(run: Run) -> str:
             "completion to another prompt's, a truncated or a shuffled one; it knows nothing of helpfulness or truth."
         )
     if run.config.quality.source == "none":
-        lines.append("- No quality was measured: inside a cluster every row was equally likely.")
+        alike = {"kmq": ": inside a cluster every row was equally likely", "random": ": every row was equally likely"}
+        alike["kmrandom"] = alike["kmq"]
+        lines.append(f"- No quality was measured{alike.get(run.config.select.sampler, '')}.")
+    if run.config.refine and run.config.reward and run.config.reward.perplexity:
+        model = _code(run.config.reward.perplexity)
+        lines.append(f"- Completions were scored by their perplexity under {model}: more is stranger, not better.")
     clean = run.config.clean
     if clean.near_duplicates is None and clean.semantic_duplicates is None:
         lines.append("- Only exact duplicates were left out; near duplicates may remain.")

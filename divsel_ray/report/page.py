@@ -107,6 +107,7 @@ def render_page(run: Run, folder: Path, signs: Sequence[Sign]) -> str:
         held_out=read_held_out(folder, HELD_OUT_SHOWN),
         settings=yaml.safe_dump(run.config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True),
         sampler=SAMPLERS[run.config.select.sampler].summary,
+        by_cluster=getattr(SAMPLERS[run.config.select.sampler], "by_cluster", False),
         measures=_MEASURES,
         signs=signs,
         looked_at=looked_at(run),

@@ -71,7 +71,7 @@ def looked_at(run: Run) -> list[str]:
         ("weights move", bool(updates)),
         ("no cluster swallows the others", bool(run.config.refine and run.rounds)),
         ("scores tell clusters apart", any(_is_measured(one, run) for one in updates)),
-        (f"rows are nearer to their own cluster than to others (simplified silhouette {apart or 0:.3f})", apart is not None),
+        (f"rows are nearer to their own cluster, without them, than to others (silhouette {apart or 0:.3f})", apart is not None),
     ]
     return [words for words, measured in well if measured]
 
@@ -105,7 +105,9 @@ def _hacking(run: Run) -> Sign | None:
     """Rewards of answers to held-out prompts rise while the held-out loss rises."""
     rise, rewards = _loss_rise(run), [run.base_reward, *(one.held_out_reward for one in run.rounds)]
     first, last = (rewards[rise.point], rewards[-1]) if rise else (None, None)
-    if rise is None or first is None or last is None or last.value - first.value <= _noise(first, last):
+    # Of a perplexity more is stranger, not better: nobody gains by it.
+    strange = run.config.reward is not None and run.config.reward.perplexity is not None
+    if strange or rise is None or first is None or last is None or last.value - first.value <= _noise(first, last):
         return None
     return Sign(
         "reward hacking",
@@ -218,7 +220,8 @@ def _silhouette(run: Run) -> Sign | None:
         return None
     return Sign(
         "clusters that hardly differ",
-        f"the simplified silhouette of the clusters is {found:.3f} (0: rows are as near to another cluster as to their own)",
+        f"the simplified silhouette of the clusters, each row left out of its own centroid, is {found:.3f} (0: rows are as near "
+        "to another cluster as to their own)",
         "the vectors hold no groups at this number of clusters, or say little about the texts",
         "divsel choose-k for cluster.k; then another embed.model, or other vectors in embed.given",
     )

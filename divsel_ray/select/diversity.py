@@ -6,12 +6,14 @@ Vendi score, near copies left, lengths, and sources. None of them sees quality.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from divsel_ray.data.hashing import uniform_hash
 from divsel_ray.select.semantic import ROUNDING, unit_vectors
@@ -102,9 +104,9 @@ class Interval:
 
     Attributes:
         mean: over the draws.
-        low: 1.96 standard deviations of a draw below it, but not below 0, where no measure lies.
-        high: as many above, but no share above 1: between them lie 95 % of random subsets, where the measure is normally
-            distributed.
+        low: where 95 % of further subsets begin to lie, by Student's t for one more normally distributed draw; not below 0,
+            where no measure lies.
+        high: where they end; no share above 1.
     """
 
     mean: float
@@ -241,7 +243,9 @@ def intervals(draws: Sequence[Diversity]) -> dict[str, Interval]:
     found = {}
     for name in COMPARED:
         values = np.array([getattr(draw, name) for draw in draws], dtype=np.float64)
-        mean, spread = float(values.mean()), 1.96 * float(values.std(ddof=1))
+        # Of one more draw, when mean and deviation are those of a few.
+        width = float(stats.t.ppf(0.975, len(values) - 1)) * math.sqrt(1 + 1 / len(values))
+        mean, spread = float(values.mean()), width * float(values.std(ddof=1))
         found[name] = Interval(mean, max(mean - spread, 0.0), min(mean + spread, 1.0) if name in _SHARES else mean + spread)
     return found
 

@@ -105,6 +105,11 @@ def check_figures(tuning: TuningConfig, configs: Sequence[Config]) -> None:
         for config in configs:
             if of in ("round", "benchmark") and config.refine is None:
                 raise InputError(f"{name}: only a job with a `refine` section trains a model; add one, or take another figure")
+            by_perplexity = config.reward is not None and config.reward.perplexity is not None
+            if name == tuning.objective == "held_out_reward" and by_perplexity and tuning.mode is None:
+                raise InputError(
+                    "objective held_out_reward: of reward.perplexity more is stranger; set mode, or take held_out_loss"
+                )
             if name in _HELD_OUT and config.refine is not None and not config.refine.held_out:
                 raise InputError(f"{name}: needs held-out rows; set refine.held_out")
     if guesses_mode(tuning) and _PERHAPS_LESS.search(tuning.objective.rpartition(":")[2]):

@@ -25,7 +25,7 @@ from divsel_ray.plan import known_of
 from divsel_ray.progress import Progress, Silent
 from divsel_ray.resources import connect
 from divsel_ray.select.registry import check_sampler
-from divsel_ray.store import Store, digest
+from divsel_ray.store import Stage, Store, digest
 from divsel_ray.tune.common import make_common
 from divsel_ray.tune.concurrency import choose_concurrency, share_of
 from divsel_ray.tune.measures import require_benchmarks
@@ -39,6 +39,8 @@ from divsel_ray.watch import require_trackers
 TRIAL_CPUS = 0.01
 """Of Ray Tune's own process for a trial, which waits; the job's stages ask for what they need."""
 _POLL_SECONDS = 0.5
+_OF_INPUTS = ("pool", "clean", "embed", "reward", "quality")
+"""Stages whose keys hash files and models that the settings only name."""
 
 
 def tune_job(tuning: TuningConfig, out: str | Path, progress: Progress | None = None) -> Outcome:
@@ -66,7 +68,8 @@ def tune_job(tuning: TuningConfig, out: str | Path, progress: Progress | None = 
             check_cluster(config, cluster)
         concurrency = choose_concurrency(tuning.concurrency, configs, cluster, tuning.count, known)
         make_common([tuning.config_of(point) for point in tuning.variations()], shared, cluster, progress)
-        setting = Setting(tuning, store.root, share_of(cluster, concurrency), _name(tuning, concurrency))
+        name = _name(tuning, concurrency, plan_job(configs[0], shared))
+        setting = Setting(tuning, store.root, share_of(cluster, concurrency), name)
         with _followed(setting, progress):
             trials = _search(setting, concurrency)
         outcome = compare(tuning, trials, concurrency)
@@ -93,9 +96,13 @@ def _require_optuna() -> None:
         raise InputError(f"searcher optuna: the package is missing ({error}); pip install optuna, or take random") from None
 
 
-def _name(tuning: TuningConfig, concurrency: int) -> str:
-    """Of what Ray Tune keeps: another search in the same folder begins anew, and finds the stages of the earlier one."""
-    return digest([tuning.model_dump(mode="json"), concurrency])
+def _name(tuning: TuningConfig, concurrency: int, planned: Sequence[tuple[Stage, bool]]) -> str:
+    """Of what Ray Tune keeps: another search in the same folder begins anew, and finds the stages of the earlier one.
+
+    So does the same search over other data or models, which the keys of a trial's first stages tell.
+    """
+    inputs = [stage.key for stage, _ in planned if stage.name in _OF_INPUTS]
+    return digest([tuning.model_dump(mode="json"), concurrency, inputs])
 
 
 def _search(setting: Setting, concurrency: int) -> list[Trial]:

@@ -156,7 +156,7 @@ def test_what_was_not_measured_is_not_said_to_be_well(healthy: Run) -> None:
     unrewarded = [replace(one, held_out_reward=None) for one in healthy.rounds]
     assert looked_at(with_rounds(healthy, *unrewarded)) == held_out[:1] + well
     far = replace(healthy, clustering=replace(healthy.clustering, silhouette=0.25))
-    assert looked_at(far)[-1] == "rows are nearer to their own cluster than to others (simplified silhouette 0.250)"
+    assert looked_at(far)[-1] == "rows are nearer to their own cluster, without them, than to others (silhouette 0.250)"
 
 
 def test_without_shrinkage_or_known_noise_nothing_is_said_of_the_scores(healthy: Run) -> None:

@@ -44,6 +44,14 @@ def test_figures_that_trials_will_not_have_are_refused(tmp_path, changes, said):
         check(search(tmp_path, **changes))
 
 
+def test_more_of_a_perplexity_is_not_taken_for_better(tmp_path):
+    how = {"job": {**REFINED, "reward": {"perplexity": "lm"}}, "objective": "held_out_reward"}
+    with pytest.raises(InputError, match=r"held_out_reward: of reward\.perplexity more is stranger; set mode"):
+        check(search(tmp_path, **how))
+    check(search(tmp_path, **how, mode="min"))
+    check(search(tmp_path, **{**how, "objective": "held_out_loss"}, measures=["held_out_reward"]))
+
+
 def test_figures_that_trials_will_have_pass(tmp_path):
     tuning = search(tmp_path, **REWARDED, measures=["vendi", "simplified_silhouette", "evaluate:gsm8k", "held_out_loss"])
     check(tuning)

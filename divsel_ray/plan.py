@@ -103,7 +103,7 @@ def _scored(stage: Stage, config: Config, known: Known) -> int | None:
     if known.rows is None:
         return None
     wanted, k = stage.identity["config"], config.cluster.resolved(known.rows).k or 1
-    return min(known.rows, int(wanted["rows"] + wanted["rows_per_cluster"] * k))
+    return min(known.rows, int(wanted["rows"] + wanted["held_out"] + wanted["probe"] * k))
 
 
 def _drawn(config: Config, number: int) -> int | None:
@@ -160,11 +160,20 @@ def print_plan(lines: Sequence[Line], cluster: Cluster, currency: str) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     hours, money, unknown = due_totals(lines)
-    left = f"due: {hours:.2f} hours, {money:.2f} {currency}, as stages of their kinds took here"
-    console.print(f"{left}; not known of {unknown} stage(s)" if unknown else left)
+    console.print(_due(sum(not line.cached for line in lines), hours, money, unknown, currency))
     size = f"{cluster.cpus:g} usable CPUs, {cluster.gpus:g} GPUs, {cluster.memory_gib:.1f} GiB"
     fits = "not every stage fits" if any(line.problem for line in lines) else "every stage fits"
     console.print(f"{cluster.nodes} node(s), {size}: {fits}")
+
+
+def _due(count: int, hours: float, money: float, unknown: int, currency: str) -> str:
+    """What the due stages will take, in words."""
+    if not count:
+        return "nothing is due"
+    if unknown == count:
+        return f"due: {count} stages; what they take is not known before a first run in this folder"
+    known = f"{hours:.2f} hours, {money:.2f} {currency}, as earlier stages of their kinds took in this folder"
+    return f"due: at least {known} ({unknown} of {count} stages are not known)" if unknown else f"due: {known}"
 
 
 def _known(value: float | None, form: str) -> str:

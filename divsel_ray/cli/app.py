@@ -25,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
 )
 
 
@@ -42,7 +42,5 @@ def divsel(
     """Choose the instructions worth fine-tuning on: diverse first, good second, refined by what the model learns."""
 
 
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings to change, e.g. cluster.k=64 seed=1.", metavar="[KEY=VALUE]...")
-]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, e.g. cluster.k=64 seed=1.", metavar="KEY=VALUE")]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; a second run of the same job resumes what it holds.")]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from typing import Annotated, Any
 
+import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -66,12 +68,18 @@ def reported(quiet: bool) -> Iterator[Progress]:
 
 
 @contextlib.contextmanager
-def resumable(command: str) -> Iterator[None]:
-    """Let Ctrl-C end the command with the one that goes on."""
+def resumable() -> Iterator[None]:
+    """Let Ctrl-C end the command and name the one that resumes, which is the same."""
     try:
         yield
     except KeyboardInterrupt:
-        fail(f"stopped; finished stages are kept. To go on: {command}", 130)
+        fail(f"stopped; finished stages are kept. To resume: {_own_command()}", 130)
+
+
+def _own_command() -> str:
+    """The command line that is running, also where a script in `jobs/` gave the command's name."""
+    name, arguments = click.get_current_context().info_name or "", sys.argv[1:]
+    return shlex.join(["divsel", name, *(arguments[1:] if arguments[:1] == [name] else arguments)])
 
 
 def fail(text: str, code: int) -> None:

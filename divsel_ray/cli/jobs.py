@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +34,8 @@ WaitFor = Annotated[
     str | None,
     typer.Option(
         "--wait-for",
-        help="Begin when a cluster that scales has so much free, e.g. CPU=64,GPU=2: a job is planned by what is there.",
+        help="Wait until these resources are free, e.g. CPU=64,GPU=2; an autoscaling cluster is asked for them. A job is planned "
+        "by what there is when it begins.",
     ),
 ]
 
@@ -61,7 +61,7 @@ def quickstart(
             return
         folder = out or Path("runs") / ("quickstart-fast" if fast else "quickstart")
         say(quiet, _QUICKSTART_FAST if fast else _QUICKSTART)
-        _run(config, folder, ["quickstart", *(["--fast"] * fast)], overrides, progress, quiet, as_json)
+        _run(config, folder, progress, quiet, as_json)
 
 
 @app.command(rich_help_panel=Panel.JOB)
@@ -75,11 +75,11 @@ def run(
 ) -> None:
     """Run a configured job, resuming whatever its folder already holds.
 
-    Example: [bold]divsel run job.yaml --out runs/job budget=5000 cluster.k=512[/bold]
+    Example: `divsel run job.yaml --out runs/job budget=5000 cluster.k=512`
     """
     with reported(quiet) as progress:
         settings = load_config(config, overrides or [])
-        _run(settings, out or Path("runs") / config.stem, ["run", str(config)], overrides, progress, quiet, as_json, wait_for)
+        _run(settings, out or Path("runs") / config.stem, progress, quiet, as_json, wait_for)
 
 
 @app.command(rich_help_panel=Panel.JOB)
@@ -97,12 +97,12 @@ def submit(
 ) -> None:
     """Run a configured job on a Ray cluster, through its job server; ends with the job's exit code.
 
-    Example: [bold]divsel submit job.yaml --address http://localhost:8265 --out /shared/runs/job budget=5000[/bold]
+    Example: `divsel submit job.yaml --address http://localhost:8265 --out /shared/runs/job budget=5000`
 
     The configuration is checked here first. Then the working directory is sent,
     without runs/, hidden folders, virtual environments and what .gitignore and
     .rayignore name; at most 100 MiB. In it the cluster starts
-    [bold]python -m divsel_ray.cli run[/bold]: with the code of the working directory where
+    `python -m divsel_ray.cli run`: with the code of the working directory where
     that is this repository, else with the package that its nodes have installed.
 
     Data and the run folder lie on storage that every node mounts. Ctrl-C leaves the
@@ -168,7 +168,7 @@ def report(
 ) -> None:
     """Write report.html and the dataset card of a finished run again; or compare runs, e.g. of several seeds.
 
-    Example: [bold]divsel report runs/seed-0 --against runs/seed-1 --against runs/seed-2[/bold]
+    Example: `divsel report runs/seed-0 --against runs/seed-1 --against runs/seed-2`
     """
     with reported(quiet=True):
         from divsel_ray.report.compare import compare_runs
@@ -192,17 +192,8 @@ def _describe(config: Config, folder: Path) -> str:
     return f"Selecting {config.budget:,} rows from {pool}{', '.join(config.pool.data)} in {rounds}; everything goes to {folder}"
 
 
-def _run(
-    config: Config,
-    folder: Path,
-    command: list[str],
-    overrides: list[str] | None,
-    progress: Progress,
-    quiet: bool,
-    as_json: bool,
-    wait_for: str | None = None,
-) -> None:
-    """Run the job of a command, which the same command with `--out`, `--wait-for` and the overrides goes on with."""
+def _run(config: Config, folder: Path, progress: Progress, quiet: bool, as_json: bool, wait_for: str | None = None) -> None:
+    """Run the job of a command and say where its results are."""
     from divsel_ray.nodes import await_nodes
     from divsel_ray.pipeline import run_job
     from divsel_ray.report.page import write_report
@@ -212,8 +203,7 @@ def _run(
 
     began = time.monotonic()
     say(quiet, _describe(config, folder))
-    waiting = ["--wait-for", wait_for] if wait_for else []
-    with resumable(shlex.join(["divsel", *command, "--out", str(folder), *waiting, *(overrides or [])])):
+    with resumable():
         if wait_for:
             say(quiet, f"Waiting for {wait_for}")
             connect()

@@ -31,11 +31,13 @@ Quality = Annotated[
 def select(
     data: Annotated[
         list[str],
-        typer.Argument(help="Files, folders, globs, s3:// or gs:// addresses, hf:OWNER/NAME. JSON, JSONL, Parquet, CSV."),
+        typer.Argument(
+            metavar="DATA", help="Files, folders, globs, s3:// or gs:// addresses, hf:OWNER/NAME. JSON, JSONL, Parquet, CSV."
+        ),
     ],
     budget: Annotated[str, typer.Option("--budget", "-n", help="Rows to select; several, e.g. 1000,5000, are nested.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .jsonl or .parquet.")],
-    unit: Annotated[str, typer.Option(help="Of the budget: rows or tokens.")] = "rows",
+    unit: Annotated[str, typer.Option(help="Unit of --budget: rows or tokens.")] = "rows",
     k: Annotated[
         int | None, typer.Option("--k", help="Clusters. Default: 256, or a twentieth of the pool where that is less.")
     ] = None,
@@ -62,9 +64,9 @@ def select(
 ) -> None:
     """Select rows from instruction files: one file in, one file out, exactly N rows.
 
-    Example: [bold]divsel select chats.jsonl --budget 1000 --quality column:score --out selected.jsonl[/bold]
+    Example: `divsel select chats.jsonl --budget 1000 --quality column:score --out selected.jsonl`
 
-    Example: [bold]divsel select data/ -n 1000,5000 --sampler facility --set clean.near_duplicates=0.8 -o picked.jsonl[/bold]
+    Example: `divsel select data/ -n 1000,5000 --sampler facility --set clean.near_duplicates=0.8 -o picked.jsonl`
     """
     with reported(quiet) as progress:
         from divsel_ray.data.remote import WORK_SUFFIX
@@ -146,12 +148,12 @@ def export(
     selection: Annotated[Path, typer.Argument(help="A run folder, or a selection (.jsonl or .parquet).", metavar="SELECTION")],
     trainer: Annotated[str, typer.Option("--to", help="llama-factory, axolotl or trl.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into; other entries there are kept.")],
-    name: Annotated[str | None, typer.Option(help="Of the data set. Default: the selection's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the data set. Default: the selection's name.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a selection as a trainer reads it: the data, and the entry that names it.
 
-    Example: [bold]divsel export runs/job --to llama-factory --out LLaMA-Factory/data[/bold]
+    Example: `divsel export runs/job --to llama-factory --out LLaMA-Factory/data`
     """
     with reported(quiet=True):
         from divsel_ray.data.trainers import export_selection
@@ -167,7 +169,7 @@ def _select(config: Config, out: Path, work: Path, progress: Progress, quiet: bo
 
     if config.quality.source == "none" and config.select.sampler == "kmq":
         say(quiet, "No --quality given: every row of a cluster is as likely as any other (kMQ then equals kM-Random).")
-    with resumable("the same command"):
+    with resumable():
         rows = select_rows(config, out, work, progress)
     paths = {"selection": str(out), "report": str(write_report(work)), "work": str(work)}
     print_result({"rows": rows, **paths}, as_json)

@@ -65,9 +65,9 @@ def choose_k(
 
     A k that is measured is kept: a stopped command continues, and a longer grid measures only what is new.
 
-    Example: [bold]divsel choose-k job.yaml --out runs/job --grid 64,128,256,512[/bold]
+    Example: `divsel choose-k job.yaml --out runs/job --grid 64,128,256,512`
 
-    Example: [bold]divsel choose-k --embeddings vectors/ cluster.max_iter=20[/bold]
+    Example: `divsel choose-k --embeddings vectors/ cluster.max_iter=20`
     """
     with reported(quiet) as progress:
         from divsel_ray import choose_k as chooser
@@ -78,7 +78,7 @@ def choose_k(
         wanted = parse_grid(grid) if grid else None
         settings = chooser.load_settings(config, embeddings, overrides or [])
         folder = out or Path("runs") / (config.stem if config else "choose-k")
-        with resumable("the same command"):
+        with resumable():
             found = chooser.choose_k(settings, folder, wanted, embeddings, progress)
         choice = chooser.read_choice(found)
         if not (quiet or as_json):
@@ -112,7 +112,7 @@ def train_reward(
 ) -> None:
     """Fit a reward model on preferences (Bradley-Terry), and say how well it does on prompts held out.
 
-    Example: [bold]divsel train-reward preferences.jsonl --out reward[/bold], then [bold]reward.model: reward[/bold] in a job.
+    Example: `divsel train-reward preferences.jsonl --out reward`, then `reward.model: reward` in a job.
     """
     with reported(quiet) as progress:
         from divsel_ray.train_reward import Training
@@ -132,7 +132,7 @@ def settings(
 
     Any of them can stand in a configuration file or, as KEY=VALUE, on the command line.
 
-    Example: [bold]divsel settings refine.weights[/bold]
+    Example: `divsel settings refine.weights`
     """
     with reported(quiet=True):
         found = find_settings(_SECTIONS[of], place)

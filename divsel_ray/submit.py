@@ -25,10 +25,9 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from divsel_ray.config.files import load_config
-from divsel_ray.errors import InputError, JobError
+from divsel_ray.errors import InputError, JobError, last_line
 from divsel_ray.nodes import bundles_of
 from divsel_ray.select.registry import check_sampler
-from divsel_ray.tasks import last_line
 
 UPLOAD_LIMIT = 100 * 2**20
 """Bytes of the largest request that Ray's job server takes."""

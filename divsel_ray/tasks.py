@@ -33,7 +33,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from divsel_ray.errors import InputError, JobError
+from divsel_ray.errors import InputError, JobError, last_line
 from divsel_ray.progress import Progress
 from divsel_ray.resources import describe
 
@@ -166,12 +166,6 @@ def _said_full(error: BaseException) -> str | None:
 def _place(error: BaseException) -> str | None:
     name = getattr(error, "filename", None)
     return str(Path(name).parent) if isinstance(name, str) else None
-
-
-def last_line(error: BaseException) -> str:
-    """The last line of what an error says: of what Ray wraps, the error itself."""
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__
 
 
 def remove_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from ray.util.metrics import Gauge
 
 from divsel_ray.config import Config, PricesConfig
-from divsel_ray.errors import InputError
+from divsel_ray.errors import InputError, one_line
 from divsel_ray.progress import Progress, Silent
 from divsel_ray.usage import FACT, Usage, usage_of
 
@@ -197,7 +197,7 @@ def _close(tracker: Tracker) -> None:
 
 
 def _failed(tracker: str, error: Exception) -> str:
-    return f"watch: {tracker} failed and is told no more of this job ({' '.join(f'{type(error).__name__}: {error}'.split())})"
+    return f"watch: {tracker} failed and is told no more of this job ({one_line(error)})"
 
 
 class Metered:

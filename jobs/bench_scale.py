@@ -63,7 +63,7 @@ from rich.console import Console
 from rich.table import Table
 
 from divsel_ray.config import ClusterConfig, Config, EmbedConfig, PoolConfig, QualityConfig, SelectConfig
-from divsel_ray.errors import InputError, JobError
+from divsel_ray.errors import InputError, JobError, first_line
 from divsel_ray.store import digest, read_json, write_json
 
 console = Console(stderr=True)
@@ -350,7 +350,7 @@ def read_report(path: Path) -> dict[str, Any]:
         report: dict[str, Any] = read_json(path)
         read_models(report), [read_size(size) for size in report["sizes"]], report["measured"], report["bars"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"--from {path}: not a file that --json wrote ({str(error).splitlines()[0]})") from None
+        raise InputError(f"--from {path}: not a file that --json wrote ({first_line(error)})") from None
     return report
 
 

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from divsel_ray.errors import InputError, JobError
+from divsel_ray.errors import InputError, JobError, last_line
 from divsel_ray.progress import Progress, Silent, Terminal
 
 console = Console(stderr=True)
@@ -63,8 +63,8 @@ def reported(quiet: bool) -> Iterator[Progress]:
             fail(f"failed: {reason}; the same command goes on from what is finished", 1)
         # Not foreseen, so the whole trace is shown; the last line still says what happened.
         traceback.print_exc()
-        lines = str(error).strip().splitlines() or [""]
-        fail(f"failed: {type(error).__name__}: {lines[-1]} (finished stages are kept; the same command goes on from there)", 1)
+        said = f"{type(error).__name__}: {last_line(error)}"
+        fail(f"failed: {said} (finished stages are kept; the same command goes on from there)", 1)
 
 
 @contextlib.contextmanager

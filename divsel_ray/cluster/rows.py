@@ -18,7 +18,7 @@ import torch
 
 from divsel_ray.cluster.exact import Int64
 from divsel_ray.cluster.kernels import BLOCK_ELEMENTS, DEVICE_ELEMENTS, Rows, slices, squared_norms, tensor_of, wide
-from divsel_ray.errors import InputError
+from divsel_ray.errors import InputError, words_of
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def check_files(paths: Sequence[str]) -> Files:
         try:
             file = pq.ParquetFile(path)
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path}: not a Parquet file: {' '.join(str(error).split())}") from None
+            raise InputError(f"{path}: not a Parquet file: {words_of(error)}") from None
         with file:
             counts.append(file.metadata.num_rows)
             dimensions.append(_dimension(path, file.schema_arrow))

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from divsel_ray.config import Config, Section
-from divsel_ray.errors import InputError
+from divsel_ray.errors import InputError, words_of
 
 _S = TypeVar("_S", bound=Section)
 
@@ -64,7 +64,7 @@ def _settings(text: str, name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{name}: not YAML: {words_of(error, 1000)}") from None
     if not isinstance(values, dict):
         raise InputError(f"{name}: expected a mapping of settings at the top level")
     return values

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pyarrow as pa
 
 from divsel_ray.data.remote import Input, open_bytes
+from divsel_ray.errors import first_line
 
 COMPRESSIONS = (".gz", ".zst")
 _BUFFER_BYTES = 1 << 16
@@ -89,7 +90,7 @@ class _Zstandard(io.RawIOBase):
             return cast(bytes, self._stream.read(size))
         except OSError as error:
             if self._failed:
-                raise BrokenDataError(str(error).splitlines()[0]) from None
+                raise BrokenDataError(first_line(error)) from None
         self._failed = True
         self._reopen()
         return self._read(1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from divsel_ray.errors import InputError
+from divsel_ray.errors import InputError, first_line
 
 HUB = "hf:"
 _REFERENCE = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>(refs/(convert|pr)/)?[^/]+))?(/(?P<path>.+))?")
@@ -73,7 +73,7 @@ def download(reference: str, suffixes: Sequence[str]) -> Path:
         problem = "the Hugging Face hub cannot be reached and the data set is not in the local cache"
     except Exception as error:
         # Its transports raise errors of their own.
-        problem = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        problem = first_line(error)
     raise InputError(f"{reference}: {problem}")
 
 

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 from pyarrow import fs
 
-from divsel_ray.errors import InputError
+from divsel_ray.errors import InputError, first_line
 
 WORK_SUFFIX = ".divsel"
 """What the folder beside a selection ends with, in which its stages are kept."""
@@ -206,5 +206,5 @@ def _told(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        what = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"{name}: cannot be read ({what}); check the address, the network and your credentials") from None
+        said = f"cannot be read ({first_line(error)}); check the address, the network and your credentials"
+        raise InputError(f"{name}: {said}") from None

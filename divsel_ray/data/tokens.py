@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from divsel_ray.errors import InputError
+from divsel_ray.errors import InputError, first_line
 from divsel_ray.models.references import resolve_model
 
 _CHARS = 100_000
@@ -40,9 +40,8 @@ def _counter(reference: str) -> Callable[[list[str]], list[int]]:
             _from_file(Path(name) / "tokenizer.json") if (Path(name) / "tokenizer.json").is_file() else _from_transformers(name)
         )
     except Exception as error:
-        what = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(
-            f"tokenizer {reference}: cannot be loaded ({what}); expected a model folder, id or package:NAME"
+            f"tokenizer {reference}: cannot be loaded ({first_line(error)}); expected a model folder, id or package:NAME"
         ) from None
 
 

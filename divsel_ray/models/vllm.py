@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from divsel_ray.errors import InputError
+from divsel_ray.errors import InputError, words_of
 
 _CPU_CACHE = 1 << 30
 """Bytes of vLLM's cache on a CPU; on a GPU its own rule holds."""
@@ -60,4 +60,4 @@ def pooling_engine(what: str, folder: str, *, dtype: str, max_tokens: int, batch
             **({} if on_gpu else {"kv_cache_memory_bytes": _CPU_CACHE}),
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"{what}: vLLM cannot load it: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(f"{what}: vLLM cannot load it: {words_of(error)}") from None

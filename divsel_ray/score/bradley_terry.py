@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from divsel_ray.config import FitRewardConfig
-from divsel_ray.errors import InputError, JobError
+from divsel_ray.errors import InputError, JobError, words_of
 from divsel_ray.models.references import resolve_model
 from divsel_ray.score.encoding import Encoded, collate, encode_exchange, load_tokenizer, position_limit, seen_completion
 from divsel_ray.score.preferences import Comparison, draw, make_comparisons
@@ -190,9 +190,7 @@ def _load_base(config: FitRewardConfig, seed: int) -> tuple[Any, Any]:
         tokenizer = load_tokenizer(folder)
         model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"base model {config.base}: cannot be loaded as the base of a reward model: {' '.join(str(error).split())[:300]}"
-        ) from None
+        raise InputError(f"base model {config.base}: cannot be loaded as the base of a reward model: {words_of(error)}") from None
     if is_decoder(folder):
         _prepare_decoder(tokenizer, model)
     if tokenizer.pad_token_id is None:

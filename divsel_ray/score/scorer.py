@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from divsel_ray.errors import one_line
 from divsel_ray.models.text import Message
 
 T = TypeVar("T")
@@ -60,5 +61,5 @@ def encode_each(exchanges: Sequence[Exchange], encode: Callable[[Exchange], T]) 
         try:
             encoded[position] = encode(exchange)
         except Exception as error:  # tokenizers and Jinja templates raise anything
-            problem = problem or f"row {exchange.row_id}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            problem = problem or f"row {exchange.row_id}: {one_line(error)}"
     return encoded, problem

@@ -23,7 +23,7 @@ import ray
 from divsel_ray.actors import map_on_actors
 from divsel_ray.config import RewardConfig, Workers
 from divsel_ray.data.aligned import check_given, mappable, take_given, unpack, width_of
-from divsel_ray.errors import InputError
+from divsel_ray.errors import InputError, first_line
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
 from divsel_ray.score.bradley_terry import THREADS, fit_reward_model
@@ -223,7 +223,7 @@ def _read_given(file: str, given: str) -> tuple[pa.ChunkedArray, np.ndarray]:
     try:
         return table["row_id"], take_given(given, *_GIVEN, table).astype(np.float64)
     except ValueError as error:
-        raise InputError(f"{_GIVEN[0]}: {given}: expected a number for each row ({str(error).splitlines()[0][:100]})") from None
+        raise InputError(f"{_GIVEN[0]}: {given}: expected a number for each row ({first_line(error)})") from None
 
 
 def _only(batch: dict[str, np.ndarray]) -> dict[str, Any]:

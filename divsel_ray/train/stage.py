@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import ray
 
 from divsel_ray.config import TrainConfig
-from divsel_ray.errors import InputError, JobError
+from divsel_ray.errors import InputError, JobError, last_line
 from divsel_ray.models.references import absolute_model, resolve_model
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster, await_ready
@@ -220,9 +220,8 @@ def _fit(trainer: Any, losses: Path, progress: Progress) -> dict[str, Any]:
 
 def _cause(error: BaseException) -> str:
     """The line that says why, out of the tracebacks Ray wraps it in."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    causes = [line for line in lines if "Error" in line and ": " in line]
-    return causes[-1] if causes else lines[-1] if lines else type(error).__name__
+    causes = [line.strip() for line in str(error).splitlines() if "Error" in line and ": " in line]
+    return causes[-1] if causes else last_line(error)
 
 
 def _watch(losses: Path, progress: Progress, stop: threading.Event) -> None:

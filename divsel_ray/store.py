@@ -56,7 +56,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}{_UNFINISHED}{uuid.uuid4().hex[:12]}")
+    temporary = _unfinished_beside(path)
     try:
         yield temporary
         for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
@@ -70,6 +70,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that a stop half-way leaves nothing that looks finished."""
+    doomed = _unfinished_beside(folder)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _unfinished_beside(path: Path) -> Path:
+    """A path that nobody has, of which `files` and `commit` know that it is not whole."""
+    return path.with_name(f"{path.name}{_UNFINISHED}{uuid.uuid4().hex[:12]}")
 
 
 def _flush(path: Path) -> None:
@@ -178,7 +190,7 @@ def _link(place: Path, target: Path) -> None:
     if Stage("", "", place, {}).committed or (place.is_dir() and not place.is_symlink()):
         return
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f"{place.name}{_UNFINISHED}{uuid.uuid4().hex[:12]}")
+    temporary = _unfinished_beside(place)
     temporary.symlink_to(os.path.relpath(target.resolve(), place.parent.resolve()), target_is_directory=True)
     temporary.replace(place)
 

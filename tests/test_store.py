@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import pytest
 
 from divsel_ray.errors import InputError, JobError
-from divsel_ray.store import MANIFEST, Store, atomic_path, digest, read_json, write_json
+from divsel_ray.store import MANIFEST, Store, atomic_path, digest, read_json, remove_folder, write_json
 
 
 def test_any_changed_setting_input_or_version_changes_the_key(tmp_path):
@@ -105,6 +106,20 @@ def test_leftovers_of_a_killed_write_are_removed_by_the_commit(tmp_path):
     (stage.folder / "part.parquet").write_text("whole")
     stage.commit({})
     assert sorted(p.name for p in stage.folder.iterdir()) == [MANIFEST, "part.parquet"]
+
+
+def test_a_removal_that_was_stopped_leaves_nothing_of_the_name_and_the_commit_takes_the_rest(tmp_path, monkeypatch):
+    stage = Store(tmp_path).stage("pool", 1, {}, [])
+    parts = stage.start() / "parts"
+    parts.mkdir()
+    (parts / "a.parquet").write_text("rows")
+    monkeypatch.setattr("shutil.rmtree", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        remove_folder(parts)
+    monkeypatch.undo()
+    assert not parts.exists()
+    stage.commit({})
+    assert [path.name for path in stage.folder.iterdir()] == [MANIFEST]
 
 
 def test_a_second_job_on_the_folder_is_refused_and_told_by_whom(tmp_path):

@@ -1,4 +1,4 @@
-"""Calls on Ray: tried again after a lost process only, and failures of the machines told in one line."""
+"""Calls on Ray: tried again after a lost process only; what they raise comes back with its kind."""
 
 import errno
 import os
@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from divsel_ray.errors import InputError, JobError
+from divsel_ray.failures import explained
 from divsel_ray.progress import Silent
-from divsel_ray.tasks import MAX_RETRIES, explained, run_tasks
+from divsel_ray.tasks import MAX_RETRIES, run_tasks
 
 
 def mark(folder):
@@ -59,42 +60,3 @@ def test_a_full_disk_of_a_worker_is_named_with_its_folder(cluster, tmp_path):
     with pytest.raises(JobError) as raised, explained("embed", tmp_path / "embed"):
         run_tasks(fill, [(str(tmp_path),)], Silent(), "calls")
     assert str(raised.value).startswith(f"embed: no room left on the disk of {tmp_path} (")
-
-
-def test_a_full_disk_is_known_of_what_ray_data_leaves_of_the_error(tmp_path):
-    from ray.exceptions import RayTaskError, UserCodeException
-
-    text = '  File "stage.py", line 3\nOSError: [Errno 28] No space left on device\n\nUserCodeException: UDF failed'
-    with pytest.raises(JobError) as raised, explained("embed", tmp_path):
-        raise RayTaskError("submit", text, UserCodeException("UDF failed")).as_instanceof_cause()
-    assert str(raised.value).startswith(
-        f"embed: no room left on the disk of {tmp_path} (OSError: [Errno 28] No space left on device); "
-    )
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        OSError(errno.EDQUOT, "Disk quota exceeded"),
-        OSError(errno.EFBIG, "File too large"),
-        OSError("4096 requested and 0 written"),
-        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
-    ],
-)
-def test_every_library_s_way_to_say_that_the_disk_is_full_is_known(error, tmp_path):
-    with pytest.raises(JobError, match=f"score: no room left on the disk of {tmp_path} "), explained("score", tmp_path):
-        raise error
-
-
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")])
-def test_memory_that_ran_out_is_told_as_such(error):
-    with pytest.raises(JobError, match="train: memory ran out"), explained("train"):
-        raise error
-
-
-@pytest.mark.parametrize("error", [FileNotFoundError("x"), InputError("x"), JobError("x"), KeyError("x")])
-def test_other_errors_pass_as_they_are(error):
-    with pytest.raises(type(error)) as raised, explained("draw"):
-        raise error
-    assert raised.value is error

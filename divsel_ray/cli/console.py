@@ -57,7 +57,7 @@ def reported(quiet: bool) -> Iterator[Progress]:
     except typer.Exit:
         raise
     except Exception as error:
-        from divsel_ray.tasks import reason_of
+        from divsel_ray.failures import reason_of
 
         if reason := reason_of(error):
             fail(f"failed: {reason}; the same command goes on from what is finished", 1)

@@ -25,9 +25,9 @@ from divsel_ray.cluster.lloyd import Fit, Settings
 from divsel_ray.cluster.shards import Geometry, LocalShards, Shards
 from divsel_ray.config import Workers
 from divsel_ray.errors import InputError, JobError, last_line
+from divsel_ray.failures import explained
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster, await_ready
-from divsel_ray.tasks import explained
 
 Mode = Literal["auto", "memory", "streaming"]
 

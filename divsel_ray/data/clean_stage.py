@@ -24,7 +24,8 @@ from divsel_ray.data.remote import Input
 from divsel_ray.data.twins import write_crowds, write_pairs, write_starts, write_twins
 from divsel_ray.errors import InputError
 from divsel_ray.progress import Progress, Silent
-from divsel_ray.tasks import remove_folder, run_tasks
+from divsel_ray.store import remove_folder
+from divsel_ray.tasks import run_tasks
 
 BAND_ROWS = 1 << 24
 """Rows whose keys one task holds."""

@@ -36,7 +36,8 @@ from divsel_ray.data.remote import Input, size_of
 from divsel_ray.errors import InputError
 from divsel_ray.models.references import resolve_model
 from divsel_ray.progress import Progress, Silent
-from divsel_ray.tasks import remove_folder, run_tasks
+from divsel_ray.store import remove_folder
+from divsel_ray.tasks import run_tasks
 
 CHUNK_ROWS = 1024
 """Rows whose texts fit into 2 GiB, which is all that one array of Arrow's nested texts holds."""

@@ -16,8 +16,8 @@ from divsel_ray.data.hashing import id_array
 from divsel_ray.progress import Progress, Silent
 from divsel_ray.select.columns import PoolColumns
 from divsel_ray.select.semantic import semantic_duplicates
-from divsel_ray.store import atomic_path
-from divsel_ray.tasks import remove_folder, run_tasks
+from divsel_ray.store import atomic_path, remove_folder
+from divsel_ray.tasks import run_tasks
 
 GROUP_ROWS = 1 << 17
 """Rows of the clusters that one task takes together; a larger cluster has a task to itself."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from divsel_ray.config.tuning import Point, TuningConfig
 from divsel_ray.errors import last_line
-from divsel_ray.tasks import reason_of
+from divsel_ray.failures import reason_of
 from divsel_ray.tune.correlation import Correlation, correlate
 from divsel_ray.tune.objectives import Mode, cautions, mode_of, rows_by
 from divsel_ray.tune.record import ROUND, read_record

@@ -20,11 +20,11 @@ import ray
 
 from divsel_ray.config.tuning import Point, TuningConfig
 from divsel_ray.errors import InputError, JobError, last_line
+from divsel_ray.failures import reason_of
 from divsel_ray.pipeline import Surroundings, run_job
 from divsel_ray.progress import Silent
 from divsel_ray.resources import Cluster
 from divsel_ray.store import Store, digest, write_json
-from divsel_ray.tasks import reason_of
 from divsel_ray.tune.measures import measure
 from divsel_ray.tune.record import OBJECTIVE, ROUND, SHARED, STATE, TRIALS, read_record, record_file
 

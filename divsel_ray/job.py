@@ -12,6 +12,7 @@ from divsel_ray.data.inputs import find_inputs
 from divsel_ray.failures import explained
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
+from divsel_ray.stage_names import kind_of
 from divsel_ray.store import Stage, Store
 from divsel_ray.usage import FACT, Recorder, paid_to_servers
 from divsel_ray.watch import Metered, Watchers
@@ -82,7 +83,7 @@ class StageMaker:
         """Find a stage committed, or build and commit it with what it held.
 
         Args:
-            name: of its folder; what follows the last slash has an entry in `VERSIONS`.
+            name: of its folder; its kind has an entry in `VERSIONS`.
             config: the settings that its output depends on.
             inputs: keys and digests of what it reads.
             build: writes into the folder and returns the stage's facts.
@@ -91,7 +92,7 @@ class StageMaker:
         Raises:
             JobError: a disk is full, or processes or nodes were lost again and again; the folder goes on from there.
         """
-        stage = self.store.stage(name, VERSIONS[name.rpartition("/")[2]], config, inputs)
+        stage = self.store.stage(name, VERSIONS[kind_of(name)], config, inputs)
         cached = stage.committed
         self.stages.append((stage, cached))
         if self.dry:

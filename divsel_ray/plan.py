@@ -15,6 +15,7 @@ from divsel_ray.needs import Known, Need, needs_of, problem_of
 from divsel_ray.pipeline import plan_job
 from divsel_ray.resources import Cluster
 from divsel_ray.select.allocation import round_sizes
+from divsel_ray.stage_names import kind_of, round_of
 from divsel_ray.store import MANIFEST, Stage, read_json
 from divsel_ray.usage import Usage, usage_of
 
@@ -57,20 +58,16 @@ def plan_lines(config: Config, out: str | Path, cluster: Cluster) -> list[Line]:
     stages = plan_job(config, out)
     known = known_of(stages)
     needs = needs_of(config, cluster, known)
-    return [_line(stage, cached, config, cluster, needs.get(_kind(stage)), known, out) for stage, cached in stages]
+    return [_line(stage, cached, config, cluster, needs.get(kind_of(stage.name)), known, out) for stage, cached in stages]
 
 
 def known_of(stages: Iterable[tuple[Stage, bool]]) -> Known:
     """What the committed stages tell of the pool."""
-    facts = {_kind(stage): stage.facts for stage, cached in stages if cached}
+    facts = {kind_of(stage.name): stage.facts for stage, cached in stages if cached}
     rows = next((facts[kind]["rows"] for kind in ("embed", "clean") if kind in facts), None)
-    if rows is None and "pool" in facts and "clean" not in {_kind(stage) for stage, _ in stages}:
+    if rows is None and "pool" in facts and "clean" not in {kind_of(stage.name) for stage, _ in stages}:
         rows = facts["pool"]["rows"]
     return Known(rows, facts["embed"]["dimension"] if "embed" in facts else None)
-
-
-def _kind(stage: Stage) -> str:
-    return stage.name.rpartition("/")[2]
 
 
 def _line(stage: Stage, cached: bool, config: Config, cluster: Cluster, need: Need | None, known: Known, out: str | Path) -> Line:
@@ -84,15 +81,14 @@ def _line(stage: Stage, cached: bool, config: Config, cluster: Cluster, need: Ne
         gib=None if need.gib is None else need.gib * need.count,
         cpus=need.workers.cpus * need.count,
         gpus=cluster.gpus_per_worker(need.workers) * need.count,
-        problem=None if cached else problem_of(_kind(stage), need, cluster),
+        problem=None if cached else problem_of(kind_of(stage.name), need, cluster),
     )
 
 
 def _due_rows(stage: Stage, config: Config, known: Known) -> int | None:
     """Rows that a stage will make."""
-    number = stage.name.partition("/")[0].removeprefix("round-")
-    if number.isdecimal():
-        return _drawn(config, int(number)) if _kind(stage) in ("draw", "train") else None
+    if (number := round_of(stage.name)) is not None:
+        return _drawn(config, number) if kind_of(stage.name) in ("draw", "train") else None
     if stage.name == "quality" and config.quality.oversample is not None:
         return _scored(stage, config, known)
     return known.rows if stage.name in ("clean", "embed", "cluster", "quality", "semantic") else None
@@ -117,9 +113,9 @@ def _usage(stage: Stage, cached: bool, out: Path) -> Usage | None:
     """What a committed stage used; of a due one what the last of its kind used in this folder, with other settings or data."""
     if cached:
         return _recorded(stage.folder / MANIFEST)
-    kind = _kind(stage)
+    kind = kind_of(stage.name)
     here = sorted(out.glob(f"{stage.name}/*/{MANIFEST}"), key=_age)
-    alike = sorted(out.glob(f"*/{kind}/*/{MANIFEST}"), key=_age) if "/" in stage.name else []
+    alike = sorted(out.glob(f"*/{kind}/*/{MANIFEST}"), key=_age) if kind != stage.name else []
     return next((found for path in [*here, *alike] if (found := _recorded(path))), None)
 
 

@@ -25,7 +25,8 @@ from divsel_ray.score.spec import ScorerSpec
 from divsel_ray.score.stage import reward_reference
 from divsel_ray.select.gaps import RowGaps
 from divsel_ray.select.weights import WeightUpdate, explain_weights, move_weights
-from divsel_ray.stages import Before, Job, Sources, round_name, settings_of, write_table
+from divsel_ray.stage_names import round_name
+from divsel_ray.stages import Before, Job, Sources, settings_of, write_table
 from divsel_ray.store import Stage, digest, write_json
 from divsel_ray.streaming import Stream
 from divsel_ray.train.finetune import Origin

@@ -33,6 +33,7 @@ from divsel_ray.select.diversity_stage import measure_selection
 from divsel_ray.select.plan import DrawFiles, DrawPlan, rows_to_score
 from divsel_ray.select.semantic_stage import drop_semantic_duplicates
 from divsel_ray.select.stage import draw_round
+from divsel_ray.stage_names import round_name
 from divsel_ray.store import Stage, atomic_path, digest, file_digest
 
 MEMORY_SHARE = 0.5
@@ -348,11 +349,6 @@ def _digest_of(path: str, setting: str) -> str:
     if not files or not files[0].is_file():
         raise InputError(f"{setting}: {path}: no such file, or no Parquet in that folder")
     return digest([file_digest(file) for file in files])
-
-
-def round_name(number: int | None, stage: str) -> str:
-    """The name of a round's stage, which is also its folder; None is the static control."""
-    return f"static/{stage}" if number is None else f"round-{number}/{stage}"
 
 
 def settings_of(section: BaseModel, *left_out: str) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from divsel_ray.pipeline import ids_digest
 from divsel_ray.resources import connect
 from divsel_ray.rounds import update_of_round
 from divsel_ray.select.stage import draw_round
-from divsel_ray.stages import Before, Sources, listed_files, plan_draw, round_name, with_lists
+from divsel_ray.stage_names import round_name
+from divsel_ray.stages import Before, Sources, listed_files, plan_draw, with_lists
 from divsel_ray.store import RUN_MANIFEST, Stage, read_json
 
 _READ = ("pool", "clean", "embed", "cluster", "quality", "semantic", "draw", "score", "weights")

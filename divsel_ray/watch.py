@@ -19,6 +19,7 @@ from ray.util.metrics import Gauge
 from divsel_ray.config import Config, PricesConfig
 from divsel_ray.errors import InputError, one_line
 from divsel_ray.progress import Progress, Silent
+from divsel_ray.stage_names import kind_of, round_name, round_of
 from divsel_ray.usage import FACT, Usage, usage_of
 
 PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
@@ -129,9 +130,8 @@ class Watchers:
         self._seen[name] = facts
         figures = _numbers({**facts, **facts.get(FACT, {})})
         self._tell(lambda tracker: tracker.stage(name, figures))
-        part, _, last = name.rpartition("/")
-        if last == "weights":
-            number = int(part.removeprefix("round-"))
+        number = round_of(name)
+        if number is not None and kind_of(name) == "weights":
             of_round = round_figures(self._seen, number, self._prices)
             self._tell(lambda tracker: tracker.round(number, of_round))
 
@@ -150,7 +150,7 @@ def round_figures(stages: Mapping[str, Mapping[str, Any]], number: int, prices: 
     Losses in nats per token, gaps and rewards in the reward model's units, the entropy of the next weights as a share of
     log k, and what all stages so far cost.
     """
-    train, score, weights = (stages.get(f"round-{number}/{name}", {}) for name in ("train", "score", "weights"))
+    train, score, weights = (stages.get(round_name(number, kind), {}) for kind in ("train", "score", "weights"))
     cost = sum((used for facts in stages.values() if (used := usage_of(facts))), Usage())
     spent = {"cpu_hours": cost.cpu_s / 3600, "gpu_hours": cost.gpu_s / 3600, "cost": cost.money(prices)}
     of_train = {name: train.get(name) for name in ("train_loss", "held_out_loss")}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from divsel_ray.config import Config, Workers
 from divsel_ray.needs import Known, needs_of
 from divsel_ray.resources import Cluster
+from divsel_ray.stage_names import kind_of
 from divsel_ray.store import Stage
 from divsel_ray.usage import usage_of
 
@@ -21,7 +22,7 @@ def spent_by(stages: Sequence[Stage], config: Config, cluster: Cluster) -> dict[
     spent = {"cpu_s": 0.0, "gpu_s": 0.0}
     needs = needs_of(config, cluster, Known())
     for stage in {stage.key: stage for stage in stages}.values():
-        kind = stage.name.rpartition("/")[2]
+        kind = kind_of(stage.name)
         need, usage = needs.get(kind), usage_of(stage.facts)
         workers = need.workers if need else _ONE
         # Scorers start one by one while completions are generated: all that there is room for are more than there were.

@@ -12,6 +12,7 @@ from divsel_ray.errors import InputError
 from divsel_ray.generate.trained import is_adapter
 from divsel_ray.models.references import PACKAGE, fingerprint, resolve_model, unconverted
 from divsel_ray.report.records import StageRecord, read_stages, round_numbers
+from divsel_ray.stage_names import round_name
 from divsel_ray.store import RUN_MANIFEST, read_json
 from divsel_ray.train.stage import trained_folder
 
@@ -71,8 +72,8 @@ class Run:
     def models(self, prefix: str, every_round: bool) -> list[Model]:
         """The untuned base, the last round's model or every round's, and the static control where there is one."""
         rounds = round_numbers(self.stages)
-        wanted = {f"round {number}": f"round-{number}/train" for number in (rounds if every_round else rounds[-1:])}
-        wanted |= {"static": "static/train"} if "static/train" in self.stages else {}
+        wanted = {f"round {number}": round_name(number, "train") for number in (rounds if every_round else rounds[-1:])}
+        wanted |= {"static": control} if (control := round_name(None, "train")) in self.stages else {}
         tuned = [self._tuned(f"{prefix}{name}", self.stages[stage].folder) for name, stage in wanted.items()]
         return [Model(f"{prefix}untuned", self.train.model), *tuned]
 

@@ -22,6 +22,8 @@ from divsel_ray.data.remote import Input
 from divsel_ray.errors import InputError
 from divsel_ray.evaluate.models import Run
 from divsel_ray.progress import Progress
+from divsel_ray.report.records import round_numbers
+from divsel_ray.stage_names import kind_of, round_name
 from divsel_ray.store import atomic_path, digest
 
 _HEAD = 100
@@ -91,8 +93,8 @@ def held_out_rows(runs: Sequence[Run]) -> list[dict[str, Any]] | None:
     """The held-out rows that runs have in common, sorted by row id; None where they held out none, or not the same."""
     kept = []
     for run in runs:
-        draws = sorted(name for name in run.stages if name.startswith("round-") and name.endswith("/draw"))
-        table = pq.read_table(run.stages[draws[0]].file("held_out_rows.parquet"), columns=["row_id", "messages"])
+        first = run.stages[round_name(round_numbers(run.stages)[0], "draw")]
+        table = pq.read_table(first.file("held_out_rows.parquet"), columns=["row_id", "messages"])
         kept.append(table.sort_by("row_id").to_pylist())
     same = bool(kept) and all(rows == kept[0] for rows in kept)
     return kept[0] if same and kept[0] else None
@@ -100,7 +102,7 @@ def held_out_rows(runs: Sequence[Run]) -> list[dict[str, Any]] | None:
 
 def trained_on(runs: Sequence[Run]) -> set[str]:
     """Ids of all rows that a model of these runs was trained on."""
-    draws = [stage for run in runs for name, stage in run.stages.items() if name.endswith("/draw")]
+    draws = [stage for run in runs for name, stage in run.stages.items() if kind_of(name) == "draw"]
     return {one for draw in draws for one in pq.read_table(draw.file("selected.parquet"))["row_id"].to_pylist()}
 
 

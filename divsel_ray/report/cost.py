@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from divsel_ray.report.facts import Run, Timing
+from divsel_ray.stage_names import is_control, kind_of, round_of
 from divsel_ray.usage import Usage
-
-CONTROL = "static/"
-"""Stages that were made only to compare with."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,9 @@ def _priced(run: Run) -> bool:
 
 def _refinement(run: Run) -> Refinement:
     added = [one for one in run.timings if _is_of_rounds(one.stage, run)]
-    compared = [one for one in run.timings if one.stage.startswith(CONTROL)]
+    compared = [one for one in run.timings if is_control(one.stage)]
     others = [one for one in run.timings if one not in added and one not in compared]
-    rounds, control = _sum(added), _sum([one for one in compared if one.stage == "static/train"]) if run.control else None
+    rounds, control = _sum(added), _sum([one for one in compared if kind_of(one.stage) == "train"]) if run.control else None
     trained = [one.training for one in run.rounds if one.training]
     refined = trained[-1].held_out_loss if trained else None
     static = run.control.held_out_loss if run.control else None
@@ -102,7 +100,7 @@ def _refinement(run: Run) -> Refinement:
 
 def _is_of_rounds(stage: str, run: Run) -> bool:
     """A static selection needs the reward model only where quality comes from it."""
-    return stage.startswith("round-") or (stage == "reward" and run.config.quality.source != "reward")
+    return round_of(stage) is not None or (stage == "reward" and run.config.quality.source != "reward")
 
 
 def _sum(timings: Sequence[Timing]) -> Usage:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from divsel_ray.errors import InputError
 from divsel_ray.report.facts import read_selection
 from divsel_ray.report.records import StageRecord, read_stages, round_numbers
+from divsel_ray.stage_names import round_name
 
 CUT = 600
 """Characters shown of a text."""
@@ -66,10 +67,10 @@ def read_selected(folder: str | Path, clusters: Sequence[int], count: int) -> li
 def read_held_out(folder: str | Path, count: int) -> list[HeldOut]:
     """Up to `count` held-out rows in row id order; empty for a static selection."""
     _, stages = read_stages(folder)
-    last = f"round-{max(round_numbers(stages), default=0)}"
-    if f"{last}/score" not in stages:
+    last = max(round_numbers(stages), default=0)
+    if round_name(last, "score") not in stages:
         return []
-    before, after = (_answers(stages, name) for name in ("round-0", last))
+    before, after = (_answers(stages, number) for number in (0, last))
     rows = sorted((row for row in after.values() if row["held_out"]), key=lambda row: row["row_id"])
     return [_held_out(row, before.get(row["row_id"])) for row in rows[:count]]
 
@@ -101,15 +102,15 @@ def _held_out(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> HeldO
     )
 
 
-def _answers(stages: Mapping[str, StageRecord], name: str) -> dict[str, dict[str, Any]]:
+def _answers(stages: Mapping[str, StageRecord], number: int) -> dict[str, dict[str, Any]]:
     """Completions of a round with their rewards, by row id."""
-    if f"{name}/score" not in stages:
+    if (score := round_name(number, "score")) not in stages:
         return {}
-    rewards = pq.read_table(stages[f"{name}/score"].file("gaps.parquet"))
+    rewards = pq.read_table(stages[score].file("gaps.parquet"))
     rewards = rewards.select(["row_id", "held_out", "gold", "generated"])
     rewards = rewards.rename_columns(["row_id", "held_out", "gold_reward", "generated_reward"])
     reward = {row["row_id"]: row for row in rewards.to_pylist()}
-    texts = _completions(stages[f"{name}/generate"]).to_pylist()
+    texts = _completions(stages[round_name(number, "generate")]).to_pylist()
     return {row["row_id"]: row | reward[row["row_id"]] for row in texts if row["row_id"] in reward}
 
 

@@ -22,6 +22,7 @@ from divsel_ray.config.files import build_config
 from divsel_ray.report.apart import measure_silhouette
 from divsel_ray.report.records import Mean, StageRecord, known, mean_of, read_stages
 from divsel_ray.report.rounds import Round, Training, read_gap, read_rounds, read_training
+from divsel_ray.stage_names import round_name
 from divsel_ray.store import RUN_MANIFEST, read_json
 from divsel_ray.usage import Usage, usage_of
 
@@ -148,7 +149,7 @@ def read_run(folder: str | Path) -> Run:
     manifest, stages = read_stages(folder)
     selection = read_selection(folder, ["row_id", "cluster", "quality"])
     config = build_config(manifest["config"], str(Path(folder) / RUN_MANIFEST))
-    base = stages.get("round-0/score")
+    control, base = round_name(None, "train"), stages.get(round_name(0, "score"))
     return Run(
         rows=manifest["rows"],
         row_ids_sha256=manifest["row_ids_sha256"],
@@ -166,7 +167,7 @@ def read_run(folder: str | Path) -> Run:
         timings=[_timing(name, stage) for name, stage in stages.items()],
         cleaned=_cleaned(stages),
         base_reward=read_gap(base, held_out=True, column="generated") if base else None,
-        control=read_training(stages["static/train"]) if "static/train" in stages else None,
+        control=read_training(stages[control]) if control in stages else None,
     )
 
 

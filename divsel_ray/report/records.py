@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from divsel_ray.errors import InputError
+from divsel_ray.stage_names import kind_of, round_of
 from divsel_ray.store import RUN_MANIFEST, read_json
 
 
@@ -72,10 +73,9 @@ def read_stages(folder: str | Path) -> tuple[dict[str, Any], dict[str, StageReco
     return manifest, stages
 
 
-def round_numbers(stages: Mapping[str, StageRecord]) -> list[int]:
-    """Rounds that drew rows, in order."""
-    parts = (name.split("/") for name in stages)
-    return sorted(int(part[0].removeprefix("round-")) for part in parts if part[0] != "static" and part[-1] == "draw")
+def round_numbers(stages: Iterable[str]) -> list[int]:
+    """Rounds that drew rows, in order, by the names of stages."""
+    return sorted(number for name in stages if kind_of(name) == "draw" and (number := round_of(name)) is not None)
 
 
 def known(values: Iterable[float | None]) -> list[float]:

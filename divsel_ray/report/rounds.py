@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from divsel_ray.config import Config
 from divsel_ray.report.records import Mean, StageRecord, known, mean_of, number, round_numbers
+from divsel_ray.stage_names import kind_of, round_of
 from divsel_ray.store import read_json
 
 
@@ -94,7 +95,7 @@ def read_rounds(stages: Mapping[str, StageRecord], config: Config) -> list[Round
     rounds: list[Round] = []
     drawn = np.zeros(1, int)
     for one in round_numbers(stages):
-        mine = {name.split("/")[1]: stage for name, stage in stages.items() if name.startswith(f"round-{one}/")}
+        mine = {kind_of(name): stage for name, stage in stages.items() if round_of(name) == one}
         before, drawn = drawn, np.array(mine["draw"].facts.get("drawn", [0]))
         rounds.append(_round(one, mine, config, (drawn - before).tolist()))
     return rounds

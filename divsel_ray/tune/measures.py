@@ -16,6 +16,7 @@ from divsel_ray.errors import InputError, JobError
 from divsel_ray.progress import Progress
 from divsel_ray.report.records import StageRecord, number, read_stages, round_numbers
 from divsel_ray.resources import Cluster
+from divsel_ray.stage_names import round_name
 from divsel_ray.store import Store, read_json
 from divsel_ray.train.stage import trained_folder
 from divsel_ray.tune.objectives import EVALUATE, SILHOUETTE, figure_of, figures_wanted, guesses_mode, of_selection
@@ -101,7 +102,7 @@ def benchmark(
 
     assert config.refine is not None
     task, _, metric = name.partition(":")
-    trained = trained_folder(stages[f"round-{round_numbers(stages)[-1]}/train"].folder, config.refine.train)
+    trained = trained_folder(stages[round_name(round_numbers(stages)[-1], "train")].folder, config.refine.train)
     folder = None if asked.tasks_folder is None else Path(asked.tasks_folder)
     humaneval = task == HUMAN_EVAL
     tasks = [] if humaneval else [task]

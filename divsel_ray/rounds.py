@@ -15,7 +15,7 @@ import ray
 
 from divsel_ray.actors import answer_of
 from divsel_ray.config import Config, RefineConfig, RewardConfig
-from divsel_ray.data.stage import by_row_id
+from divsel_ray.data.stage import CHUNK_ROWS, by_row_id
 from divsel_ray.generate.stage import EngineSettings, Fleet, read_chat_template
 from divsel_ray.job import VERSIONS
 from divsel_ray.models.references import fingerprint, resolve_model, unconverted
@@ -26,8 +26,8 @@ from divsel_ray.score.stage import reward_reference
 from divsel_ray.select.gaps import RowGaps
 from divsel_ray.select.weights import WeightUpdate, explain_weights, move_weights
 from divsel_ray.stage_names import round_name
-from divsel_ray.stages import Before, Job, Sources, settings_of, write_table
-from divsel_ray.store import Stage, digest, write_json
+from divsel_ray.stages import Before, Job, Sources, settings_of
+from divsel_ray.store import Stage, digest, write_json, write_table
 from divsel_ray.streaming import Stream
 from divsel_ray.train.finetune import Origin
 from divsel_ray.train.stage import Round, train_round, trained_folder
@@ -102,7 +102,7 @@ class RefiningJob(Job):
             self._fetch_model()
             parts = [pq.read_table(draw.folder / f"{name}_rows.parquet", columns=["row_id", "messages"]) for name in names]
             prompts = folder / "prompts.parquet"
-            write_table(by_row_id(pa.concat_tables(parts)), prompts)
+            write_table(prompts, by_row_id(pa.concat_tables(parts)), row_group_size=CHUNK_ROWS)
             model = str(trained_folder(trained.folder, self.refinement.train)) if trained else None
             scores = self._score_stage(number, folder.name, reward).folder
             return self._streaming(reward).generate(prompts, model, folder, scores, self.progress)

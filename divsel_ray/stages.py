@@ -13,7 +13,6 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
@@ -34,7 +33,7 @@ from divsel_ray.select.plan import DrawFiles, DrawPlan, rows_to_score
 from divsel_ray.select.semantic_stage import drop_semantic_duplicates
 from divsel_ray.select.stage import draw_round
 from divsel_ray.stage_names import round_name
-from divsel_ray.store import Stage, atomic_path, digest, file_digest
+from divsel_ray.store import Stage, digest, file_digest, write_table
 
 MEMORY_SHARE = 0.5
 """Share of a node's memory that a draw may fill with vectors."""
@@ -206,7 +205,8 @@ class Job(StageMaker):
                 )
             for name in ("selected", "held_out", *(["probe"] if plan.probe else [])):
                 ids = pq.read_table(folder / f"{name}.parquet")["row_id"].to_pylist()
-                write_table(take_rows(sources.pool.files(), ids), folder / f"{name}_rows.parquet")
+                rows = take_rows(sources.pool.files(), ids)
+                write_table(folder / f"{name}_rows.parquet", rows, row_group_size=CHUNK_ROWS)
             return facts
 
         inputs = [*sources.keys, *([before.draw.key, before.weights.key] if before else [])]
@@ -354,9 +354,3 @@ def _digest_of(path: str, setting: str) -> str:
 def settings_of(section: BaseModel, *left_out: str) -> dict[str, Any]:
     """A section without what cannot change the stage's output."""
     return section.model_dump(mode="json", exclude={"workers", *left_out})
-
-
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write Parquet atomically, in groups of rows that can be read again: of nested texts, one holds at most 2 GiB."""
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, row_group_size=CHUNK_ROWS)

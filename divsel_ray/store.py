@@ -27,6 +27,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from divsel_ray.errors import InputError, JobError
 
 MANIFEST = "_manifest.json"
@@ -98,6 +102,22 @@ def write_json(path: str | Path, value: Any) -> None:
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         json.dump(value, stream, indent=1, sort_keys=True, ensure_ascii=False)
         stream.write("\n")
+
+
+def write_table(path: str | Path, table: pa.Table, **options: Any) -> None:
+    """Write Parquet atomically, with these options of pyarrow."""
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, **options)
+
+
+def write_array(path: str | Path, array: np.ndarray) -> None:
+    """Write a NumPy file atomically, under exactly this name.
+
+    Raises:
+        ValueError: the array holds objects, which only a pickle could.
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
 
 
 def read_json(path: str | Path) -> Any:

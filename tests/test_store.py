@@ -7,10 +7,13 @@ import sys
 import time
 from unittest.mock import Mock
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from divsel_ray.errors import InputError, JobError
-from divsel_ray.store import MANIFEST, Store, atomic_path, digest, read_json, remove_folder, write_json
+from divsel_ray.store import MANIFEST, Store, atomic_path, digest, read_json, remove_folder, write_array, write_json, write_table
 
 
 def test_any_changed_setting_input_or_version_changes_the_key(tmp_path):
@@ -89,6 +92,24 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
         raise RuntimeError
     assert read_json(target) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_an_array_that_cannot_be_written_leaves_the_old_one_and_no_litter(tmp_path):
+    path = tmp_path / "centroids.npy"
+    write_array(path, np.arange(3))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        write_array(path, np.array([object()]))
+    assert np.load(path).tolist() == [0, 1, 2]
+    assert [file.name for file in tmp_path.iterdir()] == ["centroids.npy"]
+
+
+def test_a_table_is_written_with_the_options_of_its_stage(tmp_path):
+    path = tmp_path / "rows.parquet"
+    write_table(path, pa.table({"row": range(5)}), row_group_size=2)
+    with pq.ParquetFile(path) as file:
+        assert file.num_row_groups == 3
+        assert file.read().to_pydict() == {"row": [0, 1, 2, 3, 4]}
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.parquet"]
 
 
 def test_a_folder_is_replaced_whole(tmp_path):

@@ -25,7 +25,7 @@ from divsel_ray.data.hashing import id_array, uniform_hash
 from divsel_ray.data.pool import read_rows
 from divsel_ray.data.readers import read_records
 from divsel_ray.data.remote import Input
-from divsel_ray.store import atomic_path
+from divsel_ray.store import atomic_path, write_table
 
 ROWS, MARKS, LABELS, EVALUATION = "rows", "marks", "labels", "evaluation.parquet"
 """Folders and files of the stage: the pool, what is known of its rows, labels of the input, the evaluation rows."""
@@ -62,16 +62,14 @@ def write_evaluation(pool_files: Sequence[str], count: int, seed: int, labels: d
     ids = choose_rows(pool_files, count, seed)
     table = pa.concat_tables([read_rows(file, ids) for file in pool_files]).sort_by("row_id")
     named = pa.array(label_rows(table, labels), pa.string())
-    with atomic_path(target) as path:
-        pq.write_table(pa.table({"row_id": table["row_id"], "messages": table["messages"], "label": named}), path)
+    write_table(target, pa.table({"row_id": table["row_id"], "messages": table["messages"], "label": named}))
     return len(table)
 
 
 def write_labels(file: Input, column: str, target: str) -> int:
     """Write the labels of an input file's records, by position; returns how many records have one."""
     labels = [_label(record.value, column) if record.reason is None else None for record in read_records(file)]
-    with atomic_path(target) as path:
-        pq.write_table(pa.table({"label": pa.array(labels, pa.string())}), path)
+    write_table(target, pa.table({"label": pa.array(labels, pa.string())}))
     return sum(label is not None for label in labels)
 
 
@@ -121,8 +119,7 @@ def _write_part(table: pa.Table, plan: SplitPlan, rows: Path, marks: Path) -> No
             entry = {"messages": made, **({"score": score} if plan.with_score else {})}
             stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
     known = {"row_id": written, "label": label_rows(table, plan.labels), "fault": [fault for _, fault in changed]}
-    with atomic_path(marks) as path:
-        pq.write_table(pa.table(known, pa.schema([(name, pa.string()) for name in known])), path)
+    write_table(marks, pa.table(known, pa.schema([(name, pa.string()) for name in known])))
 
 
 def count_labels(marks: Sequence[str]) -> int:

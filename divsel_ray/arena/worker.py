@@ -21,7 +21,7 @@ from divsel_ray.config.arena import Arena
 from divsel_ray.errors import InputError
 from divsel_ray.evaluate.loss import Conversation, LossMeter
 from divsel_ray.resources import Cluster, await_ready
-from divsel_ray.store import atomic_path
+from divsel_ray.store import write_table
 from divsel_ray.train.stage import SECTION, Round, train_here
 
 LOSSES = "losses.parquet"
@@ -68,8 +68,7 @@ class ArenaWorker:
         table = pq.read_table(self._measurement.rows, columns=["row_id", "messages"])
         rows = [Conversation(row["row_id"], row["messages"]) for row in table.to_pylist()]
         nats, tokens = self._losses(trained, rows)
-        with atomic_path(target) as path:
-            pq.write_table(pa.table({"row_id": table["row_id"], "nats": nats, "tokens": tokens}), path)
+        write_table(target, pa.table({"row_id": table["row_id"], "nats": nats, "tokens": tokens}))
 
     def _losses(self, trained: str | None, rows: list[Conversation]) -> tuple[np.ndarray, np.ndarray]:
         if trained is not None and self._config.method == "full":

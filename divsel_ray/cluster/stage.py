@@ -22,7 +22,7 @@ from divsel_ray.config import ClusterConfig
 from divsel_ray.errors import InputError
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
-from divsel_ray.store import atomic_path, read_json, write_json
+from divsel_ray.store import read_json, write_array, write_json, write_table
 
 CENTROIDS = "centroids.npy"
 FACTS = "facts.json"
@@ -119,9 +119,9 @@ def settings(config: ClusterConfig, k: int, seed: int, count: int) -> Settings:
 def _fit(held: RayShards, files: rows.Files, asked: Settings, geometry: Geometry, folder: Path, progress: Progress) -> None:
     journal = Journal(folder / JOURNAL, lloyd.identity(asked, geometry, files.paths))
     fit = distributed.fit(held, asked, geometry, progress, journal)
-    _write_array(folder / CENTROIDS, fit.centroids)
+    write_array(folder / CENTROIDS, fit.centroids)
     if fit.thresholds is not None:
-        _write_array(folder / THRESHOLDS, fit.thresholds)
+        write_array(folder / THRESHOLDS, fit.thresholds)
     write_json(folder / FACTS, _facts(fit))
     journal.remove()
 
@@ -146,8 +146,7 @@ def write_clusters(source: str, target: str, first: int, folder: str, normalised
         labels, squared = _assign(replace(parts[0], half=half), first, Path(folder), normalised=normalised)
     ids = pq.read_table(source, columns=["row_id"], partitioning=None)["row_id"].cast(pa.string())
     distances = np.sqrt(squared).astype(np.float32)
-    with atomic_path(target) as temporary:
-        pq.write_table(pa.table({"row_id": ids, "cluster": labels, "distance": distances}), temporary)
+    write_table(target, pa.table({"row_id": ids, "cluster": labels, "distance": distances}))
 
 
 def _assign(part: rows.Partition, first: int, folder: Path, *, normalised: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -157,11 +156,6 @@ def _assign(part: rows.Partition, first: int, folder: Path, *, normalised: bool)
     centroids, thresholds = np.load(folder / CENTROIDS), folder / THRESHOLDS
     capped = thresholds.is_file()
     return balance.balanced_labels(shard, centroids, np.load(thresholds)) if capped else shard.assign(centroids)
-
-
-def _write_array(path: Path, array: Any) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, array, allow_pickle=False)
 
 
 def _facts(fit: Fit) -> dict[str, Any]:

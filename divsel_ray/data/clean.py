@@ -32,7 +32,7 @@ from divsel_ray.data.sketches import write_sketches
 from divsel_ray.data.twins import TwinFiles, twins_of
 from divsel_ray.data.words import WordHasher, join_words
 from divsel_ray.errors import InputError
-from divsel_ray.store import atomic_path, read_json, write_json
+from divsel_ray.store import atomic_path, read_json, write_json, write_table
 
 REMOVED = "removed.jsonl"
 STEPS = ("min_tokens", "max_tokens", "benchmark", "near_duplicate")
@@ -194,8 +194,7 @@ def write_clean_part(layout: CleanLayout, part: int, near_duplicates: float | No
         facts = {"rows": len(left), "tokens": pc.sum(left["n_tokens"]).as_py() or 0, "removed": {s: counts[s] for s in STEPS}}
         # The facts come before the rows: where a part was written by this stage, they exist.
         write_json(facts_path, facts)
-        with atomic_path(layout.clean_part(part)) as temporary:
-            pq.write_table(left, temporary, compression="zstd")
+        write_table(layout.clean_part(part), left, compression="zstd")
     return dict(read_json(facts_path))
 
 

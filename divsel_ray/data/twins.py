@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from divsel_ray.data.near_duplicates import CROWD, alike_pairs, banding, buckets, jaccard, smallest_connected, thin_out
 from divsel_ray.data.sketches import Sketches, count_sketches
-from divsel_ray.store import atomic_path
+from divsel_ray.store import write_array
 
 _TWIN = np.dtype([("place", "<i8"), ("kept", "<i8")])
 _BATCH_ROWS = 1 << 14
@@ -91,7 +91,7 @@ class Twin:
 def write_starts(files: TwinFiles) -> int:
     """Count the sketches of all pool files; returns how many there are. Done once."""
     if not files.starts.exists():
-        _save(files.starts, count_sketches(files.sketches))
+        write_array(files.starts, count_sketches(files.sketches))
     return int(np.load(files.starts, allow_pickle=False)[-1])
 
 
@@ -100,7 +100,7 @@ def write_crowds(files: TwinFiles, band: int, piece: int) -> None:
     if not files.crowds(band, piece).exists():
         keys, places = _keys_within(files.load(), band, piece, files.pieces)
         crowds = [places[bucket] for bucket in buckets(keys) if len(bucket) > CROWD]
-        _save(files.crowds(band, piece), np.sort(np.concatenate([np.empty(0, np.int64), *crowds])))
+        write_array(files.crowds(band, piece), np.sort(np.concatenate([np.empty(0, np.int64), *crowds])))
 
 
 def write_pairs(files: TwinFiles, band: int, piece: int) -> None:
@@ -117,7 +117,7 @@ def write_pairs(files: TwinFiles, band: int, piece: int) -> None:
         met = [_met(sketches, earlier, together, crowd) for earlier, crowd in enumerate(crowds)]
         before = np.stack(met, axis=1) if met else np.empty((len(together), 0), np.uint64)
         pairs += _pairs_among(sketches, batch, before, files.threshold)
-    _save(files.pairs(band, piece), np.concatenate(pairs))
+    write_array(files.pairs(band, piece), np.concatenate(pairs))
 
 
 def _keys_within(sketches: Sketches, band: int, piece: int, pieces: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
@@ -191,7 +191,7 @@ def write_twins(files: TwinFiles) -> None:
     going = np.flatnonzero(label != np.arange(len(label)))
     twins = np.empty(len(going), dtype=_TWIN)
     twins["place"], twins["kept"] = places[by_id[going]], places[by_id[label[going]]]
-    _save(files.twins, np.sort(twins, order="place"))
+    write_array(files.twins, np.sort(twins, order="place"))
 
 
 def twins_of(files: TwinFiles, part: int) -> dict[int, Twin]:
@@ -205,8 +205,3 @@ def twins_of(files: TwinFiles, part: int) -> dict[int, Twin]:
         int(rows[place - start]): Twin(row_id.decode(), jaccard(sketches.runs_of(place), sketches.runs_of(stays)))
         for (place, stays), row_id in zip(mine.tolist(), kept, strict=True)
     }
-
-
-def _save(path: Path, array: NDArray) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, array, allow_pickle=False)

@@ -23,7 +23,7 @@ from divsel_ray.errors import JobError
 from divsel_ray.models.api_client import ApiClient, RefusedError, UnavailableError
 from divsel_ray.models.references import resolve_model, unloadable
 from divsel_ray.models.spending import Ledger
-from divsel_ray.store import atomic_path, digest
+from divsel_ray.store import digest, write_array
 
 SECTION = "embed.api"
 WINDOW = 512
@@ -67,8 +67,7 @@ class Answers:
     def keep(self, name: str, vectors: np.ndarray) -> None:
         """Keep the vectors of a batch."""
         if self._folder is not None:
-            with atomic_path(self._folder / f"{name}.npy") as path, path.open("wb") as stream:
-                np.save(stream, vectors, allow_pickle=False)
+            write_array(self._folder / f"{name}.npy", vectors)
 
     def charge(self, tokens: int) -> None:
         """Write down a request and its tokens."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divsel_ray.embed.encoder import Encoder
-from divsel_ray.store import atomic_path
+from divsel_ray.store import write_table
 
 _COLUMNS = {"prompt": ["prompt"], "prompt_completion": ["prompt", "completion"], "user_turns": ["messages"]}
 """What `texts_of` needs of the pool."""
@@ -44,6 +44,5 @@ def write_vectors(row_ids: pa.ChunkedArray, vectors: np.ndarray, target: Path) -
     """Write Parquet with row_id and embedding. Vectors: (n, d) float16."""
     flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), pa.float16())
     embedding = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    with atomic_path(target) as path:
-        # Dictionaries would make the vectors ten times slower to read, and nothing about them can be compressed.
-        pq.write_table(pa.table({"row_id": row_ids, "embedding": embedding}), path, use_dictionary=False, compression="none")
+    # Dictionaries would make the vectors ten times slower to read, and nothing about them can be compressed.
+    write_table(target, pa.table({"row_id": row_ids, "embedding": embedding}), use_dictionary=False, compression="none")

@@ -15,7 +15,7 @@ from divsel_ray.config import EvaluateConfig
 from divsel_ray.evaluate.loading import LoadedModel
 from divsel_ray.evaluate.loss import Conversation, losses_of
 from divsel_ray.evaluate.models import Model
-from divsel_ray.store import atomic_path, file_digest
+from divsel_ray.store import file_digest, write_table
 
 
 class Measure(Protocol):
@@ -79,8 +79,7 @@ class Losses:
         base = loaded()
         with base.using(model.adapter) as ready:
             nats, tokens = losses_of(ready, base.tokenizer, rows, self.config.max_tokens, self.config.batch_tokens)
-        with atomic_path(target) as path:
-            pq.write_table(pa.table({"row_id": table["row_id"], "nats": nats, "tokens": tokens}), path)
+        write_table(target, pa.table({"row_id": table["row_id"], "nats": nats, "tokens": tokens}))
 
 
 def read_losses(file: Path) -> tuple[np.ndarray, np.ndarray]:

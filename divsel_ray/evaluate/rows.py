@@ -24,7 +24,7 @@ from divsel_ray.evaluate.models import Run
 from divsel_ray.progress import Progress
 from divsel_ray.report.records import round_numbers
 from divsel_ray.stage_names import kind_of, round_name
-from divsel_ray.store import atomic_path, digest
+from divsel_ray.store import digest, write_table
 
 _HEAD = 100
 """Rows of a file that its format is told from."""
@@ -111,8 +111,7 @@ def write_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
     full = [{**row, "prompt": prompt_text(row["messages"]), "completion": completion_text(row["messages"])} for row in rows]
     target = folder / f"rows-{digest([row['row_id'] for row in rows])}.parquet"
     if not target.exists():
-        with atomic_path(target) as path:
-            pq.write_table(pa.Table.from_pylist(full, _SCHEMA), path)
+        write_table(target, pa.Table.from_pylist(full, _SCHEMA))
     return target
 
 

@@ -24,7 +24,7 @@ from divsel_ray.generate.requests import complete_rows
 from divsel_ray.models.references import resolve_model
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
-from divsel_ray.store import atomic_path
+from divsel_ray.store import write_table
 
 SHARD_TIMEOUT_S = 3600.0
 
@@ -213,8 +213,7 @@ class GenerateActor:
         table = pq.read_table(prompts_file, columns=["row_id", "messages"])
         rows = table.slice(start, config.shard_size).to_pylist()
         shard = complete_rows(rows, self._tokenizer, self._engine, config, self._settings.seed, trained)
-        with atomic_path(target) as path:
-            pq.write_table(shard, path)
+        write_table(target, shard)
         return len(rows)
 
 

@@ -23,7 +23,7 @@ from divsel_ray.report.facts import read_selection
 from divsel_ray.report.map import FEWEST_ROWS, project
 from divsel_ray.report.records import read_stages
 from divsel_ray.report.sample import Parts, Place, find_parts, first_places, places_of, read_at, thin
-from divsel_ray.store import Store, atomic_path
+from divsel_ray.store import Store, write_table
 
 POOL_ROWS, SELECTED_ROWS = 3_000, 1_000
 LENGTH = 160
@@ -77,8 +77,7 @@ def read_points(folder: str | Path, *, directions: bool) -> Points | None:
     stage = Store(folder).stage("map", VERSION, settings, [*keys, manifest["row_ids_sha256"]])
     if not stage.committed:
         table = _made(parts, Path(folder), directions)
-        with atomic_path(stage.start() / _FILE) as temporary:
-            pq.write_table(table, temporary)
+        write_table(stage.start() / _FILE, table)
         stage.commit({"rows": len(table)})
     return _points(pq.read_table(stage.folder / _FILE))
 

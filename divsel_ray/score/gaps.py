@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divsel_ray.score.scorer import Exchange
-from divsel_ray.store import atomic_path
+from divsel_ray.store import write_table
 
 
 def shard_exchanges(shard: pa.Table) -> list[Exchange]:
@@ -72,8 +72,7 @@ def write_gaps(
         "generated_tokens": np.array([_mean([row["generated_tokens"] for row in group]) for group in samples.values()]),
         "held_out": apart,
     }
-    with atomic_path(target) as path:
-        pq.write_table(pa.table({name: pa.array(column, from_pandas=True) for name, column in values.items()}), path)
+    write_table(target, pa.table({name: pa.array(column, from_pandas=True) for name, column in values.items()}))
     return {
         "mean_gap": _known_mean(gap[~apart]),
         "held_out_gap": _known_mean(gap[apart]),

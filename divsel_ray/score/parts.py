@@ -19,7 +19,7 @@ from divsel_ray.errors import JobError
 from divsel_ray.score.gaps import shard_exchanges
 from divsel_ray.score.sample import read_exchanges
 from divsel_ray.score.scorer import Exchange, Scorer
-from divsel_ray.store import atomic_path
+from divsel_ray.store import write_table
 
 COUNTED = ("requests", "prompt_tokens", "output_tokens", "failed")
 """Columns of a judge's units, which are added up."""
@@ -89,8 +89,7 @@ def write_part(part: Part, row_ids: pa.ChunkedArray, scores: np.ndarray, signals
     """Write row_id, the scores (null where not finite) and the raw signals behind them; each (n,)."""
     columns = {part.column: scores, **signals}
     arrays = {name: pa.array(values, mask=~np.isfinite(values)) for name, values in columns.items()}
-    with atomic_path(part.target) as path:
-        pq.write_table(pa.table({"row_id": row_ids, **arrays}), path)
+    write_table(part.target, pa.table({"row_id": row_ids, **arrays}))
 
 
 def count_part(part: Part) -> dict[str, Any]:

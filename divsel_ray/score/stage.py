@@ -32,7 +32,7 @@ from divsel_ray.score.parts import NO_COUNTS, Part, count_part, count_rows, scor
 from divsel_ray.score.sample import draw_exchanges, draw_per_cluster
 from divsel_ray.score.scorer import Scorer
 from divsel_ray.score.spec import ScorerSpec
-from divsel_ray.store import atomic_path, read_json, write_json
+from divsel_ray.store import read_json, write_array, write_json, write_table
 from divsel_ray.tasks import MAX_RETRIES, result_of, run_tasks
 
 
@@ -172,10 +172,8 @@ def draw_wanted(cluster_files: list[str], counts: np.ndarray, seed: int, folder:
 
 def _draw_wanted(cluster_files: list[str], counts: np.ndarray, seed: int, wanted: Path, unscored: Path) -> None:
     drawn, others = draw_per_cluster(cluster_files, counts, seed)
-    with atomic_path(unscored) as path:
-        pq.write_table(pa.table({"row_id": pa.array(others.astype("U32"), pa.string())}), path)
-    with atomic_path(wanted) as path, path.open("wb") as stream:
-        np.save(stream, drawn, allow_pickle=False)
+    write_table(unscored, pa.table({"row_id": pa.array(others.astype("U32"), pa.string())}))
+    write_array(wanted, drawn)
 
 
 def _run_parts(parts: list[Part], spec: ScorerSpec, cluster: Cluster, workers: Workers) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from divsel_ray.data.hashing import id_array
 from divsel_ray.progress import Progress, Silent
 from divsel_ray.select.columns import PoolColumns
 from divsel_ray.select.semantic import semantic_duplicates
-from divsel_ray.store import atomic_path, remove_folder
+from divsel_ray.store import atomic_path, remove_folder, write_table
 from divsel_ray.tasks import run_tasks
 
 GROUP_ROWS = 1 << 17
@@ -154,7 +154,7 @@ def find_duplicates(files: SemanticFiles, group: int, threshold: float) -> None:
     cluster, quality = rows["cluster"].to_numpy(), rows["quality"].to_numpy()
     duplicates = semantic_duplicates(vectors, cluster, row_ids, quality, threshold)
     columns = [row_ids[duplicates.removed].astype(str), row_ids[duplicates.kept].astype(str), duplicates.cosine]
-    _write(files.found(group), pa.table(columns, schema=_REMOVED))
+    write_table(files.found(group), pa.table(columns, schema=_REMOVED), compression="zstd")
 
 
 def _read_batch(path: Path, group: int) -> pa.RecordBatch:
@@ -165,10 +165,5 @@ def _read_batch(path: Path, group: int) -> pa.RecordBatch:
 def join_removed(files: SemanticFiles, groups: int) -> int:
     """Write `removed.parquet` of all groups, about 200 bytes of memory a row; returns its number of rows."""
     found = pa.concat_tables([pq.read_table(files.found(group)) for group in range(groups)])
-    _write(files.folder / "removed.parquet", found.sort_by("row_id").combine_chunks())
+    write_table(files.folder / "removed.parquet", found.sort_by("row_id").combine_chunks(), compression="zstd")
     return len(found)
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 from divsel_ray.select.allocation import allocation_weights
@@ -17,7 +16,7 @@ from divsel_ray.select.draw import Demand, Draw, draw
 from divsel_ray.select.plan import DrawFiles, DrawPlan
 from divsel_ray.select.pool_rows import DrawPart, PoolRows
 from divsel_ray.select.sampler import Greedy
-from divsel_ray.store import atomic_path
+from divsel_ray.store import write_table
 from divsel_ray.tasks import result_of
 
 
@@ -105,8 +104,7 @@ def _write(folder: Path, drawn: Draw, rows: PoolRows, plan: DrawPlan) -> None:
         probe = {"row_id": rows.row_ids[rows.probe].astype("U32"), "cluster": rows.cluster[rows.probe]}
         tables["probe"] = pa.table(probe)
     for name, table in tables.items():
-        with atomic_path(folder / f"{name}.parquet") as path:
-            pq.write_table(table, path)
+        write_table(folder / f"{name}.parquet", table)
 
 
 def _of_level(drawn: Draw, level: int, rows: PoolRows, plan: DrawPlan) -> pa.Table:

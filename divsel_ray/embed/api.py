@@ -21,7 +21,7 @@ from divsel_ray.embed.api_protocols import PATHS, Answer, read_answer, write_bod
 from divsel_ray.embed.pooling import normalise, pool_chunks, split_tokens
 from divsel_ray.errors import JobError
 from divsel_ray.models.api_client import ApiClient, RefusedError, UnavailableError
-from divsel_ray.models.references import resolve_model, unloadable
+from divsel_ray.models.loading import load_tokenizer, loading
 from divsel_ray.models.spending import Ledger
 from divsel_ray.store import digest, write_array
 
@@ -96,18 +96,13 @@ class ApiEncoder:
     """
 
     def __init__(self, config: EmbedConfig, api: EmbedApiConfig, folder: Path | None) -> None:
-        from transformers import AutoTokenizer
-
         self.dimension = api.dimensions or 0
         self.answers = Answers(folder)
         self._config, self._api, self._stopped = config, api, Event()
         self._client = ApiClient(SECTION, api, self._stopped.wait)
         self._ledger = Ledger(SECTION, api.max_cost, cost_of(api, self.answers.spent.tokens))
-        model, trusted = resolve_model(config.model), config.trust_remote_code
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trusted)
-        except (OSError, ValueError, KeyError) as error:
-            raise unloadable(f"embed.model {config.model}", error) from None
+        with loading(f"embed.model {config.model}"):
+            self._tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
 
     def encode(self, texts: Sequence[str], keys: Sequence[str]) -> np.ndarray:
         """Embed texts, see `Encoder`.

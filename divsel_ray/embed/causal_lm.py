@@ -15,7 +15,8 @@ from divsel_ray.config import EmbedConfig
 from divsel_ray.embed.chunked import batch_tokens_of
 from divsel_ray.errors import InputError
 from divsel_ray.models.batching import pad_ids, token_batches
-from divsel_ray.models.references import resolve_model, unloadable
+from divsel_ray.models.loading import load_tokenizer, loading, positions_of
+from divsel_ray.models.references import resolve_model
 
 
 class CausalModel:
@@ -36,9 +37,8 @@ class CausalModel:
         self.tokenizer, self._model = _load(config, self._device)
         self.prefix = [_start_of(self.tokenizer, config.model)]
         self.suffix: list[int] = []
-        text_config = self._model.config.get_text_config()
-        self.limit = getattr(text_config, "max_position_embeddings", None)
-        self.dimension = int(text_config.hidden_size)
+        self.limit = positions_of(self._model.config)
+        self.dimension = int(self._model.config.get_text_config().hidden_size)
         self._batch_tokens = batch_tokens_of(config, on_gpu=self._device == "cuda")
 
     def embed(self, inputs: Sequence[list[int]], keys: Sequence[str]) -> np.ndarray:
@@ -66,14 +66,12 @@ class CausalModel:
 
 
 def _load(config: EmbedConfig, device: str) -> tuple[Any, Any]:
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     folder, trusted = resolve_model(config.model), config.trust_remote_code
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+    with loading(f"embed.model {config.model}"):
+        tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
         model = AutoModel.from_pretrained(folder, dtype=config.dtype, trust_remote_code=trusted)
-    except (OSError, ValueError, KeyError) as error:
-        raise unloadable(f"embed.model {config.model}", error) from None
     return tokenizer, model.to(device).eval()
 
 

@@ -11,7 +11,8 @@ from divsel_ray.config import EmbedConfig
 from divsel_ray.embed.chunked import batch_tokens_of, special_tokens
 from divsel_ray.errors import InputError
 from divsel_ray.models.batching import pad_ids, token_batches
-from divsel_ray.models.references import resolve_model, unloadable
+from divsel_ray.models.loading import loading
+from divsel_ray.models.references import resolve_model
 
 
 class SentenceModel:
@@ -26,15 +27,13 @@ class SentenceModel:
         from sentence_transformers import SentenceTransformer
 
         self._torch, self._on_gpu = torch, torch.cuda.is_available()
-        try:
+        with loading(f"embed.model {config.model}"):
             self._model = SentenceTransformer(
                 resolve_model(config.model),
                 device="cuda" if self._on_gpu else "cpu",
                 trust_remote_code=config.trust_remote_code,
                 model_kwargs={"dtype": config.dtype},
             ).eval()
-        except (OSError, ValueError, KeyError) as error:
-            raise unloadable(f"embed.model {config.model}", error) from None
         self.tokenizer = self._model.tokenizer
         if self.tokenizer.pad_token_id is None:
             raise InputError(f"embed.model {config.model}: its tokenizer has no token to pad with")

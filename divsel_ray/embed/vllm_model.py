@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from divsel_ray.config import EmbedConfig
 from divsel_ray.embed.chunked import batch_tokens_of, special_tokens
-from divsel_ray.models.references import resolve_model, unloadable
+from divsel_ray.models.loading import load_tokenizer, loading, positions_of
+from divsel_ray.models.references import resolve_model
 from divsel_ray.models.vllm import pooling_engine
 
 
@@ -22,16 +22,15 @@ class VllmModel:
 
     def __init__(self, config: EmbedConfig) -> None:
         import torch
-        from transformers import AutoTokenizer
+        from transformers import AutoConfig
 
         folder, trusted = resolve_model(config.model), config.trust_remote_code
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+        with loading(f"embed.model {config.model}"):
+            self.tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
             self.prefix, self.suffix = special_tokens(self.tokenizer)
             limit = config.window or config.max_tokens + len(self.prefix) + len(self.suffix)
-            self.limit: int | None = min(limit, _positions(folder, trusted) or limit)
-        except (OSError, ValueError) as error:
-            raise unloadable(f"embed.model {config.model}", error) from None
+            positions = positions_of(AutoConfig.from_pretrained(folder, trust_remote_code=trusted))
+            self.limit: int | None = min(limit, positions or limit)
         self._llm = pooling_engine(
             f"embed.model {config.model}",
             folder,
@@ -50,10 +49,3 @@ class VllmModel:
         vectors = np.empty_like(found)
         vectors[order] = found
         return vectors
-
-
-def _positions(folder: str, trusted: bool) -> int | None:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
-    return getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -19,10 +19,11 @@ from typing import Any
 
 from divsel_ray.config import EvaluateConfig, GenerateConfig
 from divsel_ray.errors import InputError
-from divsel_ray.evaluate.loading import LoadedModel, load_tokenizer
+from divsel_ray.evaluate.loading import LoadedModel
 from divsel_ray.evaluate.models import Model
 from divsel_ray.evaluate.programs import Verdict, run_program
 from divsel_ray.generate.engine import Engine, require_engine
+from divsel_ray.models.loading import load_tokenizer, loading
 from divsel_ray.models.references import packaged_data, resolve_model
 from divsel_ray.models.text import encode_prompt
 from divsel_ray.report.records import mean_of
@@ -115,7 +116,9 @@ class HumanEval:
 @functools.lru_cache(maxsize=1)
 def _engine(base: str, config: EvaluateConfig, chat_template: str | None, lora_rank: int) -> tuple[Engine, Any]:
     """The engine, which models of one base share, and its tokenizer."""
-    tokenizer, folder = load_tokenizer(base, chat_template, config.trust_remote_code), resolve_model(base)
+    folder, trusted = resolve_model(base), config.trust_remote_code
+    with loading(f"model {base}"):
+        tokenizer = load_tokenizer(folder, chat_template, trust_remote_code=trusted)
     settings = GenerateConfig(
         engine=config.engine,
         max_new_tokens=config.max_new_tokens,
@@ -127,10 +130,10 @@ def _engine(base: str, config: EvaluateConfig, chat_template: str | None, lora_r
     if config.engine == "vllm":
         from divsel_ray.generate.vllm_engine import VllmEngine
 
-        return VllmEngine(folder, settings, list(_STOP), lora_rank, trusted=config.trust_remote_code), tokenizer
+        return VllmEngine(folder, settings, list(_STOP), lora_rank, trusted=trusted), tokenizer
     from divsel_ray.generate.transformers_engine import TransformersEngine
 
-    return TransformersEngine(folder, settings, tokenizer, list(_STOP), trusted=config.trust_remote_code), tokenizer
+    return TransformersEngine(folder, settings, tokenizer, list(_STOP), trusted=trusted), tokenizer
 
 
 def complete(

@@ -9,6 +9,7 @@ from typing import Any
 
 from divsel_ray.errors import InputError, one_line
 from divsel_ray.generate.trained import is_adapter
+from divsel_ray.models.loading import load_tokenizer, loading
 from divsel_ray.models.references import resolve_model
 
 
@@ -32,7 +33,8 @@ class LoadedModel:
         self, reference: str, dtype: str = "float32", chat_template: str | None = None, trust_remote_code: bool = False
     ) -> None:
         self._reference, self._dtype, self._trusted = reference, dtype, trust_remote_code
-        self.tokenizer = load_tokenizer(reference, chat_template, trust_remote_code)
+        with loading(f"model {reference}"):
+            self.tokenizer = load_tokenizer(reference, chat_template, trust_remote_code=trust_remote_code)
         self._model = self._load()
 
     @contextlib.contextmanager
@@ -59,34 +61,10 @@ class LoadedModel:
         import torch
         from transformers import AutoModelForCausalLM
 
-        dtype = getattr(torch, self._dtype)
-        try:
-            folder = resolve_model(self._reference)
+        dtype, folder = getattr(torch, self._dtype), resolve_model(self._reference)
+        with loading(f"model {self._reference}"):
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=self._trusted)
-        except (OSError, ValueError) as error:
-            raise _unloadable(self._reference, error) from None
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-
-def load_tokenizer(reference: str, chat_template: str | None, trust_remote_code: bool) -> Any:
-    """A model's tokenizer, with another chat template where one is given.
-
-    Raises:
-        InputError: it cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(reference), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise _unloadable(reference, error) from None
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template
-    return tokenizer
-
-
-def _unloadable(reference: str, error: Exception) -> InputError:
-    return InputError(f"model {reference}: cannot be loaded: {one_line(error)}")
 
 
 def _with_adapter(model: Any, adapter: Path) -> Any:

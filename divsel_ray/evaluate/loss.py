@@ -16,6 +16,7 @@ import numpy as np
 from divsel_ray.errors import InputError
 from divsel_ray.evaluate.loading import LoadedModel
 from divsel_ray.models.batching import token_batches
+from divsel_ray.models.loading import positions_of
 from divsel_ray.train.encoding import Conversation, Example, collate, encode, padding_of
 
 __all__ = ["Conversation", "LossMeter", "losses_of", "row_losses"]
@@ -101,8 +102,8 @@ def losses_of(
     Raises:
         InputError: the chat template refuses every row.
     """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max_tokens
-    padding, examples = padding_of(tokenizer), encode(tokenizer, rows, min(max_tokens, positions))
+    longest = min(max_tokens, positions_of(model.config) or max_tokens)
+    padding, examples = padding_of(tokenizer), encode(tokenizer, rows, longest)
     if examples and all(example.refusal for example in examples):
         raise InputError(f"the chat template refuses every one of {len(rows):,} rows: {examples[0].refusal}")
     nats, tokens = np.zeros(len(rows)), np.array([len(example.completion) for example in examples], dtype=np.int64)

@@ -23,8 +23,8 @@ from divsel_ray.errors import JobError
 from divsel_ray.evaluate.loading import LoadedModel
 from divsel_ray.evaluate.measures import Measure
 from divsel_ray.evaluate.models import Model
-from divsel_ray.generate.stage import read_template
 from divsel_ray.models.references import fingerprint
+from divsel_ray.models.text import read_template
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
 from divsel_ray.store import digest, file_digest

@@ -18,10 +18,12 @@ import ray
 
 from divsel_ray.actors import answer_of, await_loaded, start_actor
 from divsel_ray.config import GenerateConfig, Workers
-from divsel_ray.errors import InputError, JobError, one_line
+from divsel_ray.errors import JobError
 from divsel_ray.generate.engine import load_engine
 from divsel_ray.generate.requests import complete_rows
+from divsel_ray.models.loading import load_tokenizer
 from divsel_ray.models.references import resolve_model
+from divsel_ray.models.text import read_template
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster
 from divsel_ray.store import write_table
@@ -53,32 +55,6 @@ class EngineSettings:
 def read_chat_template(config: GenerateConfig) -> str | None:
     """The text of the configured chat template; see `read_template`."""
     return read_template(config.chat_template, "refine.generate.chat_template")
-
-
-def read_template(file: str | None, setting: str) -> str | None:
-    """The text of a chat template, or None for the model's own.
-
-    Args:
-        file: that holds it; None for the model's own.
-        setting: that names it, for messages.
-
-    Raises:
-        InputError: the file cannot be read, or is no Jinja template.
-    """
-    if file is None:
-        return None
-    from jinja2 import TemplateSyntaxError
-    from transformers.utils.chat_template_utils import _compile_jinja_template
-
-    try:
-        text = Path(file).expanduser().read_text(encoding="utf-8")
-        # What transformers takes is more than Jinja: `{% generation %}` of training templates, say.
-        _compile_jinja_template(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{setting}: {file}: cannot be read: {one_line(error)}") from None
-    except TemplateSyntaxError as error:
-        raise InputError(f"{setting}: {file}: line {error.lineno}: not a Jinja template: {error.message}") from None
-    return text
 
 
 def shard_files(prompts_file: Path, config: GenerateConfig, folder: Path) -> dict[int, Path]:
@@ -196,13 +172,9 @@ class GenerateActor:
 
     def load(self) -> None:
         """Load the engine."""
-        from transformers import AutoTokenizer
-
         settings = self._settings
         folder, trusted = resolve_model(settings.model), settings.trust_remote_code
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
-        if settings.chat_template is not None:
-            self._tokenizer.chat_template = settings.chat_template
+        self._tokenizer = load_tokenizer(folder, settings.chat_template, trust_remote_code=trusted)
         self._engine = load_engine(folder, settings.config, self._tokenizer, settings.lora_rank, trusted=trusted)
 
     def complete(self, prompts_file: str, start: int, trained: str | None, target: str) -> int:

@@ -6,7 +6,7 @@ import hashlib
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
-from divsel_ray.errors import InputError, words_of
+from divsel_ray.errors import InputError
 from divsel_ray.models.gguf import converted_folder, converted_package
 from divsel_ray.store import file_digest
 
@@ -80,11 +80,6 @@ def fingerprint(reference: str) -> str:
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         state.update(f"{path.relative_to(folder)}:{path.stat().st_size}:{_sampled_digest(path)}".encode())
     return state.hexdigest()[:16]
-
-
-def unloadable(what: str, error: Exception) -> InputError:
-    """What is said, in one line, of a model that is there and cannot be loaded."""
-    return InputError(f"{what}: cannot be loaded: {words_of(error)}")
 
 
 def _sampled_digest(path: Path) -> str:

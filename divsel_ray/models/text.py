@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from divsel_ray.errors import InputError, one_line
 
 Message = Mapping[str, str]
 
@@ -16,6 +19,32 @@ PLAIN_TEMPLATE = (
 """What `render_prompt` writes for a model without a chat template, as one: for programs that know no other way."""
 STOP = "\nUser:"
 """Where a completion in the plain template ends when the model goes on by itself."""
+
+
+def read_template(file: str | None, setting: str) -> str | None:
+    """The text of a chat template, or None for the model's own.
+
+    Args:
+        file: that holds it; None for the model's own.
+        setting: that names it, for messages.
+
+    Raises:
+        InputError: the file cannot be read, or is no Jinja template.
+    """
+    if file is None:
+        return None
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    try:
+        text = Path(file).expanduser().read_text(encoding="utf-8")
+        # What transformers takes is more than Jinja: `{% generation %}` of training templates, say.
+        _compile_jinja_template(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{setting}: {file}: cannot be read: {one_line(error)}") from None
+    except TemplateSyntaxError as error:
+        raise InputError(f"{setting}: {file}: line {error.lineno}: not a Jinja template: {error.message}") from None
+    return text
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[Message]) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from divsel_ray.config import FitRewardConfig
 from divsel_ray.errors import InputError, JobError, words_of
 from divsel_ray.models.references import resolve_model
-from divsel_ray.score.encoding import Encoded, collate, encode_exchange, load_tokenizer, position_limit, seen_completion
+from divsel_ray.score.encoding import Encoded, collate, encode_exchange, fast_tokenizer, position_limit, seen_completion
 from divsel_ray.score.preferences import Comparison, draw, make_comparisons
 from divsel_ray.score.scorer import Exchange, encode_each
 from divsel_ray.store import atomic_path
@@ -187,7 +187,7 @@ def _load_base(config: FitRewardConfig, seed: int) -> tuple[Any, Any]:
     torch.manual_seed(seed)
     folder = resolve_model(config.base)
     try:
-        tokenizer = load_tokenizer(folder)
+        tokenizer = fast_tokenizer(folder)
         model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise InputError(f"base model {config.base}: cannot be loaded as the base of a reward model: {words_of(error)}") from None

@@ -8,6 +8,7 @@ from typing import Any
 
 from divsel_ray.errors import InputError
 from divsel_ray.models.batching import pad_ids
+from divsel_ray.models.loading import load_tokenizer, positions_of
 from divsel_ray.models.text import Message, cut_completion
 from divsel_ray.score.scorer import Exchange
 
@@ -25,15 +26,13 @@ class Encoded:
     types: list[int]
 
 
-def load_tokenizer(folder: str, *, trust_remote_code: bool = False) -> Any:
-    """The model's tokenizer, without the truncation and padding that its file may ask for.
+def fast_tokenizer(folder: str, *, trust_remote_code: bool = False) -> Any:
+    """The model's tokenizer in its fast (Rust) form, without the truncation and padding that its file may ask for.
 
     Raises:
-        InputError: it has no fast (Rust) form, which cutting prompts from the left needs.
+        InputError: it has no such form, which cutting prompts from the left needs.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise InputError(f"model {folder}: its tokenizer has no tokenizer.json; save it once with a fast tokenizer")
     tokenizer.backend_tokenizer.no_truncation()
@@ -82,10 +81,10 @@ def collate(tokenizer: Any, batch: Sequence[Encoded], padding: int) -> dict[str,
 
 def position_limit(model: Any) -> int:
     """The longest input the model has positions for; RoBERTa-like models lose the ones up to their padding index."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    limit = positions_of(model.config) or 1 << 30
     embeddings = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     padding = getattr(embeddings, "padding_idx", None)
-    return int(limit) - (0 if padding is None else int(padding) + 1)
+    return limit - (0 if padding is None else int(padding) + 1)
 
 
 def _plain_encoding(tokenizer: Any, text: str) -> Any:

@@ -10,7 +10,8 @@ import numpy as np
 
 from divsel_ray.errors import InputError
 from divsel_ray.models.batching import pad_ids, token_batches
-from divsel_ray.models.references import resolve_model, unloadable
+from divsel_ray.models.loading import load_tokenizer, loading, positions_of
+from divsel_ray.models.references import resolve_model
 from divsel_ray.models.text import encode_completion, encode_prompt
 from divsel_ray.score.scorer import Exchange
 
@@ -59,8 +60,7 @@ class LanguageModel:
                 f"{role} model {model}: its tokenizer has no beginning- or end-of-sequence token to start a completion from"
             )
         self._start = starts[0]
-        positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or max_tokens
-        self.max_tokens = min(max_tokens, positions)
+        self.max_tokens = min(max_tokens, positions_of(self._model.config) or max_tokens)
         self._batch_tokens = batch_tokens
 
     def encode(self, exchange: Exchange) -> Text:
@@ -169,12 +169,10 @@ def _parts(model: Any) -> tuple[Any, Any]:
 
 def _load(role: str, folder: str, device: str, trust_remote_code: bool) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    with loading(f"{role} model {folder}"):
+        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise unloadable(f"{role} model {folder}", error) from None
     return tokenizer, model.to(device).eval()

@@ -9,8 +9,9 @@ import numpy as np
 
 from divsel_ray.errors import InputError
 from divsel_ray.models.batching import token_batches
-from divsel_ray.models.references import resolve_model, unloadable
-from divsel_ray.score.encoding import Encoded, collate, encode_exchange, load_tokenizer, position_limit
+from divsel_ray.models.loading import loading
+from divsel_ray.models.references import resolve_model
+from divsel_ray.score.encoding import Encoded, collate, encode_exchange, fast_tokenizer, position_limit
 from divsel_ray.score.scorer import Exchange, encode_each
 
 
@@ -81,10 +82,8 @@ def check_outputs(folder: str, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
-    try:
+    with loading(f"reward model {folder}"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise unloadable(f"reward model {folder}", error) from None
     if config.num_labels != 1:
         raise InputError(f"reward model {folder}: it has {config.num_labels} outputs; a reward model has one (num_labels 1)")
     return config
@@ -95,20 +94,18 @@ def _load(folder: str, device: str, trust_remote_code: bool) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification
 
     config = check_outputs(folder, trust_remote_code=trust_remote_code)
-    try:
-        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
+    with loading(f"reward model {folder}"):
+        tokenizer = fast_tokenizer(folder, trust_remote_code=trust_remote_code)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=config,
             dtype=torch.bfloat16 if device == "cuda" else torch.float32,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise unloadable(f"reward model {folder}", error) from None
     # transformers fills missing weights with random ones and goes on: the scores would mean nothing.
-    if loading["missing_keys"]:
+    if report["missing_keys"]:
         raise InputError(
-            f"reward model {folder}: weights are missing ({min(loading['missing_keys'])}); it is not a trained reward model"
+            f"reward model {folder}: weights are missing ({min(report['missing_keys'])}); it is not a trained reward model"
         )
     return tokenizer, model.to(device).eval()

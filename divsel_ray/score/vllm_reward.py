@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from divsel_ray.errors import InputError
+from divsel_ray.models.loading import positions_of
 from divsel_ray.models.references import resolve_model
 from divsel_ray.models.vllm import pooling_engine
-from divsel_ray.score.encoding import encode_exchange, load_tokenizer
+from divsel_ray.score.encoding import encode_exchange, fast_tokenizer
 from divsel_ray.score.reward_model import check_outputs
 from divsel_ray.score.scorer import Exchange, encode_each
 
@@ -34,8 +35,8 @@ class VllmRewardModel:
         self.signals: dict[str, np.ndarray] = {}
         folder = resolve_model(model)
         config = check_outputs(folder, trust_remote_code=trust_remote_code)
-        positions = getattr(config.get_text_config(), "max_position_embeddings", None) or max_tokens
-        self._tokenizer, self._max_tokens = _tokenizer(folder, trust_remote_code), min(max_tokens, positions)
+        self._tokenizer = _tokenizer(folder, trust_remote_code)
+        self._max_tokens = min(max_tokens, positions_of(config) or max_tokens)
         self._llm = pooling_engine(
             f"reward model {folder}",
             folder,
@@ -61,7 +62,7 @@ class VllmRewardModel:
 
 
 def _tokenizer(folder: str, trust_remote_code: bool) -> object:
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    tokenizer = fast_tokenizer(folder, trust_remote_code=trust_remote_code)
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(f"reward model {folder}: it has no chat template, which backend vllm needs; use backend transformers")
     return tokenizer

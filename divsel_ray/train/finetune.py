@@ -15,6 +15,7 @@ from typing import Any
 
 from divsel_ray.config import TrainConfig
 from divsel_ray.errors import JobError
+from divsel_ray.models.loading import load_tokenizer
 from divsel_ray.train.encoding import Conversation, Example, encode, padding_of
 from divsel_ray.train.loss import check_packing
 from divsel_ray.train.schedule import gather, rank, schedule
@@ -23,6 +24,8 @@ __all__ = ["REFUSED", "Conversation", "Origin", "Resumption", "finetune"]
 
 REFUSED = "refused.jsonl"
 """Beside what was trained, where there are any: the rows that the chat template refuses."""
+_load_tokenizer = lru_cache(maxsize=1)(load_tokenizer)
+"""Kept for the next training in this process: a vocabulary of 262k words takes longer to load than a small model."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def finetune(
     from divsel_ray.train.trainer import CompletionTrainer, Watch, facts_of, measure, training_arguments
 
     set_seed(seed)
-    tokenizer = load_tokenizer(model_folder, origin.chat_template, trust_remote_code=config.trust_remote_code)
+    tokenizer = _load_tokenizer(model_folder, origin.chat_template, trust_remote_code=config.trust_remote_code)
     padding = padding_of(tokenizer)
     train, valid = (encode(tokenizer, part, config.max_tokens) for part in (rows, held_out))
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,20 +152,6 @@ def list_refused(rows: Sequence[Conversation], examples: Sequence[Example], fold
     if refused and rank() == 0:
         (folder / REFUSED).write_text("".join(json.dumps(row) + "\n" for row in refused), encoding="utf-8")
     return len(refused)
-
-
-@lru_cache(maxsize=1)
-def load_tokenizer(model_folder: str, chat_template: str | None, *, trust_remote_code: bool) -> Any:
-    """The model's tokenizer, with another chat template where one is given.
-
-    Kept for the next training in this process: a vocabulary of 262k words takes longer to load than a small model.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template
-    return tokenizer
 
 
 def load_trainable(model_folder: str, config: TrainConfig, start: Path | None) -> Any:

@@ -1,0 +1,50 @@
+"""Models as transformers loads them: tokenizers, the longest input, and what is said of one that cannot be loaded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from divsel_ray.errors import InputError, words_of
+from divsel_ray.models.references import resolve_model
+
+
+@contextlib.contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Tell in one line that a model which is there cannot be loaded.
+
+    Args:
+        what: the model as the user knows it, e.g. `embed.model NAME`.
+
+    Raises:
+        InputError: transformers does not load it.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{what}: cannot be loaded: {words_of(error)}") from None
+
+
+def load_tokenizer(reference: str, chat_template: str | None = None, *, trust_remote_code: bool = False) -> Any:
+    """A model's tokenizer, with another chat template where one is given.
+
+    Args:
+        reference: of the model: folder, Hugging Face id or package:NAME.
+        chat_template: text of a Jinja template in place of the model's own.
+        trust_remote_code: let the model's own Python code run.
+
+    Raises:
+        OSError, ValueError, KeyError: it cannot be loaded; see `loading`.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(reference), trust_remote_code=trust_remote_code)
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def positions_of(config: Any) -> int | None:
+    """The longest input for which a model of this configuration has positions; None where it does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from divsel_ray.data.hashing import finalise
+
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -50,11 +52,8 @@ class Grid:
 
 
 def mix(values: Words) -> Words:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): well-spread 64-bit words from any."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    """What SplitMix64 gives in these states: well-spread 64-bit words from any."""
+    return finalise(values + np.uint64(0x9E3779B97F4A7C15))
 
 
 def digest(rows: torch.Tensor, numbers: Int64) -> int:

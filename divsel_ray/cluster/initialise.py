@@ -61,23 +61,16 @@ class Sample(NamedTuple):
 
 
 def hashes(draw: Draw, indices: Int64) -> Words:
-    """64 random bits for each global row number, by SplitMix64 (Steele, Lea and Flood 2014)."""
-    key = 0
+    """64 random bits for each global row number, by SplitMix64 (see `mix`)."""
+    key = np.zeros(1, np.uint64)
     for part in draw:
-        key = _mix(key ^ (part & _MASK))
-    return mix(mix(indices.astype(np.uint64)) ^ np.uint64(key))
+        key = mix(key ^ np.uint64(part & _MASK))
+    return mix(mix(indices.astype(np.uint64)) ^ key)
 
 
 def uniforms(draw: Draw, indices: Int64) -> Float64:
     """Numbers above 0 and at most 1, one per global row number."""
     return ((hashes(draw, indices) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-
-
-def _mix(value: int) -> int:
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
 
 
 class IntegerDistances:

@@ -22,7 +22,7 @@ def uniform_hash(seed: int, purpose: str, row_ids: ArrayLike) -> NDArray[np.uint
     """A uniform 64-bit integer per row.
 
     The two 64-bit words of the id are mixed, one after the other, with the two words of BLAKE2b(seed, purpose) by the
-    finaliser of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+    finaliser of SplitMix64.
 
     Args:
         seed: the job's seed.
@@ -42,8 +42,18 @@ def uniform_hash(seed: int, purpose: str, row_ids: ArrayLike) -> NDArray[np.uint
     for begin in range(0, len(ids), _CHUNK):
         words = _words(ids[begin : begin + _CHUNK])
         with np.errstate(over="ignore"):
-            hashes[begin : begin + _CHUNK] = _mix(_mix(words[:, 0] + first) ^ (words[:, 1] + second))
+            hashes[begin : begin + _CHUNK] = finalise(finalise(words[:, 0] + first) ^ (words[:, 1] + second))
     return hashes
+
+
+def finalise(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64: 64-bit words whose every bit depends on all bits of the word that was there.
+
+    Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
 
 
 def id_array(column: pa.ChunkedArray | pa.Array) -> NDArray[np.bytes_]:
@@ -77,12 +87,6 @@ def _words(row_ids: NDArray[Any]) -> NDArray[np.uint64]:
     if values.min() < 0 or text[:, _HEX_DIGITS:].any():
         raise ValueError("row ids must be 32 hex digits")
     return values.astype(np.uint8).view(">u8").astype(np.uint64)
-
-
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def _pair_table() -> NDArray[np.int16]:

@@ -61,3 +61,9 @@ def test_a_digest_is_the_same_for_any_partition_and_another_for_any_other_rows(d
     changed[49, 6] = -changed[49, 6]
     others = (-rows, rows.flip(0), rows.flip(1), changed)
     assert len({whole, *(exact.digest(other, numbers) for other in others)}) == 5
+
+
+def test_mixed_words_are_those_of_splitmix64():
+    states = np.uint64(1234567) + np.arange(5, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    assert exact.mix(states).tolist() == published

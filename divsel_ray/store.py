@@ -104,6 +104,12 @@ def write_json(path: str | Path, value: Any) -> None:
         stream.write("\n")
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8 and with its line ends as they are."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
 def write_table(path: str | Path, table: pa.Table, **options: Any) -> None:
     """Write Parquet atomically, with these options of pyarrow."""
     with atomic_path(path) as temporary:

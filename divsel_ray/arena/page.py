@@ -9,14 +9,12 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 import yaml
-from jinja2 import ChoiceLoader, PackageLoader
-from markupsafe import Markup
 
-from divsel_ray import __version__, store
 from divsel_ray.arena.bootstrap import LEVEL
 from divsel_ray.arena.contenders import BASE, LONG, RANDOM, SHUFFLED
 from divsel_ray.arena.result import Result, Standing
 from divsel_ray.report import charts, html
+from divsel_ray.store import write_text
 
 PAGE = "arena.html"
 TASKS_SHOWN, FEWEST_ROWS = 30, 3
@@ -26,27 +24,22 @@ _COLORS = {"better than random": "#3a9a6f", "worse than random": "#c7484f"}
 
 def write_page(result: Result, folder: Path) -> Path:
     """Write `arena.html`; the same result gives the same bytes."""
-    with store.atomic_path(folder / PAGE) as temporary:
-        temporary.write_text(render_page(result), encoding="utf-8", newline="\n")
+    write_text(folder / PAGE, render_page(result))
     return folder / PAGE
 
 
 def render_page(result: Result) -> str:
     """The page as HTML."""
-    environment = html.environment().overlay(
-        loader=ChoiceLoader([PackageLoader("divsel_ray", "arena"), PackageLoader("divsel_ray", "report")])
-    )
-    scripts = Markup(environment.get_template("colours.js").render())
     figure = charts.embed(difference_figure(result), "arena", library=True)
-    return environment.get_template(_TEMPLATE).render(
+    return html.render(
+        _TEMPLATE,
+        [figure],
         result=result,
         best=result.best,
         trained=[one for one in result.standings if one.contender.kind != "base"],
         iterative=[one for one in result.standings if one.contender.kind == "iterative"],
         controls=[name for name in (LONG, result.job["select"]["sampler"], SHUFFLED) if name in result.of],
         figure=figure,
-        colours=scripts,
-        policy=html.policy([figure, f"<script>{scripts}</script>"]),
         tasks=[one for one in result.tasks if one.rows >= FEWEST_ROWS][:TASKS_SHOWN],
         names={"base": BASE, "random": RANDOM, "long": LONG},
         level=LEVEL,
@@ -54,7 +47,6 @@ def render_page(result: Result) -> str:
         settings=yaml.safe_dump(
             {**result.settings, "job": result.job}, sort_keys=False, allow_unicode=True, default_flow_style=False
         ),
-        version=__version__,
     )
 
 

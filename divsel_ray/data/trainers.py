@@ -19,7 +19,7 @@ import yaml
 
 from divsel_ray.data.conversation import Message
 from divsel_ray.errors import InputError
-from divsel_ray.store import atomic_path
+from divsel_ray.store import atomic_path, write_text
 
 DATASET_INFO = "dataset_info.json"
 ENTRIES = {"llama-factory": DATASET_INFO, "axolotl": "axolotl.yaml", "trl": "trl.yaml"}
@@ -78,8 +78,7 @@ def export_selection(selection: Path, trainer: str, out: Path, name: str | None 
     if data.exists() and (data.resolve() == selection.resolve() or not _says(entry, text)):
         raise InputError(f"{data}: another file is there, or its entry was changed; choose another folder or name")
     _write_conversations(selection, data, alternate if trainer == "llama-factory" else _as_they_are, trainer)
-    with atomic_path(entry) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(entry, text)
     return [data, entry]
 
 

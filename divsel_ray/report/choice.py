@@ -8,13 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import plotly.graph_objects as go
-from markupsafe import Markup
 from plotly.subplots import make_subplots
 
-from divsel_ray import __version__, store
 from divsel_ray.cluster.choose import MODERATE, Candidate, Choice
 from divsel_ray.errors import InputError
 from divsel_ray.report import charts, html
+from divsel_ray.store import read_json, write_json, write_text
 
 RECORD, PAGE = "choose-k.json", "choose-k.html"
 _TEMPLATE = "choice.html.j2"
@@ -25,9 +24,8 @@ _TITLES = ("Inertia", "Silhouettes", "Stability", "Cluster sizes")
 
 def write_choice(choice: Choice, folder: str | Path) -> None:
     """Write `choose-k.json` and `choose-k.html` into a folder."""
-    store.write_json(Path(folder) / RECORD, asdict(choice))
-    with store.atomic_path(Path(folder) / PAGE) as temporary:
-        temporary.write_text(render_page(choice), encoding="utf-8", newline="\n")
+    write_json(Path(folder) / RECORD, asdict(choice))
+    write_text(Path(folder) / PAGE, render_page(choice))
 
 
 def read_choice(folder: str | Path) -> Choice:
@@ -39,25 +37,22 @@ def read_choice(folder: str | Path) -> Choice:
     path = Path(folder) / RECORD
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected what divsel choose-k writes")
-    return Choice.of_record(store.read_json(path))
+    return Choice.of_record(read_json(path))
 
 
 def render_page(choice: Choice) -> str:
     """The page as HTML."""
-    environment = html.environment()
-    scripts = Markup(environment.get_template("colours.js").render())
     figure = charts.embed(choice_figure(choice), "choice", library=True)
     stable = [one for one in choice.candidates if one.stability is not None]
-    return environment.get_template(_TEMPLATE).render(
+    return html.render(
+        _TEMPLATE,
+        [figure],
         choice=choice,
         figure=figure,
-        colours=scripts,
-        policy=html.policy([figure, f"<script>{scripts}</script>"]),
         most_stable=max(stable, key=lambda one: one.stability or 0.0, default=None),
         highest=max(choice.candidates, key=lambda one: one.simplified_silhouette),
         seconds=sum(one.seconds for one in choice.candidates),
         moderate=MODERATE,
-        version=__version__,
     )
 
 

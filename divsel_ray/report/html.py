@@ -1,4 +1,4 @@
-"""What every page shares: the templates' environment, how numbers are written, and the content security policy."""
+"""What every page shares: its rendering, how numbers are written, and the content security policy."""
 
 from __future__ import annotations
 
@@ -8,16 +8,35 @@ import html
 import math
 import re
 import textwrap
+from collections.abc import Sequence
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from divsel_ray import __version__
 
 _SCRIPT = re.compile(r"<script[^>]*>(.*?)</script>", re.DOTALL)
 _NONE = "–"
 _HOVER_WIDTH, _HOVER_LINES = 64, 4
 
 
-def environment() -> Environment:
-    """Templates of this folder; every value is escaped, a missing one is an error."""
+def render(template: str, embedded: Sequence[Markup], **values: Any) -> str:
+    """A page, with the switch of colours and a policy that lets no scripts run but the switch and those of its figures.
+
+    Args:
+        template: a file of this folder.
+        embedded: the figures that the page embeds.
+        values: what the template names, beside `colours`, `policy` and `version`.
+    """
+    templates = _environment()
+    colours = Markup(templates.get_template("colours.js").render())
+    allowed = policy([*embedded, f"<script>{colours}</script>"])
+    return templates.get_template(template).render(**values, colours=colours, policy=allowed, version=__version__)
+
+
+def _environment() -> Environment:
+    """Every value is escaped, a missing one is an error."""
     made = Environment(
         loader=PackageLoader("divsel_ray", "report"),
         autoescape=True,

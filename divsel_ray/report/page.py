@@ -14,7 +14,6 @@ import plotly.graph_objects as go
 import yaml
 from markupsafe import Markup
 
-from divsel_ray import __version__, store
 from divsel_ray.report import charts, html
 from divsel_ray.report.card import CARD, dataset_card
 from divsel_ray.report.cost import bill
@@ -26,6 +25,7 @@ from divsel_ray.report.records import read_stages
 from divsel_ray.report.sample import find_parts
 from divsel_ray.report.signs import Sign, find_signs, looked_at, record_signs
 from divsel_ray.select.registry import SAMPLERS
+from divsel_ray.store import write_text
 
 PAGE = "report.html"
 SELECTED_SHOWN = 6
@@ -76,8 +76,7 @@ def write_report(folder: str | Path) -> Path:
     signs = find_signs(run)
     page = render_page(run, folder, signs)
     for name, text in ((PAGE, page), (CARD, dataset_card(run))):
-        with store.atomic_path(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+        write_text(folder / name, text)
     record_signs(folder, signs)
     return folder / PAGE
 
@@ -88,15 +87,13 @@ def render_page(run: Run, folder: Path, signs: Sequence[Sign]) -> str:
     points = read_points(folder, directions=run.config.cluster.metric == "cosine")
     parts = find_parts(read_stages(folder)[1])
     figures = _embedded(_figures(run, order, points))
-    environment = html.environment()
-    scripts = Markup(environment.get_template("colours.js").render())
-    return environment.get_template(_TEMPLATE).render(
+    return html.render(
+        _TEMPLATE,
+        list(figures.values()),
         run=run,
         config=run.config,
         refined=run.config.refine is not None,
         figures=figures,
-        colours=scripts,
-        policy=html.policy([*figures.values(), f"<script>{scripts}</script>"]),
         weights=_weights(run),
         weights_as_map=len(order) > charts.MOST_LINES,
         clusters=run.clustering.clusters[:CLUSTERS_SHOWN],
@@ -117,7 +114,6 @@ def render_page(run: Run, folder: Path, signs: Sequence[Sign]) -> str:
         },
         steps=_STEPS,
         seconds=sum(timing.seconds for timing in run.timings),
-        version=__version__,
     )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from divsel_ray import __version__, store
 from divsel_ray.config.files import dump_config
 from divsel_ray.report import charts, html
+from divsel_ray.store import write_json, write_text
 from divsel_ray.tune.chart import MOST_LINES, parallel_figure, shown, text_of
 from divsel_ray.tune.correlation import FEW
 from divsel_ray.tune.objectives import figure_of, figures_wanted
@@ -24,13 +24,12 @@ MOST_ROWS = 500
 
 def write_outcome(outcome: Outcome, folder: Path) -> None:
     """Write the three into a folder; without a finished trial there is no best one."""
-    store.write_json(folder / RECORD, record_of(outcome))
+    write_json(folder / RECORD, record_of(outcome))
     texts = {PAGE: render_page(outcome)}
     if outcome.best is not None:
         texts[BEST] = best_config(outcome)
     for name, text in texts.items():
-        with store.atomic_path(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+        write_text(folder / name, text)
 
 
 def record_of(outcome: Outcome) -> dict[str, Any]:
@@ -59,10 +58,10 @@ def best_config(outcome: Outcome) -> str:
 
 def render_page(outcome: Outcome) -> str:
     """The page as HTML."""
-    environment = html.environment()
-    scripts = Markup(environment.get_template("colours.js").render())
     figure = charts.embed(parallel_figure(outcome), "trials", library=True) if shown(outcome) else Markup("")
-    return environment.get_template(_TEMPLATE).render(
+    return html.render(
+        _TEMPLATE,
+        [figure],
         outcome=outcome,
         tuning=outcome.tuning,
         names=figures_wanted(outcome.tuning),
@@ -73,7 +72,4 @@ def render_page(outcome: Outcome) -> str:
         few=FEW,
         brief=text_of,
         best=best_config(outcome) if outcome.best else "",
-        colours=scripts,
-        policy=html.policy([figure, f"<script>{scripts}</script>"]),
-        version=__version__,
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from divsel_ray.arena.contenders import Contender
 from divsel_ray.arena.ground import Ground, marks_of
@@ -18,6 +17,7 @@ from divsel_ray.arena.spending import spent_by
 from divsel_ray.arena.worker import LOSSES, Bench
 from divsel_ray.config import Config
 from divsel_ray.errors import JobError
+from divsel_ray.evaluate.measures import read_losses
 from divsel_ray.pipeline import refine
 from divsel_ray.progress import Silent
 from divsel_ray.rounds import RefiningJob
@@ -84,8 +84,8 @@ class Cell:
 
     def row_losses(self) -> np.ndarray:
         """(n,) nats per token of each evaluation row, by row id."""
-        table = pq.read_table(self.stage.folder / LOSSES)
-        return table["nats"].to_numpy() / np.maximum(table["tokens"].to_numpy(), 1)
+        nats, tokens = read_losses(self.stage.folder / LOSSES)
+        return nats / np.maximum(tokens, 1)
 
     @property
     def loss(self) -> float:

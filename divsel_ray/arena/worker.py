@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 from divsel_ray.actors import answer_of, start_actor
@@ -20,8 +18,8 @@ from divsel_ray.config import TrainConfig
 from divsel_ray.config.arena import Arena
 from divsel_ray.errors import InputError
 from divsel_ray.evaluate.loss import Conversation, LossMeter
+from divsel_ray.evaluate.measures import write_losses
 from divsel_ray.resources import Cluster, await_ready
-from divsel_ray.store import write_table
 from divsel_ray.train.stage import SECTION, Round, train_here
 
 LOSSES = "losses.parquet"
@@ -63,12 +61,8 @@ class ArenaWorker:
 
     def measure(self, trained: str | None, target: str) -> None:
         """Write the losses under the untuned model, or under what a training left. Done once."""
-        if Path(target).exists():
-            return
-        table = pq.read_table(self._measurement.rows, columns=["row_id", "messages"])
-        rows = [Conversation(row["row_id"], row["messages"]) for row in table.to_pylist()]
-        nats, tokens = self._losses(trained, rows)
-        write_table(target, pa.table({"row_id": table["row_id"], "nats": nats, "tokens": tokens}))
+        if not Path(target).exists():
+            write_losses(Path(self._measurement.rows), lambda rows: self._losses(trained, rows), Path(target))
 
     def _losses(self, trained: str | None, rows: list[Conversation]) -> tuple[np.ndarray, np.ndarray]:
         if trained is not None and self._config.method == "full":

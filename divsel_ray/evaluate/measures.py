@@ -74,15 +74,29 @@ class Losses:
 
     def write(self, model: Model, loaded: Callable[[], LoadedModel], target: Path) -> None:
         """Parquet (row_id, nats, tokens) in the order of the rows."""
-        table = pq.read_table(self.rows, columns=["row_id", "messages"])
-        rows = [Conversation(row["row_id"], row["messages"]) for row in table.to_pylist()]
-        base = loaded()
+        base, config = loaded(), self.config
         with base.using(model.adapter) as ready:
-            nats, tokens = losses_of(ready, base.tokenizer, rows, self.config.max_tokens, self.config.batch_tokens)
-        write_table(target, pa.table({"row_id": table["row_id"], "nats": nats, "tokens": tokens}))
+            write_losses(
+                self.rows,
+                lambda rows: losses_of(ready, base.tokenizer, rows, config.max_tokens, config.batch_tokens),
+                target,
+            )
+
+
+def write_losses(rows: Path, measure: Callable[[list[Conversation]], tuple[np.ndarray, np.ndarray]], target: Path) -> None:
+    """Measure the losses of rows and write them for `read_losses`, beside the rows' ids.
+
+    Args:
+        rows: Parquet (row_id, messages); the last message of each is the completion.
+        measure: gives (n,) float64 sums of nats and (n,) int64 tokens of n rows.
+        target: Parquet (row_id, nats, tokens), in the order of the rows.
+    """
+    table = pq.read_table(rows, columns=["row_id", "messages"])
+    nats, tokens = measure([Conversation(row["row_id"], row["messages"]) for row in table.to_pylist()])
+    write_table(target, pa.table({"row_id": table["row_id"], "nats": nats, "tokens": tokens}))
 
 
 def read_losses(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """What `Losses` wrote: (n,) float64 sums of nats and (n,) int64 tokens, in the order of the rows."""
+    """What `write_losses` wrote: (n,) float64 sums of nats and (n,) int64 tokens, in the order of the rows."""
     table = pq.read_table(file, columns=["nats", "tokens"])
     return table["nats"].to_numpy(), table["tokens"].to_numpy()

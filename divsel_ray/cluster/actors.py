@@ -6,7 +6,6 @@ coordinator. On a single machine one actor is both, with a thread for each parti
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -182,11 +181,10 @@ class Looping(ABC):
     def partitions(self) -> Shards:
         """What the loop runs over."""
 
-    def loop(self, name: str, *args: Any) -> Any:
-        """Call `name` (module:function) as `function(shards, *args, report)`."""
+    def loop(self, function: Callable[..., T], *args: Any) -> T:
+        """Call `function(shards, *args, report)`."""
         self._state = None
-        module, _, function = name.partition(":")
-        return getattr(importlib.import_module(module), function)(self.partitions(), *args, self._report)
+        return function(self.partitions(), *args, self._report)
 
     def state(self) -> tuple[int, int, str] | None:
         """Work done, work in all, and its unit; None before anything is done."""

@@ -61,7 +61,7 @@ def measure_grid(
         config = config.model_copy(update={"size_cap": None})
         with stage.open_rows(files, config, cluster, progress) as held:
             task = GridTask(due, config, seed, str(folder), stage.check(held, files, config))
-            distributed.coordinate(held, "divsel_ray.cluster.choosing:run_grid", (task,), progress)
+            distributed.coordinate(held, run_grid, (task,), progress)
     return [Candidate(**read_json(_path(folder, k))) for k in grid]
 
 

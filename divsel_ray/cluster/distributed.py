@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import ray
@@ -29,6 +29,7 @@ from divsel_ray.failures import explained
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster, await_ready
 
+T = TypeVar("T")
 Mode = Literal["auto", "memory", "streaming"]
 
 POLL_SECONDS = 0.2
@@ -116,8 +117,7 @@ def fit(held: RayShards, settings: Settings, geometry: Geometry, progress: Progr
     """
     if settings.k > geometry.rows:
         raise too_many_clusters(settings.k, geometry.rows)
-    result: Fit = coordinate(held, "divsel_ray.cluster.distributed:run_fit", (settings, geometry, journal), progress)
-    return result
+    return coordinate(held, run_fit, (settings, geometry, journal), progress)
 
 
 def run_fit(held: Shards, settings: Settings, geometry: Geometry, journal: Journal | None, report: lloyd.Report) -> Fit:
@@ -130,12 +130,12 @@ def run_fit(held: Shards, settings: Settings, geometry: Geometry, journal: Journ
     return replace(found, centroids=best.centroids, inertia=best.inertia, sizes=best.counts, thresholds=best.thresholds)
 
 
-def coordinate(held: RayShards, loop: str, args: tuple[Any, ...], progress: Progress) -> Any:
+def coordinate(held: RayShards, loop: Callable[..., T], args: tuple[Any, ...], progress: Progress) -> T:
     """Have the coordinator run a loop over the partitions.
 
     Args:
         held: the partitions.
-        loop: `module:function`, called with the partitions, `args` and a function to report to.
+        loop: a function of this package, called with the partitions, `args` and a function to report to.
         args: plain values and k-sized arrays.
         progress: told of what the loop reports.
     """

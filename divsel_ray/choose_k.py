@@ -13,8 +13,8 @@ from pathlib import Path
 import yaml
 
 from divsel_ray.cluster import rows
-from divsel_ray.cluster.choose import Choice, check_grid, default_grid, elbow, recommend
-from divsel_ray.cluster.choosing import measure_grid, measured_settings
+from divsel_ray.cluster.criteria import Choice, check_grid, default_grid, elbow, recommend
+from divsel_ray.cluster.grid import measure_grid, measured_settings
 from divsel_ray.config import Config
 from divsel_ray.config.files import load_config, parse_config
 from divsel_ray.data.inputs import fingerprint_inputs
@@ -55,7 +55,7 @@ def choose_k(
     Args:
         config: of the job. Its pool and embed stages run, or are found in `out`; `cluster.k` is not looked at.
         out: the job's run folder.
-        grid: ascending; by default `choose.default_grid`.
+        grid: ascending; by default `criteria.default_grid`.
         embeddings: a folder of Parquet files with `row_id` and `embedding` to use instead of the job's own.
         progress: where the user is told.
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from divsel_ray.job import VERSIONS
 from divsel_ray.report.records import read_stages
+from divsel_ray.stage_maker import VERSIONS
 from divsel_ray.store import Stage, Store
 
 

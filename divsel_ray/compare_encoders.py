@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 import ray
 from sklearn.metrics import adjusted_rand_score
 
-from divsel_ray.cluster.choose import Candidate
-from divsel_ray.cluster.choosing import measure_grid, measured_settings
+from divsel_ray.cluster.criteria import Candidate
+from divsel_ray.cluster.grid import measure_grid, measured_settings
 from divsel_ray.config import Config
 from divsel_ray.config.files import build_config, override
 from divsel_ray.data.hashing import id_array, uniform_hash
@@ -60,7 +60,7 @@ class Measured:
         dimension: of its vectors.
         seconds: that embedding took, loading the model among them.
         k: number of clusters.
-        silhouette: mean standard silhouette on a sample; None where there is none (see `choose.Candidate`).
+        silhouette: mean standard silhouette on a sample; None where there is none (see `criteria.Candidate`).
         simplified_silhouette: of all rows.
         stability: mean adjusted Rand index of refits on subsamples; None where those are too small.
         clusters_covered: share of the clusters with a selected row.

@@ -17,7 +17,6 @@ from divsel_ray.actors import answer_of
 from divsel_ray.config import Config, RefineConfig, RewardConfig
 from divsel_ray.data.stage import CHUNK_ROWS, by_row_id
 from divsel_ray.generate.stage import EngineSettings, Fleet, read_chat_template
-from divsel_ray.job import VERSIONS
 from divsel_ray.models.references import fingerprint, resolve_model, unconverted
 from divsel_ray.score.crew import Crew
 from divsel_ray.score.gaps import write_gaps
@@ -25,6 +24,7 @@ from divsel_ray.score.spec import ScorerSpec
 from divsel_ray.score.stage import reward_reference
 from divsel_ray.select.gaps import RowGaps
 from divsel_ray.select.weights import WeightUpdate, explain_weights, move_weights
+from divsel_ray.stage_maker import VERSIONS
 from divsel_ray.stage_names import round_name
 from divsel_ray.stages import Before, Job, Sources, settings_of
 from divsel_ray.store import Stage, digest, write_json, write_table

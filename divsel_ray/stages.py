@@ -24,7 +24,6 @@ from divsel_ray.data.stage import CHUNK_ROWS, build_pool, take_rows
 from divsel_ray.embed.given import SETTING, take_vectors
 from divsel_ray.embed.stage import embed_pool
 from divsel_ray.errors import InputError
-from divsel_ray.job import StageMaker
 from divsel_ray.models.references import fingerprint
 from divsel_ray.score.spec import ScorerSpec
 from divsel_ray.score.stage import UNSCORED, build_reward, check_scores, draw_wanted, reward_reference, score_pool
@@ -32,6 +31,7 @@ from divsel_ray.select.diversity_stage import measure_selection
 from divsel_ray.select.plan import DrawFiles, DrawPlan, rows_to_score
 from divsel_ray.select.semantic_stage import drop_semantic_duplicates
 from divsel_ray.select.stage import draw_round
+from divsel_ray.stage_maker import StageMaker
 from divsel_ray.stage_names import round_name
 from divsel_ray.store import Stage, digest, file_digest, write_table
 

@@ -14,8 +14,8 @@ import pytest
 
 from divsel_ray.config import PricesConfig
 from divsel_ray.config.files import build_config
-from divsel_ray.job import StageMaker
 from divsel_ray.progress import Silent
+from divsel_ray.stage_maker import StageMaker
 from divsel_ray.store import Store, read_json, write_json
 from divsel_ray.usage import ATTEMPTS, Recorder, Usage, paid_to_servers, usage_of
 

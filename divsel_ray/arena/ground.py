@@ -26,11 +26,11 @@ from divsel_ray.config.arena import Arena
 from divsel_ray.data.inputs import source_names
 from divsel_ray.errors import InputError
 from divsel_ray.generate.stage import read_chat_template
-from divsel_ray.job import StageMaker
 from divsel_ray.models.references import fingerprint
 from divsel_ray.needs import Known, check_cluster
 from divsel_ray.progress import Progress, Silent
 from divsel_ray.resources import Cluster
+from divsel_ray.stage_maker import StageMaker
 from divsel_ray.stages import Job, Sources
 from divsel_ray.store import Stage, Store, digest
 from divsel_ray.tasks import run_tasks

@@ -15,7 +15,7 @@ from divsel_ray.config.reference import SECTION, Setting
 
 if TYPE_CHECKING:
     from divsel_ray.clean import Leftover
-    from divsel_ray.cluster.choose import Choice
+    from divsel_ray.cluster.criteria import Choice
     from divsel_ray.compare_encoders import EncoderComparison
     from divsel_ray.report.compare import Comparison
 

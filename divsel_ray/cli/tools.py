@@ -71,7 +71,7 @@ def choose_k(
     """
     with reported(quiet) as progress:
         from divsel_ray import choose_k as chooser
-        from divsel_ray.cluster.choose import parse_grid
+        from divsel_ray.cluster.criteria import parse_grid
 
         if config is not None and "=" in config.name and not config.exists():
             config, overrides = None, [str(config), *(overrides or [])]

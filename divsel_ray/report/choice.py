@@ -10,7 +10,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from divsel_ray.cluster.choose import MODERATE, Candidate, Choice
+from divsel_ray.cluster.criteria import MODERATE, Candidate, Choice
 from divsel_ray.errors import InputError
 from divsel_ray.report import charts, html
 from divsel_ray.store import read_json, write_json, write_text

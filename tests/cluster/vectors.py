@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.datasets import make_blobs
 
-from divsel_ray.cluster.choose import Candidate
+from divsel_ray.cluster.criteria import Candidate
 from divsel_ray.cluster.rows import bounds
 
 PLAIN = Candidate(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from divsel_ray.cluster.choose import Choice, Recommendation
+from divsel_ray.cluster.criteria import Choice, Recommendation
 from divsel_ray.errors import InputError
 from divsel_ray.report.choice import choice_figure, read_choice, render_page, write_choice
 from tests.cluster.vectors import PLAIN

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from divsel_ray.cluster import lloyd, stage
-from divsel_ray.cluster.choose import recommend
-from divsel_ray.cluster.choosing import measure_grid
+from divsel_ray.cluster.criteria import recommend
+from divsel_ray.cluster.grid import measure_grid
 from divsel_ray.cluster.shard import Shard
 from divsel_ray.cluster.shards import LocalShards, inspect
 from divsel_ray.config import ClusterConfig

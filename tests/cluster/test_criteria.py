@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from divsel_ray.cluster.choose import check_grid, default_grid, elbow, parse_grid, recommend
+from divsel_ray.cluster.criteria import check_grid, default_grid, elbow, parse_grid, recommend
 from divsel_ray.errors import InputError
 from tests.cluster.vectors import PLAIN
 

@@ -16,7 +16,7 @@ import numpy as np
 import ray
 
 from divsel_ray.cluster import distributed, kernels, lloyd, rows, silhouette, stability, stage
-from divsel_ray.cluster.choose import Candidate, check_grid
+from divsel_ray.cluster.criteria import Candidate, check_grid
 from divsel_ray.cluster.exact import Float32, exact_total
 from divsel_ray.cluster.kernels import Int32, Rows
 from divsel_ray.cluster.lloyd import Fit, Settings

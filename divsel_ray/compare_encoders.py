@@ -239,7 +239,7 @@ def _measure(job: _Job, cluster: Cluster, progress: Progress) -> Candidate:
 
 
 def _figures(jobs: Sequence[_Job], candidates: Sequence[Candidate]) -> list[Measured]:
-    outcomes = compare_runs([job.folder for job in jobs]).outcomes
+    outcomes = compare_runs([job.folder for job in jobs]).compared
     return [
         Measured(
             name=job.name,

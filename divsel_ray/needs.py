@@ -10,7 +10,7 @@ from divsel_ray.errors import InputError
 from divsel_ray.resources import SPARE_CPUS, Cluster
 from divsel_ray.score.bradley_terry import THREADS
 from divsel_ray.select.registry import SAMPLERS, memory_of
-from divsel_ray.stages import MEMORY_SHARE
+from divsel_ray.stages import DRAW_MEMORY_SHARE
 
 _MANY = 1 << 30
 """Units of work of a stage that has not cut any yet: workers are then limited by the cluster alone."""
@@ -150,8 +150,8 @@ def draw_gib(config: Config, known: Known) -> float | None:
 
 def problem_of(kind: str, need: Need, cluster: Cluster) -> str | None:
     """Why the cluster cannot hold a stage; None where it can, as far as is known."""
-    if kind == "draw" and need.gib is not None and need.gib > MEMORY_SHARE * cluster.node_gib:
-        most = MEMORY_SHARE * cluster.node_gib
+    if kind == "draw" and need.gib is not None and need.gib > DRAW_MEMORY_SHARE * cluster.node_gib:
+        most = DRAW_MEMORY_SHARE * cluster.node_gib
         return f"select.sampler: the draw needs {need.gib:.1f} GiB, {most:.1f} of a node are for it; see `divsel samplers`"
     try:
         # k-means that does not fit reads its rows anew on every pass.

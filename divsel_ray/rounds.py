@@ -71,7 +71,7 @@ class RefiningJob(Job):
                 "world_size": config.workers.count,
                 "threads": config.workers.cpus,
             },
-            [draw.key, fingerprint(config.model), *([last.key] if last else []), *_digest_of(template)],
+            [draw.key, fingerprint(config.model), *([last.key] if last else []), *_template_digests(template)],
             build,
             lambda facts: (
                 f"{facts['steps']} steps, loss {facts['train_loss']:.3f}"
@@ -110,7 +110,7 @@ class RefiningJob(Job):
         return self.make(
             round_name(number, "generate"),
             {**settings_of(config, "chat_template"), "seed": self.config.seed, "threads": config.workers.cpus, "rows": names},
-            [draw.key, model_key, *_digest_of(template)],
+            [draw.key, model_key, *_template_digests(template)],
             build,
             lambda facts: (
                 f"{facts['completions']:,} completions of {facts['rows']:,} prompts, {facts['tokens']:,} tokens, "
@@ -209,7 +209,7 @@ class RefiningJob(Job):
         )
 
 
-def _digest_of(template: str | None) -> list[str]:
+def _template_digests(template: str | None) -> list[str]:
     return [] if template is None else [digest(template)]
 
 

@@ -35,7 +35,7 @@ from divsel_ray.stage_maker import StageMaker
 from divsel_ray.stage_names import round_name
 from divsel_ray.store import Stage, digest, file_digest, write_table
 
-MEMORY_SHARE = 0.5
+DRAW_MEMORY_SHARE = 0.5
 """Share of a node's memory that a draw may fill with vectors."""
 
 
@@ -195,7 +195,7 @@ class Job(StageMaker):
             """Draw by the plan, with copies of its lists."""
             # The lists are part of what the draw can be made again from.
             copies = {name: shutil.copy(path, folder / f"{name}{path.suffix}") for name, path in lists.items()}
-            memory = MEMORY_SHARE * self.hardware.node_gib * 2**30
+            memory = DRAW_MEMORY_SHARE * self.hardware.node_gib * 2**30
             facts = draw_round(sources.files, sources.clusters.facts["k"], with_lists(plan, copies), folder, memory)
             facts["asked"] = size
             if plan.probe and not facts["probe"]:

@@ -105,7 +105,7 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Ending:
     """How a job ended.
 
     Attributes:
@@ -145,7 +145,7 @@ def _send(client: JobSubmissionClient, submission: Submission, archive: Path) ->
     )
 
 
-def follow(client: JobSubmissionClient, submission: Submission, job: str, write: Callable[[str], Any]) -> Outcome:
+def follow(client: JobSubmissionClient, submission: Submission, job: str, write: Callable[[str], Any]) -> Ending:
     """Wait for the end of a job and write its log as it grows.
 
     Raises:
@@ -165,17 +165,17 @@ def follow(client: JobSubmissionClient, submission: Submission, job: str, write:
             write(log[written:])
             written = len(log)
             if info.status.is_terminal():
-                return _outcome(info, log)
+                return _ending(info, log)
         time.sleep(_POLL_SECONDS)
 
 
-def _outcome(info: Any, log: str) -> Outcome:
+def _ending(info: Any, log: str) -> Ending:
     if info.status == JobStatus.SUCCEEDED:
-        return Outcome(0, "succeeded")
+        return Ending(0, "succeeded")
     code = info.driver_exit_code if info.driver_exit_code in (1, 2) else 1
     if info.status == JobStatus.STOPPED:
-        return Outcome(code, "was stopped; submitted again, it goes on")
-    return Outcome(code, f"failed: {_last_written(log) or _last_written(info.message or '')}")
+        return Ending(code, "was stopped; submitted again, it goes on")
+    return Ending(code, f"failed: {_last_written(log) or _last_written(info.message or '')}")
 
 
 def _last_written(text: str) -> str:

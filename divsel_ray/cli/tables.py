@@ -40,7 +40,7 @@ def comparison_table(found: Comparison) -> Table:
     table = Table("run", box=None, pad_edge=False, header_style="dim")
     for name in ("rows", "held-out\nloss", "gained by\ntraining", "held-out\ngap"):
         table.add_column(name, justify="right", no_wrap=True)
-    for one in found.outcomes:
+    for one in found.compared:
         figures = (one.held_out_loss, one.gain, one.held_out_gap)
         table.add_row(escape(one.folder), f"{one.rows:,}", *(_figure(value, 3) for value in figures))
     spreads = (found.held_out_loss, found.gain, found.held_out_gap)

@@ -44,7 +44,7 @@ class Assignment(NamedTuple):
     squared_distances: Float64
 
 
-class Known(NamedTuple):
+class Bounds(NamedTuple):
     """What a pass leaves for the next one, one element per row.
 
     Attributes:
@@ -60,14 +60,14 @@ class Known(NamedTuple):
     second: torch.Tensor
 
     @classmethod
-    def empty(cls, n: int) -> Known:
+    def empty(cls, n: int) -> Bounds:
         """Room for `n` rows."""
         floats = [torch.empty(n, dtype=torch.float32) for _ in range(3)]
         return cls(floats[0], torch.empty(n, dtype=torch.int32), floats[1], floats[2])
 
-    def part(self, start: int, stop: int) -> Known:
+    def part(self, start: int, stop: int) -> Bounds:
         """The same memory, seen through a range of rows."""
-        return Known(*(field[start:stop] for field in self))
+        return Bounds(*(field[start:stop] for field in self))
 
 
 class Move(NamedTuple):
@@ -174,7 +174,7 @@ def assign(rows: Rows, centroids: Float32) -> Assignment:
         centroids: (k, d).
     """
     tensor = tensor_of(rows)
-    known = Known.empty(len(rows))
+    known = Bounds.empty(len(rows))
     norms = squared_norms(rows)
     known.norms[:] = torch.from_numpy(norms)
     assign_all(tensor, centroids, screen(tensor, centroids, norms), known)
@@ -182,7 +182,7 @@ def assign(rows: Rows, centroids: Float32) -> Assignment:
     return Assignment(labels, own_distances(rows, centroids, labels))
 
 
-def assign_all(rows: torch.Tensor, centroids: Float32, screen: Screen, known: Known) -> Screen:
+def assign_all(rows: torch.Tensor, centroids: Float32, screen: Screen, known: Bounds) -> Screen:
     """Find the nearest of all centroids for rows of which only the norms are known.
 
     Rows far from the origin differ little for their length, and a product tells few of them apart: then a finer one does.
@@ -206,7 +206,7 @@ def assign_all(rows: torch.Tensor, centroids: Float32, screen: Screen, known: Kn
     return screen
 
 
-def _assign_batch(rows: torch.Tensor, centroids: Float32, screen: Screen, known: Known) -> bool:
+def _assign_batch(rows: torch.Tensor, centroids: Float32, screen: Screen, known: Bounds) -> bool:
     """Whether the products told enough of the rows apart; if not, nothing is settled."""
     products = screen.products(rows, known.norms.to(rows.device))
     at = torch.arange(len(rows), device=rows.device)
@@ -228,7 +228,7 @@ def _assign_batch(rows: torch.Tensor, centroids: Float32, screen: Screen, known:
     return True
 
 
-def _note(known: Known, at: torch.Tensor, labels: Int32, squared: Float64) -> None:
+def _note(known: Bounds, at: torch.Tensor, labels: Int32, squared: Float64) -> None:
     """Rows that were settled: any other centroid is at least as far as the own one, nothing more is known."""
     half = torch.from_numpy(squared / 2)
     known.labels[at] = torch.from_numpy(labels)
@@ -282,7 +282,7 @@ def settle_on_device(rows: torch.Tensor, centroids: Float32, row: Int64, centroi
     return labels.astype(np.int32), squared
 
 
-def reassign(rows: torch.Tensor, move: Move, moved: Screen, everything: Screen, known: Known) -> Screen:
+def reassign(rows: torch.Tensor, move: Move, moved: Screen, everything: Screen, known: Bounds) -> Screen:
     """Find the nearest centroids after a move, from the nearest ones before it.
 
     Only moved centroids can take a row whose own centroid stands still, or is still nearer than any other that stands
@@ -306,14 +306,14 @@ def reassign(rows: torch.Tensor, move: Move, moved: Screen, everything: Screen, 
         lost.append(_reassign_batch(rows[start:stop], move, moved, known.part(start, stop)) + start)
     anew = torch.cat(lost)
     if len(anew):
-        part = Known(*(field[anew] for field in known))
+        part = Bounds(*(field[anew] for field in known))
         everything = assign_all(rows[anew.to(rows.device)], move.after, everything, part)
         for whole, field in zip(known, part, strict=True):
             whole[anew] = field
     return everything
 
 
-def _reassign_batch(rows: torch.Tensor, move: Move, screen: Screen, known: Known) -> torch.Tensor:
+def _reassign_batch(rows: torch.Tensor, move: Move, screen: Screen, known: Bounds) -> torch.Tensor:
     """Returns the rows to assign anew; the others are brought up to date."""
     products = screen.products(rows, known.norms.to(rows.device))
     own = move.position[known.labels.long()]

@@ -15,7 +15,7 @@ from divsel_ray.cluster.initialise import Draw, Purpose, uniforms
 from divsel_ray.cluster.shard import Shard
 from divsel_ray.cluster.shards import Shards, add
 
-ROWS_PER_CLUSTER = 16
+SAMPLE_ROWS_PER_CLUSTER = 16
 """Rows of the first sample for each cluster; with fewer, centroids settle on noise."""
 GROWTH = 4
 LARGEST_SHARE = 1 / 8
@@ -27,7 +27,7 @@ MOST_ITERATIONS = 8
 def shares(rows: int, k: int) -> tuple[float, ...]:
     """Shares of the rows to iterate on, one after the other, before all of them."""
     sizes = []
-    share = ROWS_PER_CLUSTER * k / rows
+    share = SAMPLE_ROWS_PER_CLUSTER * k / rows
     while share <= LARGEST_SHARE:
         sizes.append(share)
         share *= GROWTH

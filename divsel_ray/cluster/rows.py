@@ -173,8 +173,8 @@ def _read_batches(segment: Segment, column: str, size: int) -> Iterator[Any]:
                 yield batch.column(0).slice(low, high - low)
 
 
-class Source(Protocol):
-    """Where a shard has its rows from."""
+class ShardRows(Protocol):
+    """The rows of a shard, wherever they are kept."""
 
     device: torch.device
     dtype: torch.dtype

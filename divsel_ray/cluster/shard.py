@@ -14,12 +14,12 @@ import torch
 
 from divsel_ray.cluster import kernels, repair
 from divsel_ray.cluster.exact import Float32, Float64, Grid, Int64, digest, exact_parts
-from divsel_ray.cluster.kernels import Assignment, Known, Move, Rows
+from divsel_ray.cluster.kernels import Assignment, Bounds, Move, Rows
 from divsel_ray.cluster.repair import Farthest
-from divsel_ray.cluster.rows import Held, Source
+from divsel_ray.cluster.rows import Held, ShardRows
 from divsel_ray.cluster.screen import Screen
 
-Step = Callable[[torch.Tensor, Known, Screen], Screen]
+Step = Callable[[torch.Tensor, Bounds, Screen], Screen]
 """Brings what is known of a block of rows up to date; returns the screen for the next block."""
 
 
@@ -70,12 +70,12 @@ class Shard:
         memory: what functions that are asked of a shard may keep between calls.
     """
 
-    def __init__(self, rows: Rows | Source, first: int = 0, numbers: Int64 | None = None) -> None:
-        self._source: Source = Held(rows) if isinstance(rows, (np.ndarray, torch.Tensor)) else rows
+    def __init__(self, rows: Rows | ShardRows, first: int = 0, numbers: Int64 | None = None) -> None:
+        self._source: ShardRows = Held(rows) if isinstance(rows, (np.ndarray, torch.Tensor)) else rows
         self.first = first
         self._numbers = numbers
         self.memory: dict[str, Any] = {}
-        self._known: Known | None = None
+        self._known: Bounds | None = None
         self._largest_norm = 0.0
         self._centroids: Float32 | None = None
         self._screen: Screen | None = None
@@ -118,9 +118,9 @@ class Shard:
         first_zero = int(numbers[zero[0]]) if len(zero) else None
         return Inspection(len(squared), None, first_zero, largest, exact_parts(squared), total % 2**64)
 
-    def _remember(self, squared_norms: Float64) -> Known:
+    def _remember(self, squared_norms: Float64) -> Bounds:
         """Begin to know of rows, first their norms (n,)."""
-        known = Known.empty(len(squared_norms))
+        known = Bounds.empty(len(squared_norms))
         with np.errstate(over="ignore", invalid="ignore"):
             known.norms[:] = torch.from_numpy(squared_norms)
             self._largest_norm = kernels.largest_norm(squared_norms)
@@ -184,7 +184,7 @@ class Shard:
             size = min(4 * size, len(order))
         return Farthest(squared[found], self.numbers[at[found]], labels[found], rows.float().cpu().numpy()[found])
 
-    def _bring_to(self, centroids: Float32, ledger: _Ledger | None = None) -> Known:
+    def _bring_to(self, centroids: Float32, ledger: _Ledger | None = None) -> Bounds:
         """Make what is known fit these centroids, and enter in the ledger which rows change their clusters."""
         known = self._known
         if known is None:

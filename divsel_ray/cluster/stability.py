@@ -28,7 +28,7 @@ from divsel_ray.cluster.shards import LocalShards, Shards, inspect
 REFITS = 3
 EVALUATION_ROWS = 10_000
 SUBSAMPLE_ROWS = 20_000
-ROWS_PER_CLUSTER = 10
+SUBSAMPLE_ROWS_PER_CLUSTER = 10
 """Subsamples are larger than `SUBSAMPLE_ROWS` where their clusters would else be smaller."""
 
 
@@ -47,7 +47,7 @@ def evaluation_rows(rows: int) -> int:
 
 def subsample_rows(rows: int, k: int) -> int:
     """How many rows each refit is fitted to: half of them, or 20,000, or ten per cluster, whichever is the larger cap."""
-    return min(rows // 2, max(SUBSAMPLE_ROWS, ROWS_PER_CLUSTER * k))
+    return min(rows // 2, max(SUBSAMPLE_ROWS, SUBSAMPLE_ROWS_PER_CLUSTER * k))
 
 
 def draw_rows(shards: Shards, seed: int, number: int, count: int) -> Rows:

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 import plotly.io
 from markupsafe import Markup
 
-from divsel_ray.report.facts import Cluster
+from divsel_ray.report.facts import ClusterFacts
 from divsel_ray.report.html import hover_text
 from divsel_ray.report.points import Points
 from divsel_ray.report.records import Mean
@@ -38,7 +38,7 @@ MOST_LINES = len(_LINES)
 """Clusters up to which weights are drawn as lines."""
 
 
-def cluster_figure(clusters: Sequence[Cluster]) -> go.Figure:
+def cluster_figure(clusters: Sequence[ClusterFacts]) -> go.Figure:
     """Each cluster's share of the pool beside its share of the selection, in percent, in the order given."""
     names = [str(cluster.number) for cluster in clusters]
     figure = _figure("cluster", "% of rows", barmode="group", bargap=0.25)

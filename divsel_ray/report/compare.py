@@ -19,7 +19,7 @@ GAP_ERRORS = 2.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ComparedRun:
     """One run: its rows, and what its last round came to on held-out rows (None where nothing was held out).
 
     `gain` is how far training lowered the held-out loss, in nats per token.
@@ -45,7 +45,7 @@ class Comparison:
     """Runs side by side.
 
     Attributes:
-        outcomes: one for each run, in the order given.
+        compared: one for each run, in the order given.
         overlap: mean Jaccard index of the selected rows over all pairs of runs; 1 is the same rows.
         overlap_by_chance: what random selections of these sizes from the largest of the pools would come to.
         held_out_loss: over runs that have one; None below two.
@@ -54,7 +54,7 @@ class Comparison:
         signs: that runs vary too much to be trusted.
     """
 
-    outcomes: Sequence[Outcome]
+    compared: Sequence[ComparedRun]
     overlap: float
     overlap_by_chance: float
     held_out_loss: Spread | None
@@ -73,14 +73,14 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
         raise InputError("only one run; name at least one other to compare it with")
     runs = [read_run(folder) for folder in folders]
     rows = [set(read_selection(folder, ["row_id"])["row_id"].to_pylist()) for folder in folders]
-    outcomes = [_outcome(str(folder), run) for folder, run in zip(folders, runs, strict=True)]
-    gain, gap = _spread([one.gain for one in outcomes]), _spread([one.held_out_gap for one in outcomes])
+    compared = [_compared(str(folder), run) for folder, run in zip(folders, runs, strict=True)]
+    gain, gap = _spread([one.gain for one in compared]), _spread([one.held_out_gap for one in compared])
     pool = max(run.pool.rows for run in runs)
     return Comparison(
-        outcomes=outcomes,
+        compared=compared,
         overlap=statistics.fmean(jaccard(one, other) for one, other in itertools.combinations(rows, 2)),
         overlap_by_chance=statistics.fmean(_by_chance(len(a), len(b), pool) for a, b in itertools.combinations(rows, 2)),
-        held_out_loss=_spread([one.held_out_loss for one in outcomes]),
+        held_out_loss=_spread([one.held_out_loss for one in compared]),
         gain=gain,
         held_out_gap=gap,
         signs=unstable(gain, gap, [error for run in runs if (error := _gap_error(run)) is not None]),
@@ -113,11 +113,11 @@ def unstable(gain: Spread | None, gap: Spread | None, gap_errors: Sequence[float
     return [Sign("results vary from run to run", "; ".join(evidence), cause, setting)]
 
 
-def _outcome(folder: str, run: Run) -> Outcome:
+def _compared(folder: str, run: Run) -> ComparedRun:
     last = run.rounds[-1]
     base, loss = (last.training.held_out_loss_base, last.training.held_out_loss) if last.training else (None, None)
     gain = base - loss if base is not None and loss is not None else None
-    return Outcome(folder, run.rows, loss, gain, last.held_out_gap.value if last.held_out_gap else None)
+    return ComparedRun(folder, run.rows, loss, gain, last.held_out_gap.value if last.held_out_gap else None)
 
 
 def _gap_error(run: Run) -> float | None:

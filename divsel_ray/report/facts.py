@@ -42,7 +42,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Cluster:
+class ClusterFacts:
     """A cluster, what was selected from it, and the mean quality of that."""
 
     number: int
@@ -55,7 +55,7 @@ class Cluster:
 class Clustering:
     """The clusters, largest first, how the fit ended, and how far they lie apart (see `apart.measure_silhouette`)."""
 
-    clusters: Sequence[Cluster]
+    clusters: Sequence[ClusterFacts]
     iterations: int
     inertia: float
     warnings: Sequence[str]
@@ -207,7 +207,7 @@ def _clustering(stage: StageRecord, selection: pa.Table, silhouette: float | Non
         qualities.setdefault(cluster, []).append(quality)
     means = {cluster: mean_of(values) for cluster, values in qualities.items()}
     clusters = [
-        Cluster(number, size, counts[number], mean.value if (mean := means.get(number)) else None)
+        ClusterFacts(number, size, counts[number], mean.value if (mean := means.get(number)) else None)
         for number, size in enumerate(sizes)
     ]
     ordered = sorted(clusters, key=lambda cluster: (-cluster.size, cluster.number))

@@ -57,11 +57,11 @@ def seen_completion(tokenizer: Any, exchange: Exchange, max_tokens: int) -> str:
         prompt_tokens = len(_chat_ids(tokenizer, exchange, ""))
     else:
         special = tokenizer.num_special_tokens_to_add(pair=True)
-        prompt_tokens = special + len(_plain_encoding(tokenizer, prompt_text(exchange.messages)))
+        prompt_tokens = special + len(_plain_encoding(tokenizer, prompt_with_roles(exchange.messages)))
     return cut_completion(tokenizer, exchange.completion, max(max_tokens // 2, max_tokens - prompt_tokens))
 
 
-def prompt_text(messages: Sequence[Message]) -> str:
+def prompt_with_roles(messages: Sequence[Message]) -> str:
     """The prompt as the first text of a pair: a single message bare, several with their roles."""
     if len(messages) == 1:
         return messages[0]["content"]
@@ -93,7 +93,7 @@ def _plain_encoding(tokenizer: Any, text: str) -> Any:
 
 def _encode_pair(tokenizer: Any, exchange: Exchange, max_tokens: int) -> Encoded:
     room = max_tokens - tokenizer.num_special_tokens_to_add(pair=True)
-    prompt = _plain_encoding(tokenizer, prompt_text(exchange.messages))
+    prompt = _plain_encoding(tokenizer, prompt_with_roles(exchange.messages))
     completion = _plain_encoding(tokenizer, exchange.completion)
     completion.truncate(max(max_tokens // 2, room - len(prompt)))
     prompt.truncate(room - len(completion), direction="left")

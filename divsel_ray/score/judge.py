@@ -24,7 +24,7 @@ from divsel_ray.errors import InputError, JobError
 from divsel_ray.models.api_client import RefusedError, UnavailableError
 from divsel_ray.models.spending import Ledger
 from divsel_ray.score.chat_client import Answer, ChatClient
-from divsel_ray.score.encoding import prompt_text
+from divsel_ray.score.encoding import prompt_with_roles
 from divsel_ray.score.scorer import Exchange
 from divsel_ray.store import digest
 
@@ -82,7 +82,7 @@ def read_template(config: JudgeConfig) -> str:
 def write_question(template: str, exchange: Exchange, config: JudgeConfig, max_tokens: int) -> str:
     """The template with the row in it; a long row loses the start of its prompt and the end of its completion."""
     room = max_tokens * _CHARACTERS_PER_TOKEN
-    prompt = prompt_text(exchange.messages)
+    prompt = prompt_with_roles(exchange.messages)
     completion = exchange.completion[: max(room // 2, room - len(prompt))]
     prompt = prompt[max(0, len(prompt) - (room - len(completion))) :]
     values = {"prompt": prompt, "completion": completion, "lowest": f"{config.lowest:g}", "highest": f"{config.highest:g}"}

@@ -99,7 +99,7 @@ class Diversity:
 
 
 @dataclass(frozen=True)
-class Interval:
+class PredictionInterval:
     """Where a measure of a random subset lies.
 
     Attributes:
@@ -238,19 +238,20 @@ def random_subset(row_ids: NDArray[np.bytes_], size: int, seed: int, draw: int) 
     return _smallest(uniform_hash(seed, f"random-{draw}", row_ids), size)
 
 
-def intervals(draws: Sequence[Diversity]) -> dict[str, Interval]:
-    """Mean and 95 % interval of every compared measure over random subsets, at least two (see `Interval`)."""
+def intervals(draws: Sequence[Diversity]) -> dict[str, PredictionInterval]:
+    """Mean and 95 % interval of every compared measure over random subsets, at least two (see `PredictionInterval`)."""
     found = {}
     for name in COMPARED:
         values = np.array([getattr(draw, name) for draw in draws], dtype=np.float64)
         # Of one more draw, when mean and deviation are those of a few.
         width = float(stats.t.ppf(0.975, len(values) - 1)) * math.sqrt(1 + 1 / len(values))
         mean, spread = float(values.mean()), width * float(values.std(ddof=1))
-        found[name] = Interval(mean, max(mean - spread, 0.0), min(mean + spread, 1.0) if name in _SHARES else mean + spread)
+        high = min(mean + spread, 1.0) if name in _SHARES else mean + spread
+        found[name] = PredictionInterval(mean, max(mean - spread, 0.0), high)
     return found
 
 
-def against_random(pool: Rows, k: int, size: int, draws: int, seed: int, sample: int = SAMPLE) -> dict[str, Interval]:
+def against_random(pool: Rows, k: int, size: int, draws: int, seed: int, sample: int = SAMPLE) -> dict[str, PredictionInterval]:
     """What random subsets of a size give by the same measures.
 
     A selection of that size is measured by `measure` with the same seed and sample. Where the pool's vectors do not fit the

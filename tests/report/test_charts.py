@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 
 from divsel_ray.report import charts
-from divsel_ray.report.facts import Cluster
+from divsel_ray.report.facts import ClusterFacts
 from divsel_ray.report.records import Mean
 
 
 def test_cluster_bars_are_shares_of_the_pool_and_of_the_selection() -> None:
-    figure = charts.cluster_figure([Cluster(1, 30, 1, None), Cluster(0, 10, 3, None)])
+    figure = charts.cluster_figure([ClusterFacts(1, 30, 1, None), ClusterFacts(0, 10, 3, None)])
     pool, selected = figure.data
     assert list(pool.x) == list(selected.x) == ["1", "0"]
     assert list(pool.y) == [75.0, 25.0]

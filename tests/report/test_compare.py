@@ -20,7 +20,7 @@ def test_runs_that_chose_and_learned_the_same_do_not_vary(tmp_path: Path) -> Non
     assert found.overlap == 1.0
     # six of thirty rows each: 1.2 shared by chance, of 10.8
     assert found.overlap_by_chance == pytest.approx(1 / 9)
-    assert [one.gain for one in found.outcomes] == [1.0, 1.0]
+    assert [one.gain for one in found.compared] == [1.0, 1.0]
     assert found.held_out_gap == Spread(1.0, 0.0)
     assert found.signs == []
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from divsel_ray.score.encoding import collate, encode_exchange, position_limit, prompt_text, seen_completion
+from divsel_ray.score.encoding import collate, encode_exchange, position_limit, prompt_with_roles, seen_completion
 from divsel_ray.score.scorer import Exchange, encode_each
 
 
@@ -58,8 +58,8 @@ def test_a_long_chat_keeps_its_first_and_its_closing_token(chat_tokenizer):
 
 def test_a_conversation_of_several_messages_names_its_roles():
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    assert prompt_text(messages) == "User: a\nAssistant: b\nUser: c"
-    assert prompt_text(messages[:1]) == "a"
+    assert prompt_with_roles(messages) == "User: a\nAssistant: b\nUser: c"
+    assert prompt_with_roles(messages[:1]) == "a"
 
 
 def test_texts_are_padded_on_the_right_and_masked(pair_tokenizer):

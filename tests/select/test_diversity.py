@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from divsel_ray.select import diversity
 from divsel_ray.select.diversity import (
     COMPARED,
-    Interval,
     Mix,
+    PredictionInterval,
     Rows,
     against_random,
     intervals,
@@ -177,7 +177,7 @@ def test_an_interval_is_that_of_one_more_draw():
     draws = [measure(rows.take(np.array(index)), POOL, seed=0) for index in ([0, 1], [2, 3], [1, 2])]
     assert set(intervals(draws)) == set(COMPARED)
     # Means of 1.5, 3.5 and 2.5 tokens: t of two degrees of freedom is 4.3027. Nothing lies below 0.
-    assert intervals(draws)["tokens_mean"] == Interval(2.5, 0.0, pytest.approx(2.5 + 4.302653 * np.sqrt(4 / 3)))
+    assert intervals(draws)["tokens_mean"] == PredictionInterval(2.5, 0.0, pytest.approx(2.5 + 4.302653 * np.sqrt(4 / 3)))
 
 
 def test_random_subsets_of_a_pool_give_an_interval_that_random_subsets_lie_in():

@@ -26,6 +26,21 @@ def test_shrinkage_pulls_cluster_means_towards_the_overall_mean_by_their_noise()
     assert gaps.shrunk == pytest.approx(np.array([5 - 3 * pull, 5 + 3 * pull]) / np.sqrt(2))
 
 
+def test_the_variance_between_three_clusters_by_hand():
+    gaps = cluster_gaps(np.array([0.0, 2.0, 4.0, 6.0, 5.0, 7.0]), np.array([0, 0, 1, 1, 2, 2]), k=3, shrinkage=True)
+    # Means 1, 5 and 6 about 4. Mean squares: within 6 / 3 = 2, between 2 * (9 + 1 + 4) / 2 = 14; two rows each.
+    assert gaps.unit == pytest.approx(np.sqrt(2))
+    assert gaps.between * gaps.unit**2 == pytest.approx((14 - 2) / 2)
+    # kappa = 2 / 6, so each mean is pulled to 2 / (2 + 1 / 3) = 6 / 7 of its way from the overall one.
+    assert gaps.effect * gaps.unit == pytest.approx(6 / 7 * np.array([-3.0, 1.0, 2.0]))
+
+
+def test_clusters_of_unequal_size_count_as_their_effective_rows():
+    gaps = cluster_gaps(np.array([0.0, 2.0, 4.0, 4.0, 4.0, 10.0]), np.array([0, 0, 1, 1, 1, 2]), k=3, shrinkage=True)
+    # Means 1, 4, 10 about 4; within 2 / 3, between (2 * 9 + 36) / 2 = 27; n0 = (6 - 14 / 6) / 2 = 11 / 6.
+    assert gaps.between * gaps.unit**2 == pytest.approx((27 - 2 / 3) / (11 / 6))
+
+
 def test_a_cluster_with_fewer_rows_is_shrunk_more():
     values, cluster = np.array([0.0, 2.0, 0.5, 1.5, 9.0, 11.0, 20.0]), np.array([0, 0, 0, 0, 1, 1, 2])
     gaps = cluster_gaps(values, cluster, 3, shrinkage=True)

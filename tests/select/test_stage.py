@@ -234,6 +234,32 @@ def test_included_rows_are_in_and_excluded_rows_are_not(cluster, files, tmp_path
     assert (facts["included"], facts["excluded"]) == (6, 60)
 
 
+@pytest.mark.parametrize("sampler", ["kmq", "kcenter"])
+def test_included_rows_count_against_a_budget_of_tokens(cluster, files, tmp_path, sampler):
+    tokens = column(files, "n_tokens")
+    ids = sorted(tokens)[:6]
+    include = listed(tmp_path / "in.txt", ids)
+    facts, rows = draw(files, tmp_path / "a", [300], unit="tokens", include=include, sampler=sampler)
+    assert set(ids) <= set(rows)
+    assert facts["tokens"] == sum(tokens[row_id] for row_id in rows)
+    # No row has more than 16 tokens: less room than that is left.
+    assert 300 - 16 < facts["tokens"] <= 300
+
+
+def test_included_rows_are_new_in_the_first_round_only(cluster, files, tmp_path):
+    ids = sorted(column(files, "source"))[:6]
+    config, state, new = SelectConfig(include=listed(tmp_path / "in.txt", ids)), {}, []
+    for size in (10, 20):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        facts = draw_round(files, K, DrawPlan(config, 0, [size], reserved=20, **state), folder)
+        new.append({row["row_id"] for row in read(folder) if row["new"]})
+        state = {"drawn": facts["drawn"], "targets": facts["targets"]}
+    assert [len(rows) for rows in new] == [10, 10]
+    assert set(ids) <= new[0]
+    assert not new[0] & new[1]
+
+
 def test_lists_that_contradict_each_other_or_the_budget_are_refused(cluster, files, tmp_path):
     ids = sorted(column(files, "source"))
     lists = {"include": listed(tmp_path / "in.txt", ids[:6]), "exclude": listed(tmp_path / "out.txt", ids[5:8])}

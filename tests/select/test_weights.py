@@ -53,6 +53,12 @@ def test_a_cluster_without_a_scored_row_keeps_its_weight():
     assert held([0.1, 0.2, 0.3, 0.4], gaps) == [None, "unscored", None, "unscored"]
 
 
+def test_an_unscored_cluster_that_the_ceiling_brings_down_says_so():
+    gaps, config = two_clusters(k=3), PLAIN.model_copy(update={"ceiling": 1.5})
+    assert updated([0.1, 0.1, 0.8], gaps, config)[2] == pytest.approx(0.5)
+    assert held([0.1, 0.1, 0.8], gaps, config)[2] == "ceiling"
+
+
 def test_memoryless_forgets_the_weights():
     config = PLAIN.model_copy(update={"update": "memoryless"})
     assert updated([0.9, 0.1], two_clusters(), config) == pytest.approx(updated([0.2, 0.8], two_clusters(), config))
@@ -136,6 +142,14 @@ def test_the_facts_of_an_update_by_hand():
     assert facts["moved"] == 0
     assert facts["guards"] == {"disagreement": 2}
     assert (facts["scored_rows"], facts["scored_clusters"], facts["shuffled"]) == (4, 2, False)
+
+
+def test_what_moved_is_the_weight_that_changed_hands():
+    facts = move_weights(np.array([0.5, 0.5]), rows([1, 3, 7, 9], [0, 0, 1, 1]), NONE, PLAIN, 0, 1).facts(PLAIN)
+    # Gaps 6 / sqrt(2) apart: the second cluster ends at 1 / (1 + exp(-6 / sqrt(2))).
+    assert facts["weights"][1] == pytest.approx(1 / (1 + np.exp(-6 / np.sqrt(2))))
+    assert facts["moved"] == pytest.approx(facts["weights"][1] - 0.5)
+    assert facts["between"] == pytest.approx(8.5)
 
 
 def test_length_control_leaves_nothing_of_a_gap_that_is_all_length():

@@ -1,9 +1,9 @@
 """The command line: exact rows out, one clear line for wrong input, exit codes as documented."""
 
 import json
+import re
 import subprocess
 import sys
-import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -31,7 +31,12 @@ def test_help_names_every_command_without_loading_torch():
     code = "import sys; from divsel_ray.cli import app; app(['--help'], standalone_mode=False); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False")
-    assert all(name in done.stdout for name in ("quickstart", "run", "select", "plan", "report", "doctor"))
+    assert set(re.findall(r"^│ ([a-z][a-z-]*) ", done.stdout, re.MULTILINE)) == {
+        *("quickstart", "settings", "doctor"),
+        *("select", "samplers", "verify", "export"),
+        *("run", "submit", "plan", "report", "clean"),
+        *("tune", "arena", "evaluate", "compare-encoders", "choose-k", "train-reward"),
+    }
 
 
 def test_select_writes_exactly_the_budget_and_the_same_rows_again(cluster, encoder, tmp_path):
@@ -177,12 +182,11 @@ def test_a_stage_no_node_can_hold_is_refused_with_the_numbers(cluster, encoder, 
     data = write_rows(tmp_path / "rows.jsonl", 20)
     config = tmp_path / "job.yaml"
     config.write_text(f"budget: 5\npool: {{data: {data}}}\nembed: {{model: {encoder}, workers: {{gpus: 3}}}}\n")
-    began = time.monotonic()
     done = divsel("run", config, "--out", tmp_path / "run")
     assert done.exit_code == 2
     assert "3 GPUs" in done.stderr
     assert "embed.workers" in done.stderr
-    assert time.monotonic() - began < 30
+    assert not list((tmp_path / "run").glob("*/*/_manifest.json"))
 
 
 def test_print_config_is_a_configuration_that_runs(tmp_path):

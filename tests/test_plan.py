@@ -1,5 +1,6 @@
 """The plan: rows, memory, hours and money where they are known, and what does not fit."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from divsel_ray.needs import Known, check_cluster, needs_of
 from divsel_ray.pipeline import plan_job, require_models
 from divsel_ray.plan import due_totals, plan_lines
 from divsel_ray.resources import Cluster
-from divsel_ray.store import Store
+from divsel_ray.store import Store, read_json
 from tests.e2e.jobs import write_rows
 from tests.models.tiny import save_encoder
 
@@ -65,6 +66,30 @@ def test_hours_and_money_of_a_due_stage_are_those_of_its_kind_in_the_folder(tmp_
     assert not lines["cluster"].cached
     assert lines["cluster"].hours == 0.5
     assert lines["cluster"].money == pytest.approx(2.0 * 1 + 10.0 * 0.2)
+
+
+def test_of_several_stages_of_a_kind_the_plan_takes_the_newest(tmp_path, encoder):
+    for seed, wall in enumerate((3600.0, 7200.0, 1800.0)):
+        usage = {"wall_s": wall, "attempts": 1}
+        facts = {"pool": {"rows": 20}, "embed": {"rows": 20, "dimension": 4}, "cluster": {"usage": usage}}
+        commit(job(tmp_path, encoder, seed=seed), tmp_path / "run", **facts)
+    files = (tmp_path / "run").glob("cluster/*/_manifest.json")
+    manifests = {read_json(file)["facts"]["usage"]["wall_s"]: file for file in files}
+    assert sorted(manifests) == [1800.0, 3600.0, 7200.0]
+    for second, wall in enumerate((3600.0, 1800.0, 7200.0)):
+        os.utime(manifests[wall], (2e9 + second, 2e9 + second))
+    lines = {line.stage: line for line in plan_lines(job(tmp_path, encoder, seed=9), tmp_path / "run", HERE)}
+    assert lines["cluster"].hours == 2.0
+
+
+def test_a_round_that_is_due_takes_as_long_as_one_that_was_run_and_without_cpu_time_costs_nobody_knows_what(tmp_path, encoder):
+    refine = {"rounds": 2, "train": {"model": encoder}, "generate": {"engine": "transformers"}}
+    config = job(tmp_path, encoder, refine=refine, reward={"model": encoder})
+    commit(config, tmp_path / "run", **{"round-1/train": {"usage": {"wall_s": 1800.0, "attempts": 1}}})
+    lines = {line.stage: line for line in plan_lines(config, tmp_path / "run", HERE)}
+    assert (lines["round-1/train"].cached, lines["round-2/train"].cached) == (True, False)
+    assert (lines["round-2/train"].hours, lines["round-2/train"].money) == (0.5, None)
+    assert lines["round-2/generate"].hours is None
 
 
 def test_what_workers_hold_together_is_in_the_plan(tmp_path, encoder):

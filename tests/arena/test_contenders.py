@@ -119,6 +119,14 @@ def test_a_cells_job_differs_in_what_its_contender_is(tmp_path):
     assert made["iterative-shuffled"].refine.weights.shuffled
 
 
+def test_only_iterative_contenders_keep_a_probe_apart(tmp_path):
+    refine = {**JOB["refine"], "scored": "probe", "probe": 1}
+    arena = load_arena(write(tmp_path, **job(refine=refine)))
+    scored = {one.name: config_of(one, arena, arena.job, seed=5, epochs=1).refine.scored for one in contenders_of(arena)}
+    assert {name for name, rows in scored.items() if rows == "probe"} == {"iterative-learned", "iterative-shuffled"}
+    assert set(scored.values()) == {"probe", "selected"}
+
+
 @pytest.mark.parametrize(
     ("changes", "epochs"),
     [
@@ -129,6 +137,8 @@ def test_a_cells_job_differs_in_what_its_contender_is(tmp_path):
         ({"rounds": 1}, 2),
         # A probe of 5 rows in each of 2 clusters, 3 rounds of it: 24 x 3 + 30.
         ({"scored": "probe", "probe": 5}, 3),
+        # 24 x 3 + 90, over 12 x 3.
+        ({"scored": "probe", "probe": 15}, 5),
         ({"generate": {"samples": 8, "temperature": 1.0}}, 8),
     ],
 )

@@ -46,5 +46,13 @@ def test_one_word_cannot_be_cut_or_shuffled_and_gets_another_rows():
     assert spoil(["yes", "no"], IDS[:2], ["truncated", "shuffled"], seed=0) == [("no", "other"), ("yes", "other")]
 
 
+def test_words_that_are_all_the_same_cannot_be_shuffled():
+    assert spoil(["well well well", "no"], IDS[:2], ["shuffled", None], seed=0) == [("no", "other"), ("no", "")]
+
+
+def test_a_text_that_differs_in_the_white_space_around_it_is_the_same():
+    assert spoil(["yes", " yes\n"], IDS[:2], ["other", None], seed=0) == [("yes", ""), (" yes\n", "")]
+
+
 def test_a_row_that_no_other_differs_from_stays_as_it_is_and_is_not_flagged():
     assert spoil(["yes", "yes"], IDS[:2], ["other", None], seed=0) == [("yes", ""), ("yes", "")]

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from divsel_ray.errors import InputError
@@ -34,6 +36,18 @@ def test_a_gap_that_spreads_by_more_than_its_error_explains_is_unstable() -> Non
     assert unstable(None, Spread(1.0, 0.2), [0.1, 0.1]) == []
     [sign] = unstable(Spread(1.0, 0.1), Spread(1.0, 0.21), [0.1, 0.1])
     assert sign.evidence == "the held-out gap varies by 0.21, its standard error within a run is 0.1"
+
+
+def test_the_errors_of_gaps_are_those_of_the_runs(tmp_path: Path) -> None:
+    first, second = (FakeRun(tmp_path / name, 2).build() for name in "ab")
+    [file] = second.glob("round-2/score/*/gaps.parquet")
+    table = pq.read_table(file)
+    pq.write_table(table.set_column(table.column_names.index("gap"), "gap", pc.add(table["gap"], 4.0)), file)
+    found = compare_runs([first, second])
+    # 0.5 and 1.5 held out in one, 4.5 and 5.5 in the other: means 1 and 5, each with a standard error of 0.5.
+    assert found.held_out_gap == Spread(3.0, pytest.approx(8**0.5))
+    [sign] = found.signs
+    assert sign.evidence == "the held-out gap varies by 2.83, its standard error within a run is 0.5"
 
 
 def test_a_single_run_has_nothing_to_be_compared_with(tmp_path: Path) -> None:

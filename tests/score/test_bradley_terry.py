@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
 from divsel_ray.config import FitRewardConfig
 from divsel_ray.errors import InputError, JobError
@@ -62,6 +63,21 @@ def test_the_same_rows_in_another_order_give_the_same_model_bit_for_bit(encoder,
     first, second = (fit_reward_model(part, config, 0, tmp_path / name) for name, part in (("a", rows), ("b", mixed)))
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
     assert first | {"seconds": 0} == second | {"seconds": 0}
+
+
+def test_the_learning_rate_falls_linearly_to_a_twentieth(encoder, tmp_path, monkeypatch):
+    rates = []
+
+    class Recorded(torch.optim.AdamW):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recorded)
+    config = settings(encoder, prompts=32, held_out=4, epochs=1, learning_rate=1e-3)
+    fit_reward_model(toy_pool(36), config, 0, tmp_path / "m")
+    # Four steps of eight prompts, each a fourth of the way from 1 to 0.05.
+    assert rates == pytest.approx([1e-3 * (1 - 0.95 * step / 4) for step in range(4)])
 
 
 def test_only_the_head_the_pooler_and_the_top_layers_change(encoder, tmp_path):

@@ -58,5 +58,12 @@ def test_the_order_changes_with_the_epoch_and_the_seed():
     assert first != steps_of(40, 4, 1, 1, 2, seed=1)
 
 
+def test_every_column_has_an_order_of_its_own():
+    first, second = zip(*plan_steps([40, 40], range(2), steps=40, epochs=1, seed=0), strict=True)
+    assert sorted(first) == list(range(40))
+    assert sorted(second) == list(range(40, 80))
+    assert [entry + 40 for entry in first] != list(second)
+
+
 def test_a_step_is_cut_into_as_many_batches_on_every_worker():
     assert cut_steps([[0, 1, 2], [3]], 2, 2) == [[0, 1], [2], [3], []]

@@ -6,7 +6,7 @@ import pytest
 
 from divsel_ray.config.files import build_config
 from divsel_ray.errors import InputError
-from divsel_ray.needs import Known
+from divsel_ray.needs import Known, needs_of
 from divsel_ray.resources import Cluster
 from divsel_ray.tune.concurrency import choose_concurrency, share_of
 
@@ -80,11 +80,14 @@ def test_a_share_without_a_cpu_for_the_stages_is_refused():
 
 
 def test_memory_is_divided_too():
-    vectors = Known(rows=20_000_000, dimension=384)
-    config = static(select={"sampler": "kcenter"})
-    alone = choose_concurrency(None, [config], cluster((64, 0), local=True), 8, Known(rows=1000, dimension=384))
-    assert alone == 8
-    assert choose_concurrency(None, [config], cluster((64, 0), local=True), 8, vectors) == 1
+    config, machine = static(select={"sampler": "kcenter"}), cluster((64, 0), local=True)
+    rows_per_gib = 1_000_000 / needs_of(config, machine, Known(1_000_000, 384))["draw"].gib
+
+    def fitting_beside(gib: float) -> int:
+        return choose_concurrency(None, [config], machine, 8, Known(int(gib * rows_per_gib), 384))
+
+    # A draw may have half of its trial's share of the 16 GiB: 8 alone, 4 of two trials, 2.67 of three, 1 of eight.
+    assert [fitting_beside(gib) for gib in (0.9, 2.5, 3.5, 7.5)] == [8, 3, 2, 1]
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 7])

@@ -110,7 +110,11 @@ def test_a_draw_of_all_rows_that_no_node_holds_is_refused():
         {"select": {"missing": "drop"}},
         {"select": {"exclude": "others.txt"}},
         {"clean": {"semantic_duplicates": 0.9}},
+        {"select": {"quotas": {"rows.jsonl": 500}}},
+        {"budget_unit": "tokens"},
     ],
 )
 def test_a_draw_of_rows_that_nobody_has_counted_yet_is_not_refused_for_their_memory(left_out):
+    assert needs_of(drawing(), GPUS, MILLION)["draw"].gib > 1
+    assert needs_of(drawing(**left_out), GPUS, MILLION)["draw"].gib is None
     check_cluster(drawing(**left_out), replace(GPUS, memory_gib=1), MILLION)

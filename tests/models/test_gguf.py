@@ -37,6 +37,6 @@ def test_a_tokenizer_that_lost_its_merges_is_refused_with_the_versions_that_keep
         check_tokenizer(tokenizer_with([]), "some-model")
 
 
-def test_a_vocabulary_without_words_has_none_to_cut():
+def test_a_tokenizer_that_knows_no_words_is_not_refused_for_cutting_them():
     core = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
     check_tokenizer(PreTrainedTokenizerFast(tokenizer_object=core), "some-model")

@@ -21,7 +21,7 @@ VERSIONS = {
     "pool": 5,
     "clean": 1,
     "embed": 2,
-    "cluster": 2,
+    "cluster": 3,
     "reward": 1,
     "quality": 1,
     "semantic": 1,

@@ -282,7 +282,7 @@ class _Proposals:
         self._centroids = np.array(centroids)
         self._thresholds = np.full(len(centroids), EVERY_ROW, np.int64)
         self._first = shard.first
-        self._norms = np.concatenate([_norms(rows) for _, rows in shard.tensors()] or [np.empty(0, np.float32)])
+        self._norms = np.concatenate([_norms(rows) for _, rows in shard.tensors()] or [np.empty(0)])
         self._listed = min(LISTED, len(centroids))
         self._clusters = np.zeros((n, self._listed), np.int32)
         self._distances = np.full((n, self._listed), np.inf, np.float32)
@@ -380,5 +380,5 @@ def _keys(squared_distances: Float32, numbers: Int64) -> Int64:
     return (squared_distances.view(np.int32).astype(np.int64) << 32) | numbers[:, None]
 
 
-def _norms(rows: torch.Tensor) -> Float32:
-    return rows.double().square().sum(dim=1).float().cpu().numpy()
+def _norms(rows: torch.Tensor) -> Float64:
+    return rows.double().square().sum(dim=1).cpu().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,10 +96,27 @@ def to_rows(X: Any, name: str) -> Rows:
         array = _to_array(X, name)
     if isinstance(array, np.ndarray) and array.dtype not in (np.float16, np.float32):
         with np.errstate(over="ignore"):
-            array = array.astype(np.float32)
+            single = array.astype(np.float32)
+        if array.ndim == 2 and _merges(array):
+            warnings.warn(
+                f"{name} is computed with in float32, which its values lie too far from 0 for: take their mean off first",
+                UserWarning,
+                stacklevel=3,
+            )
+        array = single
     if array.ndim != 2 or array.shape[1] == 0:
         raise InputError(f"{name} has shape {tuple(array.shape)}; expected two dimensions, one vector per row")
     return array.contiguous() if isinstance(array, torch.Tensor) else np.ascontiguousarray(array)
+
+
+def _merges(array: np.ndarray) -> bool:
+    """Whether float32 tells fewer than a thousand values of a feature apart, where float64 told more."""
+    if not len(array):
+        return False
+    spread, largest = np.ptp(array, axis=0), np.abs(array).max(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        step = np.spacing(largest.astype(np.float32)).astype(np.float64)
+    return bool(((spread > 0) & (spread < 1000 * step)).any())
 
 
 def _to_array(X: Any, name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import numbers
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from divsel_ray.errors import InputError
 from divsel_ray.progress import Progress, Silent, Terminal
 from divsel_ray.resources import Cluster, connect
 
+_NAME = "k-means"
 LOCAL_ELEMENTS = 1 << 21
 """Numbers in an array that takes less time to cluster than actors take to start."""
 
@@ -114,8 +116,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         self._check_parameters()
         source = open_data(X)
         settings = self._settings(source)
-        progress = Terminal(Console(stderr=True)) if self.verbose else Silent()
-        with self._open(source, progress, local=self.n_shards is None) as held:
+        with self._told() as progress, self._open(source, progress, local=self.n_shards is None) as held:
             geometry = self._look(held, source)
             journal = self._journal(source, settings, geometry)
             if isinstance(held, RayShards):
@@ -123,6 +124,7 @@ class KMeans(ClusterMixin, BaseEstimator):
             else:
                 fitted = distributed.run_fit(held, settings, geometry, journal, progress.advance)
             self.labels_ = _labels(held, fitted)
+            progress.finish(_NAME, f"{settings.k:,} clusters, inertia {fitted.inertia:.6g}", cached=False)
         self.cluster_centers_ = fitted.centroids
         self.inertia_ = fitted.inertia
         self.n_iter_ = fitted.iterations
@@ -130,6 +132,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         self.history_ = list(fitted.history)
         # What predict looks for, and the label of each: after `coarsen`, still the fine centroids.
         self._fine = (fitted.centroids, np.arange(len(fitted.centroids), dtype=np.int32))
+        self._are_means = fitted.converged and settings.share == 1 and settings.max_size is None
         _warn_of_empty(int((fitted.sizes == 0).sum()), self.n_clusters)
         return self
 
@@ -155,7 +158,9 @@ class KMeans(ClusterMixin, BaseEstimator):
     def coarsen(self, n_clusters: int) -> KMeans:
         """A fitted model of fewer clusters, each a union of this model's (Ward 1963, see `coarsen.merge_tree`).
 
-        One fine fit so yields as many resolutions as are asked for, nested in each other, without looking at a row again.
+        One fine fit so yields as many resolutions as are asked for, nested in each other, without looking at a row again. Where
+        the fine centroids are not the means of their rows (the fit did not converge, or saw a sample), what it says of centroids
+        and inertia is approximate, and a ConvergenceWarning says so.
 
         Args:
             n_clusters: 1 to the number of this model's clusters.
@@ -168,6 +173,12 @@ class KMeans(ClusterMixin, BaseEstimator):
             raise NotFittedError("KMeans is not fitted; call fit first")
         if self.metric == "cosine":
             raise InputError("coarsen joins means, and centroids of metric='cosine' are none; fit with metric='euclidean'")
+        if not self._are_means:
+            warnings.warn(
+                "the centroids are not the means of their rows: those of coarser clusters are approximate, and so is inertia_",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
         tree = merge_tree(self.cluster_centers_, np.bincount(self.labels_, minlength=len(self.cluster_centers_)))
         cut = tree.cut(n_clusters)
         coarse: KMeans = clone(self).set_params(n_clusters=n_clusters)
@@ -176,6 +187,16 @@ class KMeans(ClusterMixin, BaseEstimator):
         coarse.n_iter_, coarse.n_features_in_, coarse.history_ = self.n_iter_, self.n_features_in_, self.history_
         coarse._fine = (self._fine[0], cut.labels[self._fine[1]])
         return coarse
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[Progress]:
+        """Who is told of a fit: the terminal, or nobody."""
+        if not self.verbose:
+            yield Silent()
+            return
+        with Terminal(Console(stderr=True)) as progress:
+            progress.start(_NAME)
+            yield progress
 
     @contextlib.contextmanager
     def _open(self, source: DataSource, progress: Progress, *, local: bool, coordinated: bool = True) -> Iterator[Shards]:
@@ -212,8 +233,10 @@ class KMeans(ClusterMixin, BaseEstimator):
         _check_choice("mode", self.mode, ("auto", "memory", "streaming"))
         if isinstance(self.init, str):
             _check_choice("init", self.init, ("k-means++", "k-means||", "random"), " or an array of first centroids")
-        if not self.tol >= 0:
+        if not (isinstance(self.tol, numbers.Real) and self.tol >= 0):
             raise InputError(f"tol={self.tol!r}: expected a number of at least 0")
+        if not isinstance(self.seed, (int, np.integer)) or self.seed < 0:
+            raise InputError(f"seed={self.seed!r}: expected an integer of at least 0")
 
     def _settings(self, source: DataSource) -> Settings:
         k = int(self.n_clusters)
@@ -221,7 +244,9 @@ class KMeans(ClusterMixin, BaseEstimator):
             raise distributed.too_many_clusters(k, source.rows)
         if self.max_size is not None and self.max_size * k < source.rows:
             raise InputError(f"max_size={self.max_size}: {k} clusters of that size cannot hold {source.rows} rows")
-        init = self.init if isinstance(self.init, str) else _first_centroids(self.init, (k, source.dimension))
+        init: str | Float32 = self.init
+        if not isinstance(init, str):
+            init = _first_centroids(init, (k, source.dimension), directions=self.metric == "cosine")
         if self.mode == "streaming" and source.files is None:
             raise InputError("mode='streaming' reads Parquet files; X is held in memory, use mode='auto' or give a folder")
         return Settings(
@@ -261,14 +286,16 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...], also: str = "
         raise InputError(f"{name}={value!r}: expected {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}{also}")
 
 
-def _first_centroids(init: Any, shape: tuple[int, int]) -> Float32:
+def _first_centroids(init: Any, shape: tuple[int, int], *, directions: bool) -> Float32:
     rows = to_rows(init, "init")
     centroids = rows.astype(np.float32) if isinstance(rows, np.ndarray) else rows.float().numpy()
     if centroids.shape != shape:
         raise InputError(f"init has shape {centroids.shape}; expected {shape}, one row per cluster")
     if not (kernels.squared_norms(centroids) <= kernels.LARGEST_SQUARED_NORM).all():
         raise InputError("init holds a NaN, infinite or huge value; expected finite first centroids")
-    return centroids
+    if directions and not centroids.any(axis=1).all():
+        raise InputError("init holds a vector of zeros, which has no direction; take another one, or metric='euclidean'")
+    return cast(Float32, normalise(centroids)) if directions else centroids
 
 
 def _warn_of_empty(empty: int, k: int) -> None:

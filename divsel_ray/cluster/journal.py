@@ -34,9 +34,16 @@ class Journal:
             np.savez(stream, identity=np.array(self._identity), **arrays)
 
     def read(self) -> dict[str, Any] | None:
-        """What was written last; None when nothing was, or for something else, or if the file is damaged."""
+        """What was written last; None when nothing was, or for something else, or if the file is damaged.
+
+        Raises:
+            InputError: the file is somebody's array, which would be overwritten.
+        """
         try:
-            with np.load(self._path, allow_pickle=False) as stored:
+            stored = np.load(self._path, allow_pickle=False)
+            if isinstance(stored, np.ndarray):
+                raise InputError(f"{self._path}: holds an array; expected the name of a file that keeps where the fit is")
+            with stored:
                 arrays = dict(stored)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             return None

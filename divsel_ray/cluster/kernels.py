@@ -48,7 +48,7 @@ class Bounds(NamedTuple):
     """What a pass leaves for the next one, one element per row.
 
     Attributes:
-        norms: (n,) float32 squared norms.
+        norms: (n,) float64 squared norms.
         labels: (n,) int32 nearest centroids.
         upper: (n,) float32, half the squared distance to the own centroid is not above it.
         second: (n,) float32, half the squared distance to any other centroid is not below it.
@@ -62,8 +62,9 @@ class Bounds(NamedTuple):
     @classmethod
     def empty(cls, n: int) -> Bounds:
         """Room for `n` rows."""
-        floats = [torch.empty(n, dtype=torch.float32) for _ in range(3)]
-        return cls(floats[0], torch.empty(n, dtype=torch.int32), floats[1], floats[2])
+        upper, second = (torch.empty(n, dtype=torch.float32) for _ in range(2))
+        # Rounded to float32 it would be off by more than the bounds of a screen in float64 allow for.
+        return cls(torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.int32), upper, second)
 
     def part(self, start: int, stop: int) -> Bounds:
         """The same memory, seen through a range of rows."""

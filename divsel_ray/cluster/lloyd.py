@@ -67,7 +67,8 @@ class Step(NamedTuple):
     Attributes:
         iteration: its number within the start, from 1; samples of a progressive fit count too.
         rows: rows it looked at.
-        inertia: sum of the squared distances of those rows to the centroids that it began with.
+        inertia: sum of the squared distances of those rows to the centroids that it began with; of a sample an estimate, see
+            `Updater`.
         moved: centroids it changed.
         seconds: since the start's first iteration began, at its end.
     """
@@ -316,16 +317,19 @@ def _finish(shards: Shards, state: State) -> Fit:
 def fill(shards: Shards, centroids: Float32) -> tuple[Float32, Int64]:
     """Put centroids without rows on the farthest rows, until none is left or no row is away from its centroid.
 
-    A centroid that lies on a row keeps it, so every round settles at least one more cluster for good.
+    A centroid that lies on a row keeps it, so every round settles at least one more cluster for good; one that did not would be
+    the last.
 
     Returns:
         centroids (k, d) and sizes (k,).
     """
+    before = len(centroids) + 1
     while True:
         counts = np.sum(shards.map(Shard.counts, centroids), axis=0)
         empty = np.flatnonzero(counts == 0)
-        if not len(empty):
+        if not 0 < len(empty) < before:
             return centroids, counts
+        before = len(empty)
         far = repair.merge_farthest(shards.map(Shard.farthest, centroids, len(empty)), len(empty))
         _, firsts = np.unique(far.rows, axis=0, return_index=True)
         if not len(firsts):

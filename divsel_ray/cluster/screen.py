@@ -159,7 +159,7 @@ class Screen:
 
         Args:
             rows: (n, d), at most `batch` of them for speed.
-            norms: (n,) float32, their squared norms.
+            norms: (n,) float64, their squared norms.
         """
         n, d = rows.shape
         size = _rounded(n) if self.kind == torch.float16 else n

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import ray
@@ -74,6 +76,8 @@ def test_too_few_distinct_rows_warn(cluster):
         ({"fit_rows": 0}, "fit_rows=0"),
         ({"max_size": 1}, "max_size=1: 8 clusters of that size cannot hold 10 rows"),
         ({"n_shards": 0}, "n_shards=0"),
+        ({"seed": None}, "seed=None: expected an integer"),
+        ({"tol": None}, "tol=None: expected a number"),
     ],
 )
 def test_wrong_parameters_are_refused_before_ray_is_used(parameters, said):
@@ -211,3 +215,62 @@ def test_the_checkpoint_of_other_rows_is_not_continued(cluster, tmp_path):
         found = KMeans(5, checkpoint=path).fit(other)
         assert found.cluster_centers_.tobytes() == KMeans(5).fit(other).cluster_centers_.tobytes()
         assert found.cluster_centers_.tobytes() != first.cluster_centers_.tobytes()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_more_clusters_than_distinct_directions_end_with_a_warning(seed):
+    generator = np.random.default_rng(seed)
+    X = generator.normal(size=(50, 384)).astype(np.float16)[generator.integers(0, 50, 500)]
+    with pytest.warns(ConvergenceWarning, match="clusters are empty"):
+        model = KMeans(120, metric="cosine", init="random", max_iter=50).fit(X)
+    assert len(np.unique(model.labels_)) == len(np.unique(X, axis=0))
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(2024, 0.3), (472_222, 24)])
+def test_rows_far_from_the_origin_are_in_the_cluster_of_the_nearest_centroid(cluster, mean, deviation):
+    X = np.random.default_rng(1).normal(mean, deviation, (3000, 1)).astype(np.float32)
+    one, three = (KMeans(50, n_shards=shards).fit(X) for shards in (1, 3))
+    distances = np.square(X.astype(float)[:, None] - one.cluster_centers_.astype(float)).sum(axis=2)
+    np.testing.assert_array_equal(np.take_along_axis(distances, one.labels_[:, None], axis=1)[:, 0], distances.min(axis=1))
+    np.testing.assert_array_equal(one.predict(X), one.labels_)
+    assert one.cluster_centers_.tobytes() == three.cluster_centers_.tobytes()
+    np.testing.assert_array_equal(one.labels_, three.labels_)
+
+
+def test_float64_values_that_float32_does_not_tell_apart_are_warned_of():
+    seconds = 1.7e9 + np.repeat([0.0, 20.0, 40.0], 50)[:, None]
+    with pytest.warns(UserWarning, match="X is computed with in float32, .* take their mean off first"):
+        KMeans(3).fit(seconds)
+    labels = KMeans(3).fit(seconds - seconds.mean()).labels_
+    assert np.bincount(labels).tolist() == [50, 50, 50]
+
+
+def test_first_directions_count_and_not_their_lengths():
+    X = np.random.default_rng(0).normal(size=(300, 5))
+    init = X[:8]
+    short, long = (KMeans(8, metric="cosine", init=scale * init).fit(X) for scale in (1.0, np.arange(1, 9)[:, None] * 3.0))
+    np.testing.assert_array_equal(short.labels_, long.labels_)
+    with pytest.raises(InputError, match="init holds a vector of zeros"):
+        KMeans(8, metric="cosine", init=np.vstack([init[:7], np.zeros(5)])).fit(X)
+
+
+def test_coarser_clusters_of_centroids_that_are_no_means_are_warned_of():
+    X = np.random.default_rng(0).normal(size=(600, 4))
+    with pytest.warns(ConvergenceWarning, match="not the means of their rows"):
+        KMeans(20, max_iter=1).fit(X).coarsen(5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        KMeans(20, tol=0).fit(X).coarsen(5)
+
+
+def test_a_verbose_fit_says_how_it_ended(capsys):
+    KMeans(3, verbose=True).fit(np.random.default_rng(0).normal(size=(60, 2)))
+    assert "k-means" in (said := capsys.readouterr().err)
+    assert "3 clusters, inertia" in said
+
+
+def test_somebodys_array_is_not_taken_for_a_checkpoint(tmp_path):
+    np.save(tmp_path / "mine.npy", np.arange(3))
+    with pytest.raises(InputError, match=r"mine\.npy: holds an array"):
+        KMeans(3, checkpoint=tmp_path / "mine.npy").fit(np.random.default_rng(0).normal(size=(60, 2)))
+    assert np.load(tmp_path / "mine.npy").tolist() == [0, 1, 2]

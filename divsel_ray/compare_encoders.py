@@ -38,7 +38,7 @@ from divsel_ray.report.records import StageRecord, read_stages
 from divsel_ray.resources import Cluster, connect
 from divsel_ray.select.columns import PoolColumns
 from divsel_ray.store import Store, read_json, write_json
-from divsel_ray.tasks import result_of
+from divsel_ray.tasks import result_of, run_task
 
 RECORD = "compare-encoders.json"
 RANDOM = "random"
@@ -269,7 +269,7 @@ def _diversity(job: _Job) -> dict[str, Any]:
 
 def _pair(one: _Job, other: _Job) -> Pair:
     a, b = (set(read_selection(job.folder, ["row_id"])["row_id"].to_pylist()) for job in (one, other))
-    agreement = result_of(ray.remote(num_cpus=1)(clusters_agree).remote(one.files("cluster"), other.files("cluster")))
+    agreement = run_task(clusters_agree, one.files("cluster"), other.files("cluster"))
     return Pair(one.name, other.name, agreement, jaccard(a, b))
 
 

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from divsel_ray.config import Config, JudgeConfig, QualityConfig, RewardConfig
-from divsel_ray.data.export import SELECTION, check_suffix, write_rows, write_selection
+from divsel_ray.data.export import SELECTION, check_target, write_rows, write_selection
 from divsel_ray.data.stage import by_row_id
 from divsel_ray.errors import InputError
 from divsel_ray.failures import explained
@@ -30,7 +30,7 @@ from divsel_ray.models import api_client
 from divsel_ray.models.companions import installed_version
 from divsel_ray.needs import Known, check_cluster
 from divsel_ray.progress import Progress, Silent
-from divsel_ray.resources import Cluster, connect
+from divsel_ray.resources import Cluster, connect, placement_timeout_s
 from divsel_ray.rounds import RefiningJob
 from divsel_ray.score.judge import read_template
 from divsel_ray.select.allocation import round_sizes
@@ -86,6 +86,7 @@ def run_job(
     check_sampler(config)
     check_lists(config)
     require_trackers(config.watch)
+    placement_timeout_s.set(config.placement_timeout_s)
     store, progress = Store(out, beside.shared), progress or Silent()
     with store.lock():
         require_models(config)
@@ -175,8 +176,9 @@ def select_rows(config: Config, target: str | Path, work: str | Path, progress: 
         InputError: as `run_job`, or the file is one of the inputs.
     """
     target = Path(target)
-    check_suffix(target)
-    nested = {budget: target.with_name(f"{target.stem}-{budget}{target.suffix}") for budget in config.nested}
+    nested = {budget: nested_file(target, budget) for budget in config.nested}
+    for path in (target, *nested.values()):
+        check_target(path)
     folder = run_job(config.model_copy(update={"refine": None}), work, progress, [target, *nested.values()])
     for name, path in {SELECTION: target, **{nested_name(budget): path for budget, path in nested.items()}}.items():
         write_rows(pq.read_table(folder / f"{name}.parquet"), path)
@@ -189,6 +191,11 @@ def _check_apart(outputs: Sequence[Path], job: RefiningJob) -> None:
     among = [path for path in outputs if path.resolve() in inputs]
     if among:
         raise InputError(f"{among[0]}: lies among the input files; write the selection elsewhere, or take that file away")
+
+
+def nested_file(target: Path, budget: int) -> Path:
+    """Where a smaller, nested selection is written beside the whole one."""
+    return target.with_name(f"{target.stem}-{budget}{target.suffix}")
 
 
 def nested_name(budget: int) -> str:

@@ -9,13 +9,14 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from divsel_ray.config import Workers
-from divsel_ray.errors import InputError, JobError
+from divsel_ray.errors import InputError, JobError, one_line
 
 SPARE_CPUS = 1.0
 """CPUs of a cluster never given to long-lived actors: read and bookkeeping tasks must always find a place."""
@@ -26,6 +27,12 @@ HIDE_GPUS = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 DECLARED_PER_CORE = 2
 """CPUs that a local Ray declares for each core; four more are for what does not stay (see `connect`)."""
 
+_STARTED_HERE = "divsel_local"
+"""A resource of a Ray that `connect` started on this machine, by which every process of it knows."""
+placement_timeout_s = ContextVar("placement_timeout_s", default=600.0)
+"""`Config.placement_timeout_s` of the job that this process does, for tasks."""
+
+_UNIT = 10_000
 Amounts = tuple[int, int]
 """CPUs and GPUs in ten-thousandths, as Ray counts them, so that shares of one add up exactly."""
 
@@ -95,11 +102,19 @@ class Cluster:
             InputError: says what one actor asks for, what the cluster has, and which setting to change.
         """
         gpus, count = self.gpus_per_worker(workers), workers.count or 1
+        asked = f"{stage}.workers: one worker asks for {workers.cpus:g} CPUs and {gpus:g} GPUs, but"
+        if self.node_cpus < 1:
+            raise InputError(
+                f"{asked} no node with a CPU is up; where the cluster starts nodes on demand, ask for some: --wait-for CPU=16"
+            )
         if workers.cpus > self.node_cpus or gpus > self.node_gpus:
             raise InputError(
-                f"{stage}.workers: one worker asks for {workers.cpus:g} CPUs and {gpus:g} GPUs, but the largest node has "
-                f"{self.node_cpus:g} CPUs and the most GPUs on a node are {self.node_gpus:g}; lower {stage}.workers.cpus or .gpus"
+                f"{asked} the largest node has {self.node_cpus:g} CPUs and the most GPUs on a node are {self.node_gpus:g}; lower "
+                f"{stage}.workers.cpus or .gpus"
             )
+        ask, spare = _amounts(workers.cpus, gpus), _amounts(SPARE_CPUS, 0)[0]
+        if not self.local and not any(_places((cpus + spare, there), ask) for cpus, there in self._nodes()):
+            raise InputError(f"{asked} no node has both; lower {stage}.workers.cpus or .gpus")
         if gib > self.node_gib:
             raise InputError(
                 f"{stage}: one worker needs at least {gib:.1f} GiB of memory, a node has {self.node_gib:.1f}; use a larger node"
@@ -129,12 +144,16 @@ class Cluster:
 
 
 def _amounts(cpus: float, gpus: float) -> Amounts:
-    return round(10_000 * cpus), round(10_000 * gpus)
+    return round(_UNIT * cpus), round(_UNIT * gpus)
 
 
 def _places(node: Amounts, ask: Amounts) -> int:
-    """How many actors that ask for as much a node has room for."""
-    return min((there // asked for there, asked in zip(node, ask, strict=True) if asked), default=sys.maxsize)
+    """How many actors that ask for as much a node has room for; a part of a GPU is of one GPU."""
+    (cpus, gpus), (cpus_asked, gpus_asked) = node, ask
+    by_cpus = cpus // cpus_asked if cpus_asked else sys.maxsize
+    if not 0 < gpus_asked < _UNIT:
+        return min(by_cpus, gpus // gpus_asked if gpus_asked else sys.maxsize)
+    return min(by_cpus, gpus // _UNIT * (_UNIT // gpus_asked) + gpus % _UNIT // gpus_asked)
 
 
 def connect() -> Cluster:
@@ -146,7 +165,6 @@ def connect() -> Cluster:
     Workers that are given no GPU see none, whoever started the cluster. Only where the caller has initialised Ray before does
     its own setting stand, which by itself lets them see and use GPUs that others hold.
     """
-    started_here = os.environ.get("RAY_ADDRESS") is None
     if not ray.is_initialized():
         # Ray Data's second reader takes seconds to list a handful of files.
         os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
@@ -155,15 +173,32 @@ def connect() -> Cluster:
         # Without a limit Ray makes a call again for ever whose process it killed because memory ran out.
         os.environ.setdefault("RAY_task_oom_retries", str(OOM_RETRIES))
         with _native_stderr_hidden():
-            ray.init(**(_local() if started_here else _joining()), log_to_driver=False, logging_level=logging.ERROR)
+            _start(_local() if os.environ.get("RAY_ADDRESS") is None else _joining())
         _quiet_data()
-    return describe(local=started_here)
+    return describe()
+
+
+def _start(how: dict[str, Any]) -> None:
+    """Initialise Ray.
+
+    Raises:
+        JobError: it does not answer.
+    """
+    try:
+        ray.init(**how, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        # Ray raises bare ones for what a busy machine or a wrong address does to it.
+        where = f"the cluster at {os.environ['RAY_ADDRESS']}" if "address" not in how else "Ray on this machine"
+        raise JobError(
+            f"{where} did not start or answer: {one_line(error)}; see whether it has memory and CPUs to spare"
+        ) from None
 
 
 def _local() -> dict[str, Any]:
     """How a Ray is started on this machine; its processes have this one's environment."""
     os.environ.setdefault(HIDE_GPUS, "1")
-    return {"address": "local", "num_cpus": DECLARED_PER_CORE * (os.cpu_count() or 1) + 4, "include_dashboard": False}
+    cpus = DECLARED_PER_CORE * (os.cpu_count() or 1) + 4
+    return {"address": "local", "num_cpus": cpus, "resources": {_STARTED_HERE: 1}, "include_dashboard": False}
 
 
 def _joining() -> dict[str, Any]:
@@ -187,9 +222,10 @@ def _native_stderr_hidden() -> Iterator[None]:
         os.close(nowhere)
 
 
-def describe(*, local: bool = False) -> Cluster:
+def describe() -> Cluster:
     """The cluster this process is connected to."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    local = any(_STARTED_HERE in node for node in nodes)
     each = [] if local else without_spare([(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes])
     return Cluster(
         cpus=float(os.cpu_count() or 1) if local else max(1.0, sum(cpus for cpus, _ in each)),
@@ -211,6 +247,26 @@ def without_spare(nodes: Sequence[tuple[float, float]]) -> list[tuple[float, flo
         at = min(able, key=lambda at: (left[at][1], -left[at][0]))
         left[at] = (left[at][0] - SPARE_CPUS, left[at][1])
     return left
+
+
+def await_free_cpu() -> None:
+    """Wait until a task finds a CPU, so that no stage of tasks waits for ever for what other jobs keep.
+
+    Raises:
+        JobError: there was none in `placement_timeout_s`.
+    """
+    limit = placement_timeout_s.get()
+    done, _ = ray.wait([ray.remote(num_cpus=1)(_answer).remote()], timeout=limit)
+    if not done:
+        free, there = ray.available_resources().get("CPU", 0.0), ray.cluster_resources().get("CPU", 0.0)
+        raise JobError(
+            f"no task found a CPU in {limit:g} s: {free:g} of the cluster's {there:g} are free; free some of them, or raise "
+            "placement_timeout_s"
+        )
+
+
+def _answer() -> bool:
+    return True
 
 
 def await_ready(references: Sequence[Any], what: str, workers: Workers, limit: float) -> None:

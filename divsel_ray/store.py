@@ -25,7 +25,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,9 @@ MANIFEST = "_manifest.json"
 RUN_MANIFEST = "manifest.json"
 """Of a finished run: what was asked, its stages and what came out."""
 _UNFINISHED = ".tmp-"
+_LOCK = ".lock"
+_WRITTEN = (RUN_MANIFEST, "README.md", "report.html", "selection.jsonl", "selection.parquet")
+"""What a run writes into its folder, beside its stages."""
 
 
 def digest(value: Any) -> str:
@@ -56,7 +59,11 @@ def file_digest(path: Path) -> str:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that becomes `path` by rename when the block ends well.
 
-    Works for a file and for a folder. Readers see the old content or the new, never a half, even after a power cut.
+    Works for a file, and for a folder, which takes the place of a folder. Readers see the old content or the new, never a half,
+    even after a power cut.
+
+    Raises:
+        IsADirectoryError: a file was made, and there is a folder of its name.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +72,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
             _flush(file)
-        if path.is_dir():
+        if path.is_dir() and temporary.is_dir():
             shutil.rmtree(path)
         temporary.replace(path)
         _flush(path.parent)
@@ -276,18 +283,33 @@ class Store:
 
         Raises:
             JobError: another process works on this folder.
+            InputError: it cannot be written to or locked, or holds files of somebody's that a run would overwrite.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("a+") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                stream.seek(0)
-                holder = stream.read().strip() or "another process"
-                raise JobError(
-                    f"{self.root}: {holder} is working on this run folder; wait for it or choose another --out"
-                ) from None
+        self._refuse_strangers()
+        with self._locked() as stream:
             stream.truncate(0)
             stream.write(f"process {os.getpid()} on {os.uname().nodename}")
             stream.flush()
             yield
+
+    def _locked(self) -> TextIO:
+        """The file whose lock is held; it also says that the folder is a run's."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            stream = (self.root / _LOCK).open("a+")
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            raise JobError(f"{self.root}: {holder} is working on this run folder; wait for it or choose another --out") from None
+        except OSError as error:
+            raise InputError(
+                f"{self.root}: cannot be used as a run folder ({error.strerror}); name one that can be written to, on a file "
+                "system with file locks (flock)"
+            ) from None
+        return stream
+
+    def _refuse_strangers(self) -> None:
+        found = [name for name in _WRITTEN if (self.root / name).exists()]
+        if found and not (self.root / _LOCK).exists() and not any(self.root.glob(f"*/*/{MANIFEST}")):
+            raise InputError(f"{self.root}: holds a {found[0]} that is not of a run and would be overwritten; name a new folder")

@@ -6,7 +6,6 @@ The caller's own errors come back as they were and are never tried again. A lost
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -14,8 +13,8 @@ import ray
 from ray.exceptions import RayTaskError
 
 from divsel_ray.errors import InputError
-from divsel_ray.progress import Progress
-from divsel_ray.resources import describe
+from divsel_ray.progress import Progress, Silent
+from divsel_ray.resources import await_free_cpu, describe
 
 T = TypeVar("T")
 MAX_RETRIES = 3
@@ -34,12 +33,12 @@ def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]], prog
 
     Raises:
         InputError: a call raised one.
+        JobError: no CPU of the cluster was free in time (see `resources.placement_timeout_s`).
         RayError: a call lost its process or node more than `MAX_RETRIES` times, see `failures.explained`.
     """
-    remote, places = (
-        ray.remote(max_retries=MAX_RETRIES)(function),
-        max(1, int(describe(local=os.environ.get("RAY_ADDRESS") is None).cpus)),
-    )
+    remote, places = ray.remote(max_retries=MAX_RETRIES)(function), max(1, int(describe().cpus))
+    if calls:
+        await_free_cpu()
     results: list[Any] = [None] * len(calls)
     waiting, running = list(enumerate(calls))[::-1], dict[Any, int]()
     while waiting or running:
@@ -51,6 +50,11 @@ def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]], prog
             results[running.pop(reference)] = result_of(reference)
         progress.advance(len(calls) - len(waiting) - len(running), len(calls), unit)
     return results
+
+
+def run_task(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function once on Ray, as `run_tasks` does."""
+    return run_tasks(function, [arguments], Silent(), "tasks")[0]
 
 
 def result_of(reference: Any) -> Any:

@@ -6,8 +6,9 @@ they come out the same shows that the selection is what its manifest says, on an
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,25 @@ import pyarrow.parquet as pq
 
 from divsel_ray.config import Config
 from divsel_ray.config.files import build_config
-from divsel_ray.errors import InputError, JobError
-from divsel_ray.pipeline import ids_digest
+from divsel_ray.data.conversation import row_id
+from divsel_ray.data.export import SELECTION
+from divsel_ray.data.remote import WORK_SUFFIX
+from divsel_ray.errors import InputError, JobError, one_line
+from divsel_ray.pipeline import ids_digest, nested_file, nested_name
+from divsel_ray.report.records import existing, read_stages
 from divsel_ray.resources import connect
 from divsel_ray.rounds import update_of_round
 from divsel_ray.select.stage import draw_round
 from divsel_ray.stage_names import round_name
 from divsel_ray.stages import Before, Sources, listed_files, plan_draw, with_lists
-from divsel_ray.store import RUN_MANIFEST, Stage, read_json
+from divsel_ray.store import RUN_MANIFEST, Stage
 
 _READ = ("pool", "clean", "embed", "cluster", "quality", "semantic", "draw", "score", "weights")
 """Stages that a selection is made from."""
 
 
 def verify_run(folder: Path) -> dict[str, Any]:
-    """Draw every round again and compare rows, weights and reasons with what was committed.
+    """Draw every round again and compare rows, weights and reasons with what was committed, and rows with the files written.
 
     Returns:
         {"verified": rows, "draws", "weight_updates"}.
@@ -40,16 +45,13 @@ def verify_run(folder: Path) -> dict[str, Any]:
         InputError: the folder is no finished run, or lacks what a draw is made from.
         JobError: something differs; the message says what.
     """
-    path = folder / RUN_MANIFEST
-    if not path.is_file():
-        raise InputError(
-            f"{folder}: no {RUN_MANIFEST}; expected the folder of a finished run (the .divsel folder of a selection)"
-        )
-    manifest = read_json(path)
-    config = build_config(manifest["config"], str(path))
+    manifest, _ = read_stages(folder)
+    config = build_config(manifest["config"], str(folder / RUN_MANIFEST))
     stages = _stages(folder, manifest)
     draws = [name for name in stages if name.startswith("round-") and name.endswith("/draw")]
     _check_result(folder, manifest, stages[draws[-1]])
+    for file in _written(folder, config):
+        _check_texts(file)
     connect()
     updates = _replay(config, stages, len(draws))
     return {"verified": manifest["rows"], "draws": len(draws), "weight_updates": updates}
@@ -68,8 +70,42 @@ def _stages(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Stage]:
     return stages
 
 
+def _written(folder: Path, config: Config) -> list[Path]:
+    """The files of the selection, in the run folder and, where that is one of `divsel select`, beside it."""
+    names = [SELECTION, *map(nested_name, config.nested)]
+    files = [folder / f"{name}{suffix}" for name in names for suffix in (".parquet", ".jsonl")]
+    if folder.name.endswith(WORK_SUFFIX):
+        target = folder.with_name(folder.name.removesuffix(WORK_SUFFIX))
+        files += [path for path in (target, *(nested_file(target, one) for one in config.nested)) if path.is_file()]
+    return files
+
+
+def _check_texts(file: Path) -> None:
+    """Make sure that every row still has the conversation that its id is the hash of."""
+    for number, row in enumerate(_rows_of(file), start=1):
+        try:
+            same = row_id(row["messages"]) == row["row_id"]
+        except (KeyError, TypeError):
+            same = False
+        if not same:
+            raise JobError(f"{file}: row {number}: its messages are not those that its row_id was made of; the file was changed")
+
+
+def _rows_of(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        if file.suffix == ".parquet":
+            for batch in pq.ParquetFile(file).iter_batches(columns=["row_id", "messages"]):
+                yield from batch.to_pylist()
+        else:
+            with file.open(encoding="utf-8") as lines:
+                yield from map(json.loads, lines)
+    except (OSError, ValueError) as error:
+        raise JobError(f"{file}: cannot be read ({one_line(error)}); run the job again and it is written anew") from None
+
+
 def _check_result(folder: Path, manifest: Mapping[str, Any], last: Stage) -> None:
-    ids = pq.read_table(folder / "selection.parquet", columns=["row_id"])["row_id"].to_pylist()
+    file = existing(folder / f"{SELECTION}.parquet")
+    ids = [row["row_id"] for row in _rows_of(file)]
     if ids_digest(ids) != manifest["row_ids_sha256"]:
         raise JobError(f"{folder}/selection.parquet: its row ids are not those of {RUN_MANIFEST}; the file was changed")
     drawn = pq.read_table(last.folder / "selected.parquet", columns=["row_id"])["row_id"].to_pylist()

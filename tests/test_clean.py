@@ -32,7 +32,7 @@ def run(tmp_path):
         (root / other).mkdir(parents=True)
     (root / "report.html").write_text("<html>")
     entries = [{"stage": stage.name, "key": stage.key, "facts": {}, "seconds": 1, "cached": False} for stage in used]
-    write_json(root / RUN_MANIFEST, {"stages": entries})
+    write_json(root / RUN_MANIFEST, {"config": {}, "stages": entries})
     return root
 
 

@@ -14,7 +14,9 @@ from divsel_ray.config.files import build_config
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.pipeline import run_job
 from divsel_ray.progress import Silent
-from divsel_ray.resources import HIDE_GPUS, Cluster, await_ready, describe, without_spare
+from divsel_ray.resources import HIDE_GPUS, Cluster, await_ready, describe, placement_timeout_s, without_spare
+from divsel_ray.select.allocation import round_sizes
+from divsel_ray.tasks import run_task
 from tests.e2e.jobs import environment, write_rows
 from tests.models.tiny import save_encoder, save_reward_model
 
@@ -80,6 +82,21 @@ def nodes(*each, local=False):
     return Cluster(cpus, gpus, *most, memory_gib=8, nodes=len(each), local=local, each=each)
 
 
+@pytest.mark.parametrize(
+    ("each", "workers", "said"),
+    [
+        (((32, 0), (8, 1)), {"cpus": 16, "gpus": 1}, "one worker asks for 16 CPUs and 1 GPUs, but no node has both"),
+        (((0, 0),), {}, "no node with a CPU is up; where the cluster starts nodes on demand, ask for some: --wait-for CPU=16"),
+        (((4, 0),), {"cpus": 8}, "the largest node has 4 CPUs and the most GPUs on a node are 0; lower embed.workers.cpus"),
+    ],
+)
+def test_a_worker_that_no_node_can_hold_is_refused(each, workers, said):
+    with pytest.raises(InputError, match=said):
+        nodes(*each).check("embed", Workers(**workers))
+    # The spare CPU is taken off a node, but a worker may have it.
+    nodes((15, 0)).check("embed", Workers(cpus=15))
+
+
 THREE = ((5, 0), (6, 0), (6, 0))
 
 
@@ -97,6 +114,9 @@ THREE = ((5, 0), (6, 0), (6, 0))
         (((9, 1), (9, 0)), {"cpus": 1}, 1),
         (((9, 1), (9, 0)), {"cpus": 1, "gpus": 0}, 18),
         (((0.6, 0),), {"cpus": 0.2}, 3),
+        # A part of a GPU is of one GPU.
+        (((9, 2),), {"cpus": 1, "gpus": 0.4}, 4),
+        (((9, 2),), {"cpus": 1, "gpus": 0.6}, 2),
     ],
 )
 def test_actors_are_counted_by_the_places_on_each_node(each, workers, places):
@@ -171,11 +191,32 @@ def test_the_spare_cpu_is_of_the_largest_node_without_gpus():
     assert without_spare([(1, 0)]) == [(1, 0)]
 
 
-def test_every_node_of_a_cluster_is_described(cluster):
-    declared = ray.cluster_resources()["CPU"]
+def test_of_a_ray_that_was_started_here_the_cores_count(cluster):
+    assert describe().local
+    assert describe().count(Workers(), 1000) == os.cpu_count()
+
+
+def test_every_node_of_a_cluster_that_others_have_started_is_described(monkeypatch):
+    each = [{"CPU": 8.0, "GPU": 2.0, "memory": 2.0**33}, {"CPU": 4.0, "memory": 2.0**32}]
+    alive = [{"Alive": True, "Resources": one} for one in each]
+    monkeypatch.setattr(ray, "nodes", lambda: [*alive, {"Alive": False, "Resources": {"CPU": 99.0}}])
     there = describe()
-    assert (there.cpus, there.each) == (declared - 1, ((declared - 1, 0),))
-    assert describe(local=True).count(Workers(), 1000) == os.cpu_count()
+    assert (there.local, there.cpus, there.gpus, there.memory_gib) == (False, 11, 2, 12)
+    assert there.each == ((8, 2), (3, 0))
+
+
+def test_a_task_that_finds_no_cpu_in_time_is_told_of(cluster, monkeypatch):
+    free = int(ray.cluster_resources()["CPU"])
+    holder = ray.remote(num_cpus=free)(Actor).remote()
+    ray.get(holder.ready.remote(), timeout=120)
+    token = placement_timeout_s.set(0.5)
+    try:
+        with pytest.raises(JobError, match=rf"no task found a CPU in 0\.5 s: 0 of the cluster's {free} are free"):
+            run_task(round_sizes, 10, 3)
+    finally:
+        placement_timeout_s.reset(token)
+        ray.kill(holder)
+    assert run_task(round_sizes, 10, 3) == [3, 4, 3]
 
 
 def visible_gpus(workers_gpus):

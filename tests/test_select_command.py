@@ -1,4 +1,4 @@
-"""`divsel select` with all that people bring to it, and `divsel verify`, which draws again."""
+"""`divsel select` with all that people bring to it."""
 
 import json
 
@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 from divsel_ray.cli import app
 from divsel_ray.config.files import build_config
 from divsel_ray.pipeline import plan_job
-from divsel_ray.store import file_digest
 from tests.e2e.jobs import write_rows
 from tests.models.tiny import save_encoder
 
@@ -267,51 +266,35 @@ def test_what_cannot_be_is_one_line_and_exit_2(cluster, encoder, tmp_path, argum
     assert message in line
 
 
-def test_verify_draws_the_same_rows_again_and_says_when_something_was_changed(cluster, encoder, tmp_path):
-    data = write_rows(tmp_path / "rows.jsonl", 40)
-    (tmp_path / "wanted.txt").write_text("")
-    select(
-        data,
-        tmp_path / "out.jsonl",
-        encoder,
-        "--budget",
-        "6,12",
-        "--quality",
-        "column:score",
-        "--include",
-        tmp_path / "wanted.txt",
-    )
-    (tmp_path / "wanted.txt").unlink()
-    data.unlink()
-    run = tmp_path / "out.jsonl.divsel"
-    done = divsel("verify", run, "--json")
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout) == {"verified": 12, "draws": 1, "weight_updates": 0}
-
-    [quality] = (run / "quality").glob("*/part-*.parquet")
-    table = pq.read_table(quality)
-    worse = table.set_column(1, "quality", pa.array(table["quality"].to_numpy()[::-1].copy()))
-    pq.write_table(worse, quality)
-    done = divsel("verify", run)
-    assert done.exit_code == 1
-    assert "not the bytes that were committed" in done.stderr
-
-    manifest = quality.parent / "_manifest.json"
-    entry = json.loads(manifest.read_text())
-    entry["files"][quality.name] = {"bytes": quality.stat().st_size, "sha256": file_digest(quality)}
-    manifest.write_text(json.dumps(entry))
-    done = divsel("verify", run)
-    assert done.exit_code == 1
-    assert "drawn again from the same artefacts" in done.stderr
-
-    (run / "selection.parquet").unlink()
-    pq.write_table(pa.table({"row_id": ["a" * 32]}), run / "selection.parquet")
-    done = divsel("verify", run)
-    assert done.exit_code == 1
-    assert "its row ids are not those of manifest.json" in done.stderr
-
-
-def test_verify_refuses_a_folder_that_is_no_run(tmp_path):
-    done = divsel("verify", tmp_path)
+@pytest.mark.parametrize("option", [["--out", "folder.jsonl"], ["--out", "o.jsonl", "--budget", "3,5"]])
+def test_a_folder_is_never_replaced_by_a_selection(cluster, encoder, tmp_path, option):
+    for name in ("folder.jsonl", "o-3.jsonl"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious").touch()
+    data = write_rows(tmp_path / "rows.jsonl", 30)
+    target = ["--out", tmp_path / option[1], *(option[2:] or ["--budget", "5"])]
+    done = divsel("select", data, *target, "--model", encoder, "--quiet")
     assert done.exit_code == 2
-    assert "no manifest.json" in done.stderr
+    assert "is a folder; name a file to write" in done.stderr
+    assert (tmp_path / "folder.jsonl" / "precious").exists()
+    assert (tmp_path / "o-3.jsonl" / "precious").exists()
+
+
+def test_a_project_folder_is_not_taken_for_a_run_folder(cluster, encoder, tmp_path):
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "README.md").write_text("mine")
+    data = write_rows(tmp_path / "rows.jsonl", 30)
+    work = ["--work", tmp_path / "project", "--out", tmp_path / "o.jsonl"]
+    done = divsel("select", data, "--budget", 5, *work, "--model", encoder, "--quiet")
+    assert done.exit_code == 2
+    assert "holds a README.md that is not of a run and would be overwritten" in done.stderr
+    assert (tmp_path / "project" / "README.md").read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(cluster, encoder, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", 30)
+    (tmp_path / "file").touch()
+    done = divsel("select", data, "--budget", 5, "--out", tmp_path / "file" / "o.jsonl", "--model", encoder, "--quiet")
+    assert done.exit_code == 2
+    [line] = done.stderr.splitlines()
+    assert "cannot be used as a run folder (Not a directory)" in line

@@ -185,7 +185,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         coarse.cluster_centers_, coarse.labels_ = cut.centroids, cut.labels[self.labels_]
         coarse.inertia_ = self.inertia_ + cut.added_inertia
         coarse.n_iter_, coarse.n_features_in_, coarse.history_ = self.n_iter_, self.n_features_in_, self.history_
-        coarse._fine = (self._fine[0], cut.labels[self._fine[1]])
+        coarse._fine, coarse._are_means = (self._fine[0], cut.labels[self._fine[1]]), self._are_means
         return coarse
 
     @contextlib.contextmanager

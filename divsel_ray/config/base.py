@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -27,6 +27,12 @@ class Workers(Section):
     )
     cpus: float = Field(1, gt=0, description="CPUs per actor; also its number of compute threads.")
     gpus: float | None = Field(None, ge=0, description="GPUs per actor. Default: 1 where the cluster has any, else 0.")
+
+    @model_validator(mode="after")
+    def _gpus_are_whole(self) -> Workers:
+        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus {self.gpus:g}: Ray gives whole GPUs, or a part of one; set a whole number, or less than 1")
+        return self
 
 
 def as_list(value: Any) -> Any:

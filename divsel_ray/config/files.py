@@ -16,6 +16,20 @@ from divsel_ray.errors import InputError, words_of
 _S = TypeVar("_S", bound=Section)
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping: YAML would drop the first one in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As any loader does, of distinct keys."""
+        seen = set[str]()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {name} stands here twice", problem_mark=key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML configuration and apply `key.path=value` overrides.
 
@@ -38,7 +52,11 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such configuration file")
-    return _settings(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({words_of(error, 100)})") from None
+    return _settings(text, str(path))
 
 
 def read_around_job(path: Path, changes: Sequence[str]) -> dict[str, Any]:
@@ -62,7 +80,8 @@ def _beside(path: Path, named: str) -> Path:
 
 def _settings(text: str, name: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
+        # S506: it is a SafeLoader.
+        values = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
         raise InputError(f"{name}: not YAML: {words_of(error, 1000)}") from None
     if not isinstance(values, dict):

@@ -33,9 +33,9 @@ def write_rows(table: pa.Table, path: Path) -> None:
     what is missing or not a number.
 
     Raises:
-        InputError: the suffix is neither .jsonl nor .parquet.
+        InputError: the suffix is neither .jsonl nor .parquet, or there is a folder of that name.
     """
-    suffix = check_suffix(path)
+    suffix = check_target(path)
     chosen = table.select([name for name in COLUMNS if name in table.column_names]).replace_schema_metadata(None)
     with atomic_path(path) as temporary:
         if suffix == ".parquet":
@@ -44,9 +44,11 @@ def write_rows(table: pa.Table, path: Path) -> None:
             _write_lines(chosen, temporary)
 
 
-def check_suffix(path: Path) -> str:
+def check_target(path: Path) -> str:
     """The file's suffix, if a selection can be written to it (see `write_rows`)."""
     suffix = Path(path).suffix.lower()
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file to write")
     if suffix not in (".jsonl", ".parquet"):
         raise InputError(f"{path}: cannot tell how to write it; give a name that ends in .jsonl or .parquet")
     return suffix

@@ -60,6 +60,7 @@ def read_stages(folder: str | Path) -> tuple[dict[str, Any], dict[str, StageReco
     path = Path(folder) / RUN_MANIFEST
     try:
         manifest = dict(read_json(path))
+        dict(manifest["config"])
         stages = {
             entry["stage"]: StageRecord(
                 Path(folder) / entry["stage"] / entry["key"], entry["facts"], entry["seconds"], entry["cached"]

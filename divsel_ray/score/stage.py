@@ -33,7 +33,7 @@ from divsel_ray.score.sample import draw_exchanges, draw_per_cluster
 from divsel_ray.score.scorer import Scorer
 from divsel_ray.score.spec import ScorerSpec
 from divsel_ray.store import read_json, write_array, write_json, write_table
-from divsel_ray.tasks import MAX_RETRIES, result_of, run_tasks
+from divsel_ray.tasks import MAX_RETRIES, result_of, run_task, run_tasks
 
 
 def reward_reference(config: RewardConfig, folder: Path) -> str:
@@ -166,7 +166,7 @@ def draw_wanted(cluster_files: list[str], counts: np.ndarray, seed: int, folder:
     """
     wanted = folder / Path(UNSCORED).with_name("wanted.npy")
     if not (wanted.is_file() and (folder / UNSCORED).is_file()):
-        result_of(ray.remote(num_cpus=1)(_draw_wanted).remote(cluster_files, counts, seed, wanted, folder / UNSCORED))
+        run_task(_draw_wanted, cluster_files, counts, seed, wanted, folder / UNSCORED)
     return str(wanted)
 
 

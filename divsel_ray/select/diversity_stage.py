@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import ray
 
 from divsel_ray.data.hashing import id_array
 from divsel_ray.select.columns import PoolColumns
@@ -16,6 +15,7 @@ from divsel_ray.select.diversity import COMPARED, Rows, intervals, measure, pool
 from divsel_ray.select.lists import positions_of
 from divsel_ray.select.plan import DrawFiles
 from divsel_ray.store import write_json
+from divsel_ray.tasks import run_task
 
 DRAWS = 20
 """Random subsets that a selection is compared with, where they are small."""
@@ -38,7 +38,7 @@ def measure_selection(files: DrawFiles, k: int, selected: Path, seed: int, folde
     Returns:
         {"draws", and of the selection "clusters_covered", "vendi"}.
     """
-    return ray.get(ray.remote(num_cpus=1)(_measure).remote(files, k, str(selected), seed, str(folder)))
+    return run_task(_measure, files, k, str(selected), seed, str(folder))
 
 
 def _measure(files: DrawFiles, k: int, selected: str, seed: int, folder: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from divsel_ray.select.allocation import allocation_weights
 from divsel_ray.select.draw import Demand, Draw, draw
@@ -17,7 +16,7 @@ from divsel_ray.select.plan import DrawFiles, DrawPlan
 from divsel_ray.select.pool_rows import DrawPart, PoolRows
 from divsel_ray.select.sampler import Greedy
 from divsel_ray.store import write_table
-from divsel_ray.tasks import result_of
+from divsel_ray.tasks import run_task
 
 
 def draw_round(files: DrawFiles, k: int, plan: DrawPlan, folder: Path, memory: float = math.inf) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def draw_round(files: DrawFiles, k: int, plan: DrawPlan, folder: Path, memory: f
     Raises:
         InputError: the pool does not hold a budget, quota or listed row, or the sampler needs more memory than there is.
     """
-    facts: dict[str, Any] = result_of(ray.remote(num_cpus=1)(draw_files).remote(files, k, plan, str(folder), memory))
+    facts: dict[str, Any] = run_task(draw_files, files, k, plan, str(folder), memory)
     return facts
 
 

@@ -69,9 +69,6 @@ class TrialProcess:
     """
 
     def __init__(self, setting: Setting) -> None:
-        if not setting.share.local:
-            # What asks whether Ray was started here looks at this; worker processes are not given it.
-            os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
         self._setting = setting
         self._reports: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._verdicts: queue.Queue[bool] = queue.Queue()

@@ -20,7 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from divsel_ray.cluster.distributed import too_many_clusters
 from divsel_ray.config import Config, JudgeConfig, QualityConfig, RewardConfig
+from divsel_ray.data.aligned import given_files
 from divsel_ray.data.export import SELECTION, check_target, write_rows, write_selection
 from divsel_ray.data.stage import by_row_id
 from divsel_ray.errors import InputError
@@ -102,16 +104,30 @@ def run_job(
 
 
 def check_lists(config: Config) -> None:
-    """Refuse, before anything is started, a list of row ids that cannot be read.
+    """Refuse, before anything is started, a list of row ids that cannot be read, and vectors or scores that are not there.
 
     Raises:
         InputError: names the setting and the file.
     """
+    kind, _, scores = config.quality.source.partition(":")
+    for setting, given in (("embed.given", config.embed.given), ("quality.source", scores if kind == "given" else None)):
+        if given:
+            given_files(given, setting)
     for name, path in listed_files(config.select).items():
         try:
             read_ids(path)
         except InputError as error:
             raise InputError(f"select.{name}: {error}") from None
+
+
+def check_k(config: Config, pool: Stage) -> None:
+    """Refuse, before anything is embedded, more clusters than there are rows.
+
+    Raises:
+        InputError: names both numbers.
+    """
+    if config.cluster.k is not None and pool.committed and config.cluster.k > pool.facts["rows"]:
+        raise too_many_clusters(config.cluster.k, pool.facts["rows"])
 
 
 def require_models(config: Config) -> None:
@@ -206,10 +222,11 @@ def nested_name(budget: int) -> str:
 def run_stages(job: RefiningJob) -> list[Stage]:
     """All stages in order; returns each round's draw (one, for a static selection)."""
     records = job.pool()
-    if not job.dry:
+    if job.config.select.quotas and records.committed:
         check_sources(job.config.select, records.facts["files"])
     pool = job.clean(records)
     budget = job.budget(pool)
+    check_k(job.config, pool)
     embeddings = job.embeddings(pool, records)
     if not job.dry:
         check_cluster(job.config, job.hardware, Known(embeddings.facts["rows"], embeddings.facts["dimension"]))

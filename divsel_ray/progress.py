@@ -75,7 +75,9 @@ class Terminal:
     def start(self, stage: str) -> None:
         """Show a bar without an end until the stage says how much there is; a line where there is no terminal."""
         self._began = time.monotonic()
-        self._bars.reset(self._task, description=stage, visible=True, total=None, unit="", rate="")
+        # A task that is reset keeps its total.
+        self._bars.remove_task(self._task)
+        self._task = self._bars.add_task(stage, total=None, unit="", rate="")
         if not self._console.is_terminal:
             self._console.print(f"  {stage:<18} ...", highlight=False)
 

@@ -53,7 +53,8 @@ class Job(StageMaker):
             [fingerprint_inputs(self.inputs, "pool.data"), fingerprint(tokenizer)],
             lambda folder: build_pool(self.inputs, config, self.config.seed, tokenizer, folder, self.progress),
             lambda facts: (
-                f"{facts['rows']:,} rows of {facts['rows_read']:,}, {facts['bad_rows']:,} bad, {facts['duplicates']:,} duplicates"
+                f"{facts['rows']:,} rows of {facts['rows_read']:,} ({_formats(facts)}), {facts['bad_rows']:,} bad, "
+                f"{facts['duplicates']:,} duplicates"
             ),
         )
 
@@ -332,6 +333,10 @@ def with_lists(plan: DrawPlan, copies: Mapping[str, Any]) -> DrawPlan:
 def _rows_of_files(records: Stage) -> dict[str, int]:
     """Records of each input file, the bad ones too."""
     return {name: facts["rows"] for name, facts in records.facts["files"].items()}
+
+
+def _formats(facts: Mapping[str, Any]) -> str:
+    return ", ".join(sorted({file["format"] for file in facts["files"].values()}))
 
 
 def _counts(removed: Mapping[str, int]) -> str:

@@ -23,6 +23,7 @@ from divsel_ray.data.pool import bad_rows_allowed, quarantine_line
 from divsel_ray.data.readers import Record, read_records
 from divsel_ray.data.turns import kind_of, read_turns, text_of
 from divsel_ray.errors import InputError
+from divsel_ray.models.loading import hush_transformers
 from divsel_ray.models.references import resolve_model
 from divsel_ray.progress import Progress, Silent
 from divsel_ray.score.bradley_terry import fit_comparisons, is_decoder
@@ -89,7 +90,11 @@ def train_reward(
     _check_replaceable(out)
     config = _fit_config(settings)
     progress.start("train-reward")
-    pairs, bad_rows = read_preferences(data, out.with_name(f"{out.name}.quarantine.jsonl"), settings.max_bad_rows)
+    hush_transformers()
+    quarantine = out.with_name(f"{out.name}.quarantine.jsonl")
+    pairs, bad_rows = read_preferences(data, quarantine, settings.max_bad_rows)
+    if bad_rows:
+        progress.note(f"{bad_rows:,} bad rows; {quarantine} lists them")
     train, held_out = split_by_prompt(pairs, settings.held_out, settings.seed)
     fitted = fit_comparisons(
         train, held_out, config, settings.seed, out, lambda done, total: progress.advance(done, total, "steps")

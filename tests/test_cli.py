@@ -237,7 +237,7 @@ def test_an_unforeseen_failure_ends_with_one_line_and_exit_1(monkeypatch, tmp_pa
     assert "failed: RuntimeError: the cause" in done.stderr.splitlines()[-1]
 
 
-def test_ctrl_c_says_the_command_that_goes_on(monkeypatch, tmp_path):
+def test_ctrl_c_says_the_command_that_resumes(monkeypatch, tmp_path):
     from divsel_ray import pipeline
 
     def interrupt(*arguments):
@@ -246,9 +246,10 @@ def test_ctrl_c_says_the_command_that_goes_on(monkeypatch, tmp_path):
     monkeypatch.setattr(pipeline, "run_job", interrupt)
     config = tmp_path / "my job.yaml"
     config.write_text("budget: 5\npool: {data: rows.jsonl}\n")
-    done = divsel("run", config, "budget=6", "--out", tmp_path / "run")
-    assert done.exit_code == 130
-    assert f"divsel run '{config}' --out {tmp_path / 'run'} budget=6" in done.stderr
-    done = divsel("quickstart", "--fast", "budget=6", "--out", tmp_path / "run")
-    assert done.exit_code == 130
-    assert f"divsel quickstart --fast --out {tmp_path / 'run'} budget=6" in done.stderr
+    arguments = [str(config), "budget=6", "--out", str(tmp_path / "run")]
+    # As a command, and as `python jobs/run.py` gives it.
+    for typed in (["divsel", "run", *arguments], ["jobs/run.py", *arguments]):
+        monkeypatch.setattr(sys, "argv", typed)
+        done = divsel("run", *arguments)
+        assert done.exit_code == 130
+        assert f"To resume: divsel run '{config}' budget=6 --out {tmp_path / 'run'}" in done.stderr

@@ -255,6 +255,11 @@ def test_samplers_are_listed_with_what_they_cost():
         (["--budget", "5", "--sampler", "top"], "ranks rows by quality, and quality.source is none"),
         (["--budget", "5", "--set", "select.allocation=given"], "needs `weights`"),
         (["--budget", "5", "--include", "gone.txt"], "select.include: gone.txt: no such file"),
+        (["--budget", "5", "--embeddings", "gone.npy"], "embed.given: gone.npy: no such file"),
+        (["--budget", "5", "--quality", "given:gone.npy"], "quality.source: gone.npy: no such file"),
+        (["--budget", "5", "--quota", "nowhere=2"], "select.quotas.nowhere: no such source in the pool; there are rows.jsonl"),
+        (["--budget", "5", "--k", "31"], "k 31 exceeds the pool's 30 rows; lower cluster.k"),
+        (["--budget", "2", "--unit", "tokens"], "budget 2 tokens: no row is that short; the shortest has"),
         (["--budget", "5", "--set", "clean.banana=1"], "clean.banana: unknown key"),
     ],
 )
@@ -264,6 +269,8 @@ def test_what_cannot_be_is_one_line_and_exit_2(cluster, encoder, tmp_path, argum
     assert done.exit_code == 2, done.output
     [line] = done.stderr.splitlines()
     assert message in line
+    # Whatever can be known before is not found out after embedding.
+    assert not (tmp_path / "o.jsonl.divsel" / "embed").exists() or "tokens" in message
 
 
 @pytest.mark.parametrize("option", [["--out", "folder.jsonl"], ["--out", "o.jsonl", "--budget", "3,5"]])

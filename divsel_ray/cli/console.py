@@ -9,9 +9,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -30,8 +30,9 @@ def print_result(values: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(values))
     else:
+        width = max([10, *map(len, values)])
         for name, value in values.items():
-            typer.echo(f"{name:<10} {value}")
+            typer.echo(f"{name:<{width}} {value}")
 
 
 def say(quiet: bool, text: str) -> None:
@@ -54,6 +55,8 @@ def reported(quiet: bool) -> Iterator[Progress]:
         fail(f"input: {error}", 2)
     except JobError as error:
         fail(f"failed: {error}", 1)
+    except KeyboardInterrupt:
+        fail("stopped", 130)
     except typer.Exit:
         raise
     except Exception as error:
@@ -77,9 +80,10 @@ def resumable() -> Iterator[None]:
 
 
 def _own_command() -> str:
-    """The command line that is running, also where a script in `jobs/` gave the command's name."""
-    name, arguments = click.get_current_context().info_name or "", sys.argv[1:]
-    return shlex.join(["divsel", name, *(arguments[1:] if arguments[:1] == [name] else arguments)])
+    """The command line that is running; a script in `jobs/` is called like the command that it gives its arguments to."""
+    program = Path(sys.argv[0])
+    given_by_script = [program.stem] if program.parent.name == "jobs" else []
+    return shlex.join(["divsel", *given_by_script, *sys.argv[1:]])
 
 
 def fail(text: str, code: int) -> None:

@@ -37,7 +37,9 @@ class PoolConfig(Section):
     score_column: str | None = Field(None, description="Numeric input column kept as `score`, for quality column:NAME.")
     tokenizer: str | None = Field(None, description="Model whose tokenizer counts tokens. Default: embed.model.")
     partition_bytes: int = Field(
-        8 << 20, ge=1 << 10, description="Input bytes per pool partition; a partition is one unit of work downstream."
+        8 << 20,
+        ge=1 << 10,
+        description="Input bytes per pool partition, at most; a partition is one unit of work downstream.",
     )
 
 

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from divsel_ray.data.hashing import id_array
-from divsel_ray.errors import InputError
+from divsel_ray.errors import InputError, first_line
 from divsel_ray.store import atomic_path
 
 _NUMPY = (".npy", ".npy.gz")
@@ -58,7 +58,11 @@ def check_given(path: str, setting: str, column: str, records: Mapping[str, int]
     """
     first = given_files(path, setting)[0]
     if first.suffix == ".parquet":
-        missing = {"row_id", column} - set(pq.read_schema(first).names)
+        try:
+            names = pq.read_schema(first).names
+        except pa.ArrowException as error:
+            raise InputError(f"{setting}: {first}: not readable as Parquet ({first_line(error)})") from None
+        missing = {"row_id", column} - set(names)
         if missing:
             raise InputError(f"{setting}: {first}: no column {' and '.join(sorted(missing))}; expected row_id and {column}")
         return

@@ -41,6 +41,8 @@ from divsel_ray.tasks import run_tasks
 
 CHUNK_ROWS = 1024
 """Rows whose texts fit into 2 GiB, which is all that one array of Arrow's nested texts holds."""
+_LEAST_BYTES, _SHARED_BY = 1 << 18, 16
+"""An input is cut into so many partitions at least, unless they would be smaller than that."""
 _FILE_FACTS = ("format", "rows", "good", "bad", "conversations")
 
 
@@ -76,7 +78,7 @@ def build_pool(
     if config.columns:
         with_columns(config.columns)
     named = sorted(zip(source_names(inputs), inputs, strict=True), key=itemgetter(0))
-    n_partitions = max(1, math.ceil(sum(size_of(file) for file in inputs) / config.partition_bytes))
+    n_partitions = partitions_of(sum(size_of(file) for file in inputs), config.partition_bytes)
     layout = Layout(folder, tuple(source for source, _ in named), n_partitions, seed)
     files = _parse_files(layout, [file for _, file in named], config, progress)
     run_tasks(join_quarantines, [(layout,)], Silent(), "files")
@@ -89,11 +91,20 @@ def build_pool(
         raise
     remove_folder(layout.raw)
     facts = _facts(files, parts)
+    if facts["bad_rows"]:
+        often, count = next(iter(facts["bad_reasons"].items()))
+        progress.note(f"{facts['bad_rows']:,} bad rows, most often ({count:,}): {often}; all are in {folder / QUARANTINE}")
     if config.score_column and facts["score_missing"] == facts["rows"]:
         raise InputError(
             f"pool.score_column {config.score_column}: no row has a number under that key; name a numeric column of the input"
         )
     return facts
+
+
+def partitions_of(input_bytes: int, partition_bytes: int) -> int:
+    """Partitions of a pool: as small as asked for, and of a small input more, so that several workers have something to do."""
+    most, least = math.ceil(input_bytes / partition_bytes), math.ceil(input_bytes / _LEAST_BYTES)
+    return max(1, most, min(least, _SHARED_BY))
 
 
 def take_rows(pool_files: Sequence[str], row_ids: Sequence[str]) -> pa.Table:

@@ -14,11 +14,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
 from divsel_ray.data.conversation import Message
-from divsel_ray.errors import InputError
+from divsel_ray.errors import InputError, first_line
 from divsel_ray.store import atomic_path, write_text
 
 DATASET_INFO = "dataset_info.json"
@@ -72,6 +73,8 @@ def export_selection(selection: Path, trainer: str, out: Path, name: str | None 
     """
     if trainer not in ENTRIES:
         raise InputError(f"--to {trainer!r}: expected one of {', '.join(ENTRIES)}")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file; name a folder to write into")
     name = _plain_name(name if name is not None else _default_name(selection))
     data, entry = out / f"{name}.jsonl", out / ENTRIES[trainer]
     text = _dataset_info(entry, name, data) if trainer == "llama-factory" else _yaml_entry(entry, trainer, data)
@@ -168,7 +171,11 @@ def _is_conversation(messages: object) -> bool:
 
 def _read_parquet(selection: Path) -> Iterator[tuple[str, Any]]:
     number = 0
-    with pq.ParquetFile(selection) as file:
+    try:
+        opened = pq.ParquetFile(selection)
+    except pa.ArrowException as error:
+        raise InputError(f"{selection}: not readable as Parquet ({first_line(error)})") from None
+    with opened as file:
         columns = [name for name in ("messages", "row_id") if name in file.schema_arrow.names]
         for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
             for row in batch.to_pylist():

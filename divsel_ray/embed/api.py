@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,11 +28,23 @@ from divsel_ray.store import digest, write_array
 SECTION = "embed.api"
 WINDOW = 512
 """Tokens of a chunk where none are set: what Cohere's first models take, and a good length for others."""
-_SPENT = "requests.jsonl"
+_SPENT, _REFUSED = "requests.jsonl", "refused.jsonl"
 _EMPTY = "."
 """Sent for a text without a character, which servers refuse."""
 _BYTES_PER_TOKEN = 4
 """A rule of thumb for servers that do not count."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts of one request, and the row of each."""
+
+    texts: list[str]
+    row_ids: list[str]
+
+    def part(self, which: slice) -> Batch:
+        """Some of them."""
+        return Batch(self.texts[which], self.row_ids[which])
 
 
 @dataclass(frozen=True)
@@ -48,16 +60,21 @@ class Answers:
 
     Args:
         folder: where they lie; None keeps none.
+
+    Attributes:
+        spent: by all requests.
+        refused: rows of which the server refuses a text, and what it says.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder, self._lock, self.spent = folder, Lock(), Spent()
+        self.refused: dict[str, str] = {}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            for line in (folder / _SPENT).read_text().splitlines() if (folder / _SPENT).is_file() else ():
-                # A kill may have left a line half written.
-                with contextlib.suppress(ValueError, TypeError):
-                    self._count(Spent(**json.loads(line)))
+            for entry in _entries(folder / _SPENT):
+                with contextlib.suppress(TypeError):
+                    self._count(Spent(**entry))
+            self.refused = dict(_entries(folder / _REFUSED))
 
     def find(self, name: str) -> np.ndarray | None:
         """The vectors of a batch that was answered."""
@@ -68,6 +85,14 @@ class Answers:
         """Keep the vectors of a batch."""
         if self._folder is not None:
             write_array(self._folder / f"{name}.npy", vectors)
+
+    def refuse(self, row_id: str, reason: str) -> None:
+        """Write down a row of which the server refuses a text."""
+        with self._lock:
+            self.refused.setdefault(row_id, reason)
+            if self._folder is not None:
+                with (self._folder / _REFUSED).open("a") as stream:
+                    stream.write(f"\n{json.dumps([row_id, reason])}")
 
     def charge(self, tokens: int) -> None:
         """Write down a request and its tokens."""
@@ -81,10 +106,18 @@ class Answers:
         self.spent = Spent(self.spent.requests + new.requests, self.spent.tokens + new.tokens)
 
 
+def _entries(file: Path) -> Iterator[Any]:
+    """The lines of a file as JSON; a kill may have left one half written."""
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
+
+
 class ApiEncoder:
     """An `Encoder` that asks a server.
 
-    Long texts are cut by the tokens of `config.model`'s tokenizer, and their chunks averaged by them.
+    Long texts are cut by the tokens of `config.model`'s tokenizer, and their chunks averaged by them. A row of which the server
+    refuses a text has no vector, and is listed in `answers.refused`.
 
     Args:
         config: of the stage.
@@ -98,7 +131,7 @@ class ApiEncoder:
     def __init__(self, config: EmbedConfig, api: EmbedApiConfig, folder: Path | None) -> None:
         self.dimension = api.dimensions or 0
         self.answers = Answers(folder)
-        self._config, self._api, self._stopped = config, api, Event()
+        self._config, self._api, self._stopped, self._answered = config, api, Event(), False
         self._client = ApiClient(SECTION, api, self._stopped.wait)
         self._ledger = Ledger(SECTION, api.max_cost, cost_of(api, self.answers.spent.tokens))
         with loading(f"embed.model {config.model}"):
@@ -109,7 +142,10 @@ class ApiEncoder:
 
         Raises:
             InputError: the server refuses the key, the model or the address.
-            JobError: it refuses a batch, does not answer any more, or the spending limit is reached. What it answered is kept.
+            JobError: it refuses every text, does not answer any more, or the spending limit is reached. What it answered is kept.
+
+        Returns:
+            As `Encoder`, NaN in the rows without a vector.
         """
         if not texts:
             return np.zeros((0, self.dimension), np.float16)
@@ -120,11 +156,14 @@ class ApiEncoder:
         chunks = [chunk for row in order for chunk, _ in cut[row]]
         counts = np.array([count for row in order for _, count in cut[row]])
         owners = np.array([row for row in order for _ in cut[row]])
-        vectors = self._ask_all([chunks[at : at + self._api.batch_rows] for at in range(0, len(chunks), self._api.batch_rows)])
+        names = [keys[row] for row in owners]
+        batches = [slice(at, at + self._api.batch_rows) for at in range(0, len(chunks), self._api.batch_rows)]
+        vectors = self._ask_all([Batch(chunks[part], names[part]) for part in batches])
         self.dimension = vectors.shape[1]
-        return normalise(pool_chunks(vectors, counts, owners, len(texts))).astype(np.float16)
+        pooled = pool_chunks(vectors, counts, owners, len(texts))
+        return np.where(np.isnan(pooled), np.nan, normalise(pooled)).astype(np.float16)
 
-    def _ask_all(self, batches: list[list[str]]) -> np.ndarray:
+    def _ask_all(self, batches: list[Batch]) -> np.ndarray:
         with ThreadPoolExecutor(self._api.concurrency) as pool:
             futures = [pool.submit(self._vectors, batch) for batch in batches]
             try:
@@ -133,26 +172,43 @@ class ApiEncoder:
                 self._stopped.set()
                 pool.shutdown(cancel_futures=True)
                 raise
-        widths = {vectors.shape[1] for vectors in found}
+        vectors = [vector for part in found for vector in part]
+        widths = {len(vector) for vector in vectors if vector is not None} or {self.dimension}
         if len(widths) > 1:
             raise JobError(f"{SECTION}: {self._api.url} answers with vectors of different lengths: {sorted(widths)}")
-        return np.concatenate(found)
+        missing = np.full(widths.pop(), np.nan)
+        return np.array([missing if vector is None else vector for vector in vectors])
 
-    def _vectors(self, batch: list[str]) -> np.ndarray:
-        """The vectors of a batch: kept ones, or the server's."""
+    def _vectors(self, batch: Batch) -> list[np.ndarray | None]:
+        """The vectors of a batch, None for texts that the server refuses: one of them makes it refuse them all."""
+        try:
+            return list(self._answer(batch.texts))
+        except RefusedError as error:
+            if len(batch.texts) == 1:
+                self.answers.refuse(batch.row_ids[0], str(error))
+                return [None]
+            reason = error
+        half = len(batch.texts) // 2
+        found = [vector for part in (slice(None, half), slice(half, None)) for vector in self._vectors(batch.part(part))]
+        if all(vector is None for vector in found) and not self._answered:
+            self._stopped.set()
+            raise JobError(f"{SECTION}: {self._api.url} refuses every text it was sent: {reason}")
+        return found
+
+    def _answer(self, batch: list[str]) -> np.ndarray:
+        """The vectors of texts: kept ones, or the server's."""
         name = digest({"api": self._config.identity()["api"], "texts": batch})
         kept = self.answers.find(name)
         if kept is not None:
             return kept
         try:
             vectors = self._client.try_again(lambda: self._post(batch), self._api.retries, self._stopped).vectors
-        except RefusedError as error:
-            raise JobError(f"{SECTION}: {self._api.url} refuses a batch of {len(batch)} texts: {error}") from None
         except UnavailableError as error:
             raise JobError(
                 f"{SECTION}: {self._api.url} does not answer ({error}); the vectors paid for are kept: run the same command when "
                 "it does"
             ) from None
+        self._answered = True
         self.answers.keep(name, vectors)
         return vectors
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from divsel_ray.errors import InputError
 from divsel_ray.models.api_client import find_key
 from divsel_ray.progress import Progress
 from divsel_ray.resources import Cluster, await_ready
+from divsel_ray.store import write_text
 
+REFUSED = "refused.jsonl"
+"""Beside the vectors, where there are any: rows that have none, for the server refuses their texts."""
 _ANSWERS = "answers"
 
 
@@ -28,11 +32,12 @@ def embed_by_api(
     """As `embed_pool`, after saying what it may cost. Answers are kept in a folder until all partitions are done.
 
     Returns:
-        {"rows", "dimension", "actors", "requests", "tokens", "cost"}.
+        {"rows", "dimension", "actors", "requests", "tokens", "refused", "cost"}; the rows of which the server refuses a text are
+        left out, and listed with its reason in `refused.jsonl`.
 
     Raises:
         InputError: the key is missing or refused, the server has no such model, or the estimate exceeds the limit.
-        JobError: the spending limit is reached, or the server refuses a batch or is gone.
+        JobError: the spending limit is reached, or the server refuses every text or is gone.
     """
     # Here too, and not only on a worker: before anything is started.
     find_key(api, SECTION)
@@ -54,11 +59,16 @@ def embed_by_api(
             dimension = answer_of(actor.embed.remote(file, str(target), dimension), SECTION)
             done += sizes[file]
             progress.advance(done, sum(sizes.values()), "rows")
-        spent = answer_of(actor.spent.remote(), SECTION)
+        spent, refused = answer_of(actor.spent.remote(), SECTION), answer_of(actor.refused.remote(), SECTION)
     finally:
         ray.kill(actor)
+    if refused:
+        lines = [json.dumps({"row_id": row_id, "reason": refused[row_id]}) for row_id in sorted(refused)]
+        write_text(folder / REFUSED, "\n".join([*lines, ""]))
+        progress.note(f"{len(refused):,} rows are left out, for the server refuses their texts; {folder / REFUSED} says why")
     shutil.rmtree(folder / _ANSWERS, ignore_errors=True)
-    return {"rows": done, "dimension": dimension, "actors": 1, **spent, "cost": cost_of(api, spent["tokens"])}
+    counts = {"rows": done - len(refused), "dimension": dimension, "actors": 1, "refused": len(refused)}
+    return {**counts, **spent, "cost": cost_of(api, spent["tokens"])}
 
 
 def _tokens_of(file: str, most: int) -> int:
@@ -100,6 +110,10 @@ class _Asker:
         """Requests and tokens of all attempts."""
         spent = self._load().answers.spent
         return {"requests": spent.requests, "tokens": spent.tokens}
+
+    def refused(self) -> dict[str, str]:
+        """Rows of which the server refuses a text, and what it says."""
+        return self._load().answers.refused
 
     def _load(self) -> ApiEncoder:
         if self._encoder is None:

@@ -23,10 +23,14 @@ def embed_file(source: str, target: Path, encoder: Encoder, text: str) -> None:
         target: Parquet (row_id, embedding: fixed-size list of float16).
         encoder: what embeds.
         text: the setting `embed.text`.
+
+    Rows without a vector are left out.
     """
     if not target.exists():
         table = pq.read_table(source, columns=["row_id", *_COLUMNS[text]])
-        write_vectors(table["row_id"], encoder.encode(texts_of(table, text), table["row_id"].to_pylist()), target)
+        vectors = encoder.encode(texts_of(table, text), table["row_id"].to_pylist())
+        known = np.isfinite(vectors).all(axis=1)
+        write_vectors(table["row_id"].filter(pa.array(known)), vectors[known], target)
 
 
 def texts_of(table: pa.Table, text: str) -> list[str]:

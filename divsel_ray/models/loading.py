@@ -26,6 +26,14 @@ def loading(what: str) -> Iterator[None]:
         raise InputError(f"{what}: cannot be loaded: {words_of(error)}") from None
 
 
+def hush_transformers() -> None:
+    """Keep transformers from writing bars and reports of weights over this process's own output."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def load_tokenizer(reference: str, chat_template: str | None = None, *, trust_remote_code: bool = False) -> Any:
     """A model's tokenizer, with another chat template where one is given.
 

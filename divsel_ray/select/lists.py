@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from divsel_ray.config import SelectConfig
 from divsel_ray.data.hashing import id_array
-from divsel_ray.errors import InputError
+from divsel_ray.errors import InputError, first_line
 
 _ID = re.compile(r"[0-9a-f]{32}")
 
@@ -26,9 +27,12 @@ def read_ids(path: Path) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected row ids, one a line, or .jsonl or .parquet with row_id")
     if path.suffix == ".parquet":
-        if "row_id" not in pq.read_schema(path).names:
-            raise InputError(f"{path}: no column row_id")
-        return id_array(pq.read_table(path, columns=["row_id"])["row_id"])
+        try:
+            if "row_id" not in pq.read_schema(path).names:
+                raise InputError(f"{path}: no column row_id")
+            return id_array(pq.read_table(path, columns=["row_id"])["row_id"])
+        except pa.ArrowException as error:
+            raise InputError(f"{path}: not readable as Parquet ({first_line(error)})") from None
     ids = []
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from divsel_ray.errors import InputError
 from divsel_ray.select.allocation import allocation_weights
 from divsel_ray.select.draw import Demand, Draw, draw
 from divsel_ray.select.plan import DrawFiles, DrawPlan
@@ -49,6 +50,9 @@ def draw_files(files: DrawFiles, k: int, plan: DrawPlan, folder: str, memory: fl
     """What `draw_round` does, in this process."""
     rows = PoolRows(files, k, plan, memory)
     merged = _merge([_draw_part(rows, part, plan) for part in rows.parts()])
+    if rows.tokens is not None and rows.free.any() and not len(merged.index) and plan.budgets[-1]:
+        shortest = int(rows.tokens[rows.free].min())
+        raise InputError(f"budget {plan.budgets[-1]:,} tokens: no row is that short; the shortest has {shortest:,}")
     _write(Path(folder), merged, rows, plan)
     return _facts(merged, rows, plan)
 

@@ -12,7 +12,7 @@ import pytest
 from divsel_ray.config import PoolConfig
 from divsel_ray.data.conversation import row_id
 from divsel_ray.data.inputs import find_inputs
-from divsel_ray.data.stage import build_pool, by_row_id, take_numbered, take_rows
+from divsel_ray.data.stage import build_pool, by_row_id, partitions_of, take_numbered, take_rows
 from divsel_ray.errors import InputError
 from divsel_ray.progress import Silent
 from divsel_ray.resources import Cluster
@@ -130,7 +130,8 @@ def test_a_cut_off_array_is_used_as_far_as_it_goes_and_the_user_is_told(pool, tm
     facts, rows = pool([tmp_path / "cut.json"], progress=progress)
     assert len(rows) == 50
     assert facts["bad_reasons"] == {"file ends inside record 51": 1}
-    assert progress.notes == ["cut.json: file ends inside record 51; the 50 good rows before that are used"]
+    assert progress.notes[0] == "cut.json: file ends inside record 51; the 50 good rows before that are used"
+    assert progress.notes[1].startswith("1 bad rows, most often (1): file ends inside record 51; all are in ")
     assert (1, 1, "files") in progress.steps
     assert (3, 3, "partitions") in progress.steps
 
@@ -147,6 +148,14 @@ def test_rows_that_a_broken_array_hides_count_as_bad(pool, tmp_path):
     assert len(rows) == 400
     assert 595 <= facts["lost_rows"] <= 615
     assert "about" in progress.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("input_bytes", "partitions"),
+    [(0, 1), (1000, 1), (1 << 20, 4), (4 << 20, 16), (100 << 20, 16), (200 << 20, 25)],
+)
+def test_a_small_input_is_cut_for_several_workers_and_a_large_one_into_parts_of_8_mib(input_bytes, partitions):
+    assert partitions_of(input_bytes, 8 << 20) == partitions
 
 
 def test_input_without_a_good_row_is_refused_with_file_and_position(pool, tmp_path, lines):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from itertools import pairwise
 
@@ -130,12 +131,51 @@ def test_a_busy_or_broken_server_is_asked_again(settings, bad):
     assert len(server.bodies) == 4
 
 
-def test_a_server_that_is_gone_or_refuses_a_batch_ends_the_job_in_one_line(settings):
+def test_a_server_that_is_gone_or_refuses_every_text_ends_the_job_in_one_line(settings):
     with embed_server(lambda _: Reply(status=500)) as server, pytest.raises(JobError, match=r"does not answer .*run the same"):
         encode(settings(server.url, retries=1))
-    refusal = Reply(status=400, body=b"text too long")
-    with embed_server(lambda _: refusal) as server, pytest.raises(JobError, match=r"refuses a batch .*HTTP 400: text too long"):
+    refusal = Reply(status=400, body=b"wrong model")
+    with embed_server(lambda _: refusal) as server, pytest.raises(JobError, match=r"refuses every text .*HTTP 400: wrong model"):
         encode(settings(server.url))
+
+
+def refusing(text):
+    """A server that refuses every request with this text in it."""
+
+    @contextlib.contextmanager
+    def start():
+        def reply(number):
+            return Reply(status=400, body=b"too long") if text in server.bodies[number]["input"] else Reply()
+
+        with embed_server(reply) as server:
+            yield server
+
+    return start()
+
+
+def test_a_text_that_the_server_refuses_costs_its_row_alone(settings, tmp_path):
+    with refusing(TEXTS[2]) as server:
+        config = settings(server.url)
+        encoder = ApiEncoder(config, config.api, tmp_path / "answers")
+        found = encoder.encode(TEXTS, KEYS)
+        assert np.isnan(found[2]).all()
+        assert np.abs(np.delete(found, 2, axis=0) - np.delete(units(TEXTS), 2, axis=0)).max() < 1e-3
+        assert encoder.answers.refused == {KEYS[2]: "HTTP 400: too long"}
+        # Who comes after a kill knows it still.
+        assert ApiEncoder(config, config.api, tmp_path / "answers").answers.refused == {KEYS[2]: "HTTP 400: too long"}
+
+
+def test_the_stage_leaves_out_rows_that_the_server_refuses_and_lists_them(settings, cluster, tmp_path):
+    pool = tmp_path / "part-00000.parquet"
+    pq.write_table(pa.table({"row_id": KEYS, "prompt": TEXTS, "n_tokens": pa.array([2] * len(TEXTS), pa.int32())}), pool)
+    with refusing(TEXTS[5]) as server:
+        config = settings(server.url).model_copy(update={"text": "prompt"})
+        facts = embed_pool([str(pool)], config, tmp_path / "out", cluster, Silent())
+    assert (facts["rows"], facts["refused"]) == (len(TEXTS) - 1, 1)
+    written = pq.read_table(tmp_path / "out" / pool.name)
+    assert written["row_id"].to_pylist() == [key for key in KEYS if key != KEYS[5]]
+    [line] = (tmp_path / "out" / "refused.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"row_id": KEYS[5], "reason": "HTTP 400: too long"}
 
 
 def test_a_missing_key_is_named_unless_the_server_is_a_local_one(settings, monkeypatch):
@@ -211,7 +251,7 @@ def test_the_stage_says_the_cost_counts_it_and_asks_only_for_what_is_missing(set
     with embed_server() as server:
         config = settings(server.url, price=PRICE, max_cost=1000)
         facts = embed_pool(files, config, tmp_path / "out", cluster, progress)
-        assert facts == {"rows": 8, "dimension": 4, "actors": 1, "requests": 3, "tokens": 24, "cost": 24.0}
+        assert facts == {"rows": 8, "dimension": 4, "actors": 1, "refused": 0, "requests": 3, "tokens": 24, "cost": 24.0}
         [said] = progress.notes
         assert said == f"m at {server.url}: 8 rows to embed, about 24 tokens, about 24 of money, the limit is 1000"
         names = {path.name for path in (tmp_path / "out").iterdir()}

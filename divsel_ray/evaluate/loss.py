@@ -19,44 +19,16 @@ from divsel_ray.models.batching import token_batches
 from divsel_ray.models.loading import positions_of
 from divsel_ray.train.encoding import Conversation, Example, collate, encode, padding_of
 
-__all__ = ["Conversation", "LossMeter", "losses_of", "row_losses"]
-
-
-def row_losses(
-    model: str,
-    adapter: Path | None,
-    rows: Sequence[Conversation],
-    *,
-    chat_template: str | None,
-    max_tokens: int,
-    batch_tokens: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Loss of each row's completion; see `LossMeter` for many adapters of one base model.
-
-    Args:
-        model: base model or fine-tuned checkpoint: folder, Hugging Face id or package:NAME.
-        adapter: folder of a LoRA adapter to put on it.
-        rows: n conversations; the last message is the completion.
-        chat_template: text of a Jinja template in place of the model's own.
-        max_tokens: of prompt and completion together, as `refine.train.max_tokens`.
-        batch_tokens: padded tokens per batch, about.
-
-    Returns:
-        (n,) float64 sums of negative log-likelihood in nats, and (n,) int64 tokens they are sums over.
-
-    Raises:
-        InputError: the model or the adapter cannot be loaded, or the chat template refuses a row.
-    """
-    meter = LossMeter(model, chat_template=chat_template, max_tokens=max_tokens, batch_tokens=batch_tokens)
-    return meter.measure(adapter, rows)
+__all__ = ["Conversation", "LossMeter", "losses_of"]
 
 
 class LossMeter:
     """One base model in this process that measures with one adapter after another.
 
     Args:
-        model, chat_template, max_tokens, batch_tokens: as of `row_losses`.
-        dtype, trust_remote_code: as of `LoadedModel`.
+        model, chat_template, dtype, trust_remote_code: as of `LoadedModel`.
+        max_tokens: of prompt and completion together, as `refine.train.max_tokens`.
+        batch_tokens: padded tokens per batch, about.
 
     Raises:
         InputError: the model cannot be loaded.
@@ -76,7 +48,14 @@ class LossMeter:
         self._max_tokens, self._batch_tokens = max_tokens, batch_tokens
 
     def measure(self, adapter: Path | None, rows: Sequence[Conversation]) -> tuple[np.ndarray, np.ndarray]:
-        """Loss of each row's completion with this adapter, or with none; returns as `row_losses`.
+        """Loss of each row's completion.
+
+        Args:
+            adapter: folder of a LoRA adapter to put on the model.
+            rows: n conversations; the last message is the completion.
+
+        Returns:
+            (n,) float64 sums of negative log-likelihood in nats, and (n,) int64 tokens they are sums over.
 
         Raises:
             InputError: the adapter cannot be put on this model, or the chat template refuses a row: here every row has a loss.
@@ -95,7 +74,7 @@ class LossMeter:
 def losses_of(
     model: Any, tokenizer: Any, rows: Sequence[Conversation], max_tokens: int, batch_tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Loss of each row's completion under a loaded model; arguments and result as of `row_losses`.
+    """Loss of each row's completion under a loaded model; arguments and result as of `LossMeter`.
 
     A row that the chat template refuses has no tokens.
 

@@ -20,8 +20,6 @@ _WORD_STARTS = ("▁", "Ġ")
 """How SentencePiece and byte-level vocabularies write the space before a word."""
 _CHECKED_WORDS = 256
 
-GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
-
 
 def cache_folder() -> Path:
     """Where converted models are kept: $DIVSEL_CACHE, else the user's cache folder."""

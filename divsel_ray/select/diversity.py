@@ -249,22 +249,3 @@ def intervals(draws: Sequence[Diversity]) -> dict[str, PredictionInterval]:
         high = min(mean + spread, 1.0) if name in _SHARES else mean + spread
         found[name] = PredictionInterval(mean, max(mean - spread, 0.0), high)
     return found
-
-
-def against_random(pool: Rows, k: int, size: int, draws: int, seed: int, sample: int = SAMPLE) -> dict[str, PredictionInterval]:
-    """What random subsets of a size give by the same measures.
-
-    A selection of that size is measured by `measure` with the same seed and sample. Where the pool's vectors do not fit the
-    memory, `random_subset`, `measure` and `intervals` do the same for vectors that are read draw by draw.
-
-    Args:
-        pool: all rows.
-        k: number of clusters.
-        size: rows of a subset.
-        draws: random subsets, at least two; 20 or more make the interval worth reading.
-        seed: of the draws and samples.
-        sample: as in `measure`.
-    """
-    mix = pool_mix(pool.cluster, pool.source, k)
-    subsets = (random_subset(pool.row_ids, size, seed, draw) for draw in range(draws))
-    return intervals([measure(pool.take(subset), mix, seed, sample) for subset in subsets])

@@ -9,7 +9,7 @@ import pytest
 from divsel_ray.errors import InputError
 from divsel_ray.evaluate import evaluation
 from divsel_ray.evaluate.evaluation import Request, build_settings, evaluate
-from divsel_ray.evaluate.loss import Conversation, row_losses
+from divsel_ray.evaluate.loss import Conversation, LossMeter
 from tests.e2e.jobs import divsel, finished, stage_facts, write_job
 from tests.e2e.jobs import write_rows as write_more
 from tests.embed.embed_server import DIMENSION, embed_server
@@ -37,7 +37,7 @@ def test_a_run_is_measured_on_what_it_held_out_overall_and_by_cluster(tmp_path, 
     adapter = run / "round-1/train/t/training/adapter"
     # max_tokens is the run's own.
     how = {"chat_template": None, "max_tokens": 48, "batch_tokens": 1024}
-    nats, tokens = zip(*(row_losses(str(run / "base"), one, rows, **how) for one in (None, adapter)), strict=True)
+    nats, tokens = zip(*(LossMeter(str(run / "base"), **how).measure(one, rows) for one in (None, adapter)), strict=True)
     means = [float(one.sum() / tokens[0].sum()) for one in nats]
     assert [figure["model"] for figure in found["figures"]] == ["untuned", "round 1"]
     np.testing.assert_allclose([figure["value"] for figure in found["figures"]], means, rtol=1e-6)

@@ -5,7 +5,7 @@ import pytest
 
 from divsel_ray.errors import InputError
 from divsel_ray.evaluate.loading import LoadedModel
-from divsel_ray.evaluate.loss import LossMeter, row_losses
+from divsel_ray.evaluate.loss import LossMeter
 from divsel_ray.train.encoding import encode
 from divsel_ray.train.loss import mean_loss
 from tests.evaluate.worlds import VOCABULARY, save_adapter, save_indifferent_model
@@ -27,7 +27,7 @@ def adapter(tmp_path_factory, base) -> Path:
 
 def test_a_row_costs_the_logarithm_of_the_vocabulary_per_token_of_its_completion_and_end(tmp_path):
     rows = conversations(4)
-    nats, tokens = row_losses(str(save_indifferent_model(tmp_path)), None, rows, **HOW)
+    nats, tokens = LossMeter(str(save_indifferent_model(tmp_path)), **HOW).measure(None, rows)
 
     words = [len(row.messages[-1]["content"].split()) for row in rows]
     assert tokens.tolist() == [count + 1 for count in words]
@@ -39,7 +39,7 @@ def test_a_row_is_the_sum_of_what_the_model_gives_its_tokens_one_by_one(base):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     rows = conversations(6)
-    nats, _ = row_losses(str(base), None, rows, **HOW)
+    nats, _ = LossMeter(str(base), **HOW).measure(None, rows)
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     for row, loss in zip(rows, nats, strict=True):
@@ -53,7 +53,7 @@ def test_a_row_is_the_sum_of_what_the_model_gives_its_tokens_one_by_one(base):
 
 def test_the_mean_is_what_training_reports(base):
     rows = conversations(7)
-    nats, tokens = row_losses(str(base), None, rows, **HOW)
+    nats, tokens = LossMeter(str(base), **HOW).measure(None, rows)
 
     loaded = LoadedModel(str(base))
     with loaded.using(None) as model:
@@ -63,8 +63,8 @@ def test_the_mean_is_what_training_reports(base):
 
 def test_batches_and_the_order_of_rows_do_not_matter(base):
     rows = conversations(9)
-    one, _ = row_losses(str(base), None, rows, **{**HOW, "batch_tokens": 1})
-    many, _ = row_losses(str(base), None, rows[::-1], **{**HOW, "batch_tokens": 4000})
+    one, _ = LossMeter(str(base), **{**HOW, "batch_tokens": 1}).measure(None, rows)
+    many, _ = LossMeter(str(base), **{**HOW, "batch_tokens": 4000}).measure(None, rows[::-1])
 
     np.testing.assert_allclose(one, many[::-1], rtol=1e-5)
 
@@ -80,7 +80,7 @@ def test_an_adapter_counts_as_if_it_were_merged_and_then_the_base_is_as_before(b
     rows, meter = conversations(5), LossMeter(str(base), **HOW)
     before, adapted, after = (meter.measure(one, rows)[0] for one in (None, adapter, None))
 
-    np.testing.assert_allclose(adapted, row_losses(str(tmp_path), None, rows, **HOW)[0], rtol=1e-4)
+    np.testing.assert_allclose(adapted, LossMeter(str(tmp_path), **HOW).measure(None, rows)[0], rtol=1e-4)
     assert np.abs(adapted - before).min() > 0.01
     assert (before == after).all()
 
@@ -103,8 +103,8 @@ def test_layers_that_an_adapter_replaces_do_not_stay(base, tmp_path):
 
 def test_a_chat_template_renders_the_prompt_but_is_not_part_of_the_loss(base):
     rows = conversations(3)
-    plain, tokens = row_losses(str(base), None, rows, **HOW)
-    other, same = row_losses(str(base), None, rows, **{**HOW, "chat_template": "story about {{ messages[0].content }} :"})
+    plain, tokens = LossMeter(str(base), **HOW).measure(None, rows)
+    other, same = LossMeter(str(base), **{**HOW, "chat_template": "story about {{ messages[0].content }} :"}).measure(None, rows)
 
     assert tokens.tolist() == same.tolist()
     assert (plain != other).all()
@@ -127,4 +127,4 @@ def test_a_folder_without_an_adapter_and_one_of_another_model_are_told(base, tmp
 
 def test_a_model_that_is_not_there_is_told(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
-        row_losses(str(tmp_path / "nowhere"), None, conversations(1), **HOW)
+        LossMeter(str(tmp_path / "nowhere"), **HOW).measure(None, conversations(1))

@@ -7,7 +7,7 @@ import pytest
 from divsel_ray.config import EvaluateConfig, Workers
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.evaluate import stage
-from divsel_ray.evaluate.loss import row_losses
+from divsel_ray.evaluate.loss import LossMeter
 from divsel_ray.evaluate.measures import Losses, read_losses
 from divsel_ray.evaluate.models import Model
 from divsel_ray.evaluate.stage import measure_all
@@ -27,7 +27,7 @@ def test_models_are_measured_at_once_and_never_again(tmp_path, cluster):
 
     files = measure_all([(model, losses) for model in models], out, CONFIG, lambda: cluster, Silent())
     for model, measured in zip(models, files, strict=True):
-        nats, tokens = row_losses(model.base, model.adapter, rows, chat_template=None, max_tokens=64, batch_tokens=100)
+        nats, tokens = LossMeter(model.base, chat_template=None, max_tokens=64, batch_tokens=100).measure(model.adapter, rows)
         np.testing.assert_allclose(read_losses(measured)[0], nats, rtol=1e-6)
         assert read_losses(measured)[1].tolist() == tokens.tolist()
 

@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from divsel_ray.errors import InputError
-from divsel_ray.evaluate.loss import losses_of, row_losses
+from divsel_ray.evaluate.loss import LossMeter, losses_of
 from tests.models.tiny import save_language_model
 from tests.train.rows import NO_SYSTEM, conversations, with_system
 
@@ -41,4 +41,4 @@ def test_a_template_that_refuses_every_row_is_told_in_its_words(strict):
 def test_where_every_row_needs_a_loss_a_refused_one_is_named(folder):
     rows = [*ROWS[:3], *map(with_system, ROWS[3:])]
     with pytest.raises(InputError, match=rf"^row {ROWS[3].row_id}: .*chat template refuses it \(2 such rows of 5\)"):
-        row_losses(folder, None, rows, chat_template=NO_SYSTEM, **HOW)
+        LossMeter(folder, chat_template=NO_SYSTEM, **HOW).measure(None, rows)

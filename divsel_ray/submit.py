@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+# Private in Ray 2.60, the version that is asked for. Its public way to send a folder, `working_dir`, sends hidden files too.
 from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient

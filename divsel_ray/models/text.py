@@ -34,12 +34,12 @@ def read_template(file: str | None, setting: str) -> str | None:
     if file is None:
         return None
     from jinja2 import TemplateSyntaxError
-    from transformers.utils.chat_template_utils import _compile_jinja_template
+    from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
         text = Path(file).expanduser().read_text(encoding="utf-8")
-        # What transformers takes is more than Jinja: `{% generation %}` of training templates, say.
-        _compile_jinja_template(text)
+        # Of no conversation: to compile it. What transformers takes is more than Jinja: `{% generation %}`, say.
+        render_jinja_template([], chat_template=text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{setting}: {file}: cannot be read: {one_line(error)}") from None
     except TemplateSyntaxError as error:

@@ -5,7 +5,8 @@ import copy
 import pytest
 from transformers import AutoTokenizer
 
-from divsel_ray.models.text import PLAIN_TEMPLATE, cut_completion, encode_completion, encode_prompt, render_prompt
+from divsel_ray.errors import InputError
+from divsel_ray.models.text import PLAIN_TEMPLATE, cut_completion, encode_completion, encode_prompt, read_template, render_prompt
 from tests.models.tiny import save_tokenizer
 
 CHAT = (
@@ -66,3 +67,25 @@ def test_a_completion_ends_with_the_end_token_unless_it_was_cut(tokenizer):
 def test_text_is_cut_at_a_token_and_otherwise_left_alone(tokenizer):
     assert cut_completion(tokenizer, "i am fine", 2) == "i am"
     assert cut_completion(tokenizer, "i  am fine", 3) == "i  am fine"
+
+
+@pytest.mark.parametrize("start", ["", "{% generation %}"])
+def test_a_file_of_a_chat_template_is_read_as_it_is(tmp_path, start):
+    path = tmp_path / "chat.jinja"
+    end = "{% endgeneration %}" if start else ""
+    path.write_text(f"{{% for m in messages %}}{start}{{{{ m.content }}}}{end}{{% endfor %}}")
+    assert read_template(str(path), "chat_template") == path.read_text()
+
+
+def test_a_template_that_would_refuse_a_conversation_is_read_all_the_same(tmp_path):
+    path = tmp_path / "chat.jinja"
+    path.write_text("{{ raise_exception('no system') if messages[0].role == 'system' }}")
+    assert read_template(str(path), "chat_template") == path.read_text()
+
+
+def test_no_file_is_the_models_own_template_and_a_broken_one_is_refused(tmp_path):
+    path = tmp_path / "chat.jinja"
+    path.write_text("\n{% for m in messages %}")
+    assert read_template(None, "chat_template") is None
+    with pytest.raises(InputError, match=r"^chat_template: \S+chat\.jinja: line \d: not a Jinja template"):
+        read_template(str(path), "chat_template")

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from divsel_ray.cluster.stage import build_clusters
 from divsel_ray.config import Config, RewardConfig, SelectConfig
 from divsel_ray.data.clean_stage import benchmark_files, build_clean
-from divsel_ray.data.inputs import fingerprint_inputs
+from divsel_ray.data.inputs import fingerprint_inputs, named_files
 from divsel_ray.data.stage import CHUNK_ROWS, build_pool, take_rows
 from divsel_ray.embed.given import SETTING, take_vectors
 from divsel_ray.embed.stage import embed_pool
@@ -344,16 +344,8 @@ def _counts(removed: Mapping[str, int]) -> str:
 
 
 def _digest_of(path: str, setting: str) -> str:
-    """What identifies a file that a user named, or the Parquet files of a folder.
-
-    Raises:
-        InputError: there is none.
-    """
-    place = Path(path).expanduser()
-    files = sorted(place.rglob("*.parquet")) if place.is_dir() else [place]
-    if not files or not files[0].is_file():
-        raise InputError(f"{setting}: {path}: no such file, or no Parquet in that folder")
-    return digest([file_digest(file) for file in files])
+    """What identifies a file that a user named, or the Parquet files of a folder; see `named_files`."""
+    return digest([file_digest(file) for file in named_files(path, setting)])
 
 
 def settings_of(section: BaseModel, *left_out: str) -> dict[str, Any]:

@@ -23,11 +23,11 @@ from divsel_ray.data.export import SELECTION
 from divsel_ray.data.remote import WORK_SUFFIX
 from divsel_ray.errors import InputError, JobError, one_line
 from divsel_ray.pipeline import ids_digest, nested_file, nested_name
-from divsel_ray.report.records import existing, read_stages
+from divsel_ray.report.records import existing, read_stages, round_numbers
 from divsel_ray.resources import connect
 from divsel_ray.rounds import update_of_round
 from divsel_ray.select.stage import draw_round
-from divsel_ray.stage_names import round_name
+from divsel_ray.stage_names import kind_of, round_name
 from divsel_ray.stages import Before, Sources, listed_files, plan_draw, with_lists
 from divsel_ray.store import RUN_MANIFEST, Stage
 
@@ -48,13 +48,13 @@ def verify_run(folder: Path) -> dict[str, Any]:
     manifest, _ = read_stages(folder)
     config = build_config(manifest["config"], str(folder / RUN_MANIFEST))
     stages = _stages(folder, manifest)
-    draws = [name for name in stages if name.startswith("round-") and name.endswith("/draw")]
-    _check_result(folder, manifest, stages[draws[-1]])
+    rounds = round_numbers(stages)
+    _check_result(folder, manifest, stages[round_name(rounds[-1], "draw")])
     for file in _written(folder, config):
         _check_texts(file)
     connect()
-    updates = _replay(config, stages, len(draws))
-    return {"verified": manifest["rows"], "draws": len(draws), "weight_updates": updates}
+    updates = _replay(config, stages, len(rounds))
+    return {"verified": manifest["rows"], "draws": len(rounds), "weight_updates": updates}
 
 
 def _stages(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Stage]:
@@ -64,7 +64,7 @@ def _stages(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Stage]:
         stages[name] = Stage(name, key, folder / name / key, {})
         if not stages[name].committed:
             raise InputError(f"{folder}: stage {name}/{key} is not there whole; run the job again and it is made anew")
-        if name.rpartition("/")[2] in _READ and (damaged := stages[name].damaged()):
+        if kind_of(name) in _READ and (damaged := stages[name].damaged()):
             path = stages[name].folder / damaged[0]
             raise JobError(f"{path}: not the bytes that were committed; remove {name}/{key} and run again")
     return stages

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from divsel_ray.data.hashing import id_array
+from divsel_ray.data.inputs import named_files
 from divsel_ray.errors import InputError, first_line
 from divsel_ray.store import atomic_path
 
@@ -35,10 +36,7 @@ def given_files(path: str, setting: str) -> list[Path]:
     Raises:
         InputError: there are none, or they are of another kind.
     """
-    place = Path(path).expanduser()
-    files = sorted(place.rglob("*.parquet")) if place.is_dir() else [place]
-    if not files or not files[0].is_file():
-        raise InputError(f"{setting}: {path}: no such file, or no Parquet in that folder")
+    files = named_files(path, setting)
     if files[0].suffix != ".parquet" and not files[0].name.endswith(_NUMPY):
         raise InputError(f"{setting}: {path}: expected .parquet with row_id, .npy or .npy.gz")
     return files
@@ -140,7 +138,7 @@ def _told(path: Path, setting: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, EOFError, KeyError, zlib.error) as error:
-        raise InputError(f"{setting}: {path}: not a NumPy array ({str(error).splitlines()[0][:100]})") from None
+        raise InputError(f"{setting}: {path}: not a NumPy array ({first_line(error)})") from None
 
 
 def rows_read(path: str, setting: str, pool_files: Sequence[str]) -> float:

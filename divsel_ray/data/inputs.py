@@ -47,6 +47,23 @@ def find_inputs(data: Sequence[str], setting: str) -> list[Input]:
     return sorted(found.values(), key=_sort_key)
 
 
+def named_files(path: str, setting: str) -> list[Path]:
+    """The file that a user named, or the Parquet files of a folder.
+
+    Args:
+        path: of the file or folder.
+        setting: that names it, for messages.
+
+    Raises:
+        InputError: there is none.
+    """
+    place = Path(path).expanduser()
+    files = sorted(place.rglob("*.parquet")) if place.is_dir() else [place]
+    if not files or not files[0].is_file():
+        raise InputError(f"{setting}: {path}: no such file, or no Parquet in that folder")
+    return files
+
+
 def source_names(files: Sequence[Input]) -> list[str]:
     """A name for each file: its file name, with as many parent folders before it as make it unique."""
     parts = {file: _absolute(file).parts for file in files}

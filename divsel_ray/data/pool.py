@@ -34,7 +34,7 @@ from divsel_ray.data.hashing import id_array, uniform_hash
 from divsel_ray.data.readers import Record, read_records
 from divsel_ray.data.remote import Input
 from divsel_ray.data.tokens import count_tokens
-from divsel_ray.store import atomic_path, read_json, write_json
+from divsel_ray.store import atomic_path, read_json, write_array, write_json, write_table
 
 QUARANTINE = "quarantine.jsonl"
 _FACTS = "facts.json"
@@ -271,8 +271,7 @@ def write_keys(layout: Layout, partition: int, sample: int) -> None:
     )
     keys = np.empty(len(ids), dtype=_KEY)
     keys["key"], keys["row_id"] = _sampling_keys(layout, ids), ids
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, np.sort(keys, order=["key", "row_id"])[: sample + 1], allow_pickle=False)
+    write_array(path, np.sort(keys, order=["key", "row_id"])[: sample + 1])
 
 
 def find_threshold(layout: Layout, sample: int) -> Threshold | None:
@@ -300,8 +299,7 @@ def write_part(layout: Layout, partition: int, plan: PartPlan) -> dict[str, int]
         counts = {"rows": len(part), "tokens": tokens, "duplicates": duplicates, "unique": len(table), "score_missing": missing}
         # The facts come first: where a part was written by this stage, they exist.
         write_json(facts_path, counts)
-        with atomic_path(path) as temporary:
-            pq.write_table(part, temporary, compression="zstd")
+        write_table(path, part, compression="zstd")
     return dict(read_json(facts_path))
 
 

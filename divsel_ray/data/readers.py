@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from divsel_ray.data.arrays import BrokenArrayError, array_records
 from divsel_ray.data.decoding import COMPRESSIONS, BrokenDataError, open_stream
 from divsel_ray.data.remote import Input, RemoteFile, size_of
+from divsel_ray.errors import first_line
 
 _TEXTS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 SUFFIXES = (*_TEXTS, ".parquet", *(kind + compression for kind in _TEXTS for compression in COMPRESSIONS))
@@ -239,8 +240,7 @@ def _read_parquet(file: Input) -> Iterator[Record]:
                         reason = "a value cannot be decoded" if value is None else None
                         yield Record(f"row {number}", value if reason is None else "", reason)
     except (pa.ArrowException, OSError, ValueError) as error:
-        what = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        reason = f"not readable as Parquet ({what}): the rest is lost"
+        reason = f"not readable as Parquet ({first_line(error)}): the rest is lost"
         yield Record(f"row {number + 1}", "", reason, ends=True, lost=max(0, rows - number - 1))
 
 

@@ -165,22 +165,18 @@ def parse_file(task: FileTask, folder: Path) -> dict[str, Any]:
 
 
 def _parse_into(task: FileTask, folder: Path) -> dict[str, Any]:
-    records = read_records(task.file)
-    head = list(islice(records, _DETECT_ROWS))
-    name, convert = _converter(task, head)
+    name, records = convert_file(task)
     good, conversations, reasons, first_bad, unreadable, lost = 0, 0, Counter[str](), list[str](), None, 0
     with (
         spill.SpillWriter(folder, task.n_partitions) as writer,
         (folder / QUARANTINE).open("w", encoding="utf-8", errors="backslashreplace") as quarantine,
     ):
-        for position, record in enumerate(chain(head, records)):
-            try:
-                rows = _rows(record, position, convert, task)
-            except BadRow as bad:
-                reasons[_counted(reasons, bad.kind)] += 1
-                first_bad += [f"{record.position}: {bad.reason}"] * (len(first_bad) < 3)
-                unreadable, lost = bad.reason if record.ends else None, record.lost
-                quarantine.write(quarantine_line(task.source, record, bad.reason))
+        for record, rows in records:
+            if isinstance(rows, BadRow):
+                reasons[_counted(reasons, rows.kind)] += 1
+                first_bad += [f"{record.position}: {rows.reason}"] * (len(first_bad) < 3)
+                unreadable, lost = rows.reason if record.ends else None, record.lost
+                quarantine.write(quarantine_line(task.source, record, rows.reason))
                 continue
             good, conversations = good + 1, conversations + len(rows)
             for row in rows:
@@ -190,6 +186,22 @@ def _parse_into(task: FileTask, folder: Path) -> dict[str, Any]:
     counts = {"format": name, "rows": good + bad_rows, "good": good, "bad": bad_rows, "duplicates": duplicates}
     several = {"conversations": conversations} if conversations != good else {}
     return {**counts, **several, "reasons": dict(reasons), "first_bad": first_bad, "unreadable": unreadable, "lost": lost}
+
+
+def convert_file(task: FileTask) -> tuple[str, Iterator[tuple[Record, list[dict[str, Any]] | BadRow]]]:
+    """The format of a file; and each record with its rows (row_id, messages, position, score) or what is wrong with it."""
+    records = read_records(task.file)
+    head = list(islice(records, _DETECT_ROWS))
+    name, convert = _converter(task, head)
+    numbered = enumerate(chain(head, records))
+    return name, ((record, _rows_or_fault(record, position, convert, task)) for position, record in numbered)
+
+
+def _rows_or_fault(record: Record, position: int, convert: Converter, task: FileTask) -> list[dict[str, Any]] | BadRow:
+    try:
+        return _rows(record, position, convert, task)
+    except BadRow as bad:
+        return bad
 
 
 def _converter(task: FileTask, head: Sequence[Record]) -> tuple[str, Converter]:

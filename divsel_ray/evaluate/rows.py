@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import pyarrow.parquet as pq
 from divsel_ray.cluster.kernels import assign
 from divsel_ray.cluster.stage import CENTROIDS
 from divsel_ray.config import PoolConfig
-from divsel_ray.data.conversation import BadRow, canonicalise, check_length, completion_text, prompt_text, row_id
-from divsel_ray.data.formats import CONVERTERS, Converter, detect, with_columns
+from divsel_ray.data.conversation import BadRow, completion_text, prompt_text
 from divsel_ray.data.inputs import find_inputs
-from divsel_ray.data.readers import read_records
+from divsel_ray.data.pool import FileTask, convert_file
 from divsel_ray.data.remote import Input
 from divsel_ray.errors import InputError
 from divsel_ray.evaluate.models import Run
@@ -26,8 +24,6 @@ from divsel_ray.report.records import round_numbers
 from divsel_ray.stage_names import kind_of, round_name
 from divsel_ray.store import digest, write_table
 
-_HEAD = 100
-"""Rows of a file that its format is told from."""
 _SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),
@@ -67,26 +63,12 @@ def read_file(reference: str, setting: str, pool: PoolConfig, progress: Progress
 
 
 def _read_into(found: dict[str, list[Any]], bad: list[str], file: Input, pool: PoolConfig) -> None:
-    convert = _converter(file, pool)
-    for record in read_records(file):
-        try:
-            if record.reason is not None:
-                raise BadRow(record.reason)
-            for conversation in convert(record.value):
-                messages = canonicalise(conversation, pool.turns)
-                check_length(messages, pool.max_chars)
-                found[row_id(messages)] = messages
-        except BadRow as error:
-            bad.append(f"{file.name} {record.position}: {error.reason}")
-
-
-def _converter(file: Input, pool: PoolConfig) -> Converter:
-    """What reads a file's rows: by the columns or the format that the pool names, else by what its first rows look like."""
-    if pool.columns:
-        return with_columns(pool.columns)
-    if pool.format != "auto":
-        return CONVERTERS[pool.format]
-    return CONVERTERS[detect(record.value for record in islice(read_records(file), _HEAD) if record.reason is None)]
+    task = FileTask(file, file.name, 1, pool.format, pool.columns, pool.turns, pool.max_chars)
+    for record, rows in convert_file(task)[1]:
+        if isinstance(rows, BadRow):
+            bad.append(f"{file.name} {record.position}: {rows.reason}")
+        else:
+            found |= {row["row_id"]: row["messages"] for row in rows}
 
 
 def held_out_rows(runs: Sequence[Run]) -> list[dict[str, Any]] | None:

@@ -6,9 +6,9 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from divsel_ray.errors import InputError, first_line
+from divsel_ray.models.loading import load_tokenizer
 from divsel_ray.models.references import resolve_model
 
 _CHARS = 100_000
@@ -56,8 +56,6 @@ def _from_file(path: Path) -> Callable[[list[str]], list[int]]:
 
 
 def _from_transformers(name: str) -> Callable[[list[str]], list[int]]:
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    tokenizer = load_tokenizer(name)
     options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
     return lambda texts: [len(ids) for ids in tokenizer(texts, **options)["input_ids"]]

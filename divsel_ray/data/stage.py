@@ -187,10 +187,10 @@ def _check(files: dict[str, dict[str, Any]], config: PoolConfig, quarantine: Pat
     first = "; ".join([f"{source} {text}" for source, facts in files.items() for text in facts["first_bad"]][:3])
     if not good:
         found = f"all {read:,} rows are bad: {first}" if read else "the input holds no row"
-        raise InputError(
-            f"pool.data: {_some(files)}: {found}; expected conversations, messages, instruction/output or prompt/completion, "
-            "or name the keys in pool.columns"
-        )
+        expected = "conversations, messages, instruction/output or prompt/completion, or name the keys in pool.columns"
+        if config.format != "auto":
+            expected = f"rows of pool.format {config.format}; with pool.format=auto the format is detected"
+        raise InputError(f"pool.data: {_some(files)}: {found}; expected {expected}")
     limit = bad_rows_allowed(read + lost, config.max_bad_rows)
     if bad + lost > limit:
         after = f", and about {lost:,} more cannot be read after them" if lost else ""

@@ -165,6 +165,11 @@ def test_input_without_a_good_row_is_refused_with_file_and_position(pool, tmp_pa
     assert [path.name for path in (tmp_path / "pool").iterdir()] == ["quarantine.jsonl"]
 
 
+def test_rows_of_another_format_than_the_named_one_are_refused_with_that_setting(pool, tmp_path, lines):
+    with pytest.raises(InputError, match=r"expected rows of pool\.format sharegpt; with pool\.format=auto the format is detected"):
+        pool([lines(tmp_path / "a.jsonl", ROWS)], format="sharegpt")
+
+
 def test_empty_input_is_refused(pool, tmp_path, lines):
     with pytest.raises(InputError, match=r"a\.jsonl: the input holds no row"):
         pool([lines(tmp_path / "a.jsonl", [])])

@@ -166,7 +166,7 @@ def test_input_without_a_good_row_is_refused_with_file_and_position(pool, tmp_pa
 
 
 def test_rows_of_another_format_than_the_named_one_are_refused_with_that_setting(pool, tmp_path, lines):
-    with pytest.raises(InputError, match=r"expected rows of pool\.format sharegpt; with pool\.format=auto the format is detected"):
+    with pytest.raises(InputError, match=r"rows of pool\.format sharegpt; with pool\.format=auto the format is detected"):
         pool([lines(tmp_path / "a.jsonl", ROWS)], format="sharegpt")
 
 

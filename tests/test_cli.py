@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from divsel_ray.cli import app
 from tests.e2e.jobs import write_rows
+from tests.json_lines import read_lines
 from tests.models.tiny import save_encoder
 
 
@@ -21,10 +22,6 @@ def encoder(tmp_path_factory):
 
 def divsel(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_help_names_every_command_without_loading_torch():
@@ -45,7 +42,7 @@ def test_select_writes_exactly_the_budget_and_the_same_rows_again(cluster, encod
     for name in ("first", "second"):
         done = divsel(*arguments, "--out", tmp_path / f"{name}.jsonl")
         assert done.exit_code == 0, done.output
-    rows = read(tmp_path / "first.jsonl")
+    rows = read_lines(tmp_path / "first.jsonl")
     assert len({row["row_id"] for row in rows}) == len(rows) == 17
     assert all(isinstance(row["quality"], float) and row["round"] == 1 and row["weight"] >= 1 for row in rows)
     assert (tmp_path / "first.jsonl").read_bytes() == (tmp_path / "second.jsonl").read_bytes()
@@ -61,7 +58,7 @@ def test_input_order_and_files_do_not_change_the_selection(cluster, encoder, tmp
         out = tmp_path / f"{data.name}.out.jsonl"
         done = divsel("select", data, "--budget", 9, "--k", 3, "--model", encoder, "--out", out, "--quiet")
         assert done.exit_code == 0, done.output
-        chosen.append({row["row_id"] for row in read(out)})
+        chosen.append({row["row_id"] for row in read_lines(out)})
     assert chosen[0] == chosen[1]
 
 
@@ -85,9 +82,9 @@ def test_broken_rows_are_kept_counted_and_do_not_stop_the_job(cluster, encoder, 
     data.write_text("\n".join([*broken, data.read_text()]))
     done = divsel("select", data, "--budget", 5, "--model", encoder, "--out", tmp_path / "out.jsonl")
     assert done.exit_code == 0, done.output
-    assert len(read(tmp_path / "out.jsonl")) == 5
+    assert len(read_lines(tmp_path / "out.jsonl")) == 5
     [quarantine] = tmp_path.glob("out.jsonl.divsel/pool/*/quarantine.jsonl")
-    assert [row["position"] for row in read(quarantine)] == [f"line {n}" for n in (1, 2, 3, 4)]
+    assert [row["position"] for row in read_lines(quarantine)] == [f"line {n}" for n in (1, 2, 3, 4)]
     assert "4 bad" in done.stderr
 
 
@@ -119,7 +116,7 @@ def test_a_budget_above_the_pool_is_refused_unless_fewer_are_allowed(cluster, en
     assert done.exit_code == 2
     assert "budget 21 exceeds the pool's 20 rows" in done.stderr
     assert divsel(*arguments, "--allow-fewer").exit_code == 0
-    assert len(read(tmp_path / "out.jsonl")) == 20
+    assert len(read_lines(tmp_path / "out.jsonl")) == 20
 
 
 @pytest.mark.parametrize(

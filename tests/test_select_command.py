@@ -12,6 +12,7 @@ from divsel_ray.cli import app
 from divsel_ray.config.files import build_config
 from divsel_ray.pipeline import plan_job
 from tests.e2e.jobs import write_rows
+from tests.json_lines import read_lines
 from tests.models.tiny import save_encoder
 
 
@@ -27,11 +28,7 @@ def divsel(*arguments):
 def select(data, out, encoder, *arguments):
     done = divsel("select", data, "--out", out, "--model", encoder, "--k", 4, "--quiet", *arguments)
     assert done.exit_code == 0, done.output
-    return read(out)
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_lines(out)
 
 
 def ids(rows):
@@ -41,7 +38,7 @@ def ids(rows):
 def test_several_budgets_are_nested_files(cluster, encoder, tmp_path):
     data = write_rows(tmp_path / "rows.jsonl", 60)
     rows = select(data, tmp_path / "out.jsonl", encoder, "--budget", "30,5,12")
-    small, middle = (read(tmp_path / f"out-{budget}.jsonl") for budget in (5, 12))
+    small, middle = (read_lines(tmp_path / f"out-{budget}.jsonl") for budget in (5, 12))
     assert (len(small), len(middle), len(rows)) == (5, 12, 30)
     assert "Beside 20 random subsets" in (tmp_path / "out.jsonl.divsel" / "report.html").read_text(encoding="utf-8")
     assert ids(small) < ids(middle) < ids(rows)
@@ -206,7 +203,7 @@ def test_cleaning_counts_what_it_removes_and_the_selection_has_none_of_it(cluste
     rows = select(data, tmp_path / "out.jsonl", encoder, "--budget", 40, "--allow-fewer", *settings)
     assert not any("maple leaf" in row["messages"][0]["content"] for row in rows)
     [removed] = (tmp_path / "out.jsonl.divsel" / "clean").glob("*/removed.jsonl")
-    assert [row["step"] for row in read(removed)] == ["benchmark"]
+    assert [row["step"] for row in read_lines(removed)] == ["benchmark"]
     [semantic] = (tmp_path / "out.jsonl.divsel" / "semantic").glob("*/_manifest.json")
     assert len(rows) == 40 - json.loads(semantic.read_text())["facts"]["removed"]
 
@@ -217,7 +214,7 @@ def test_a_selection_is_exported_for_a_trainer(cluster, encoder, tmp_path):
     for source in (tmp_path / "out.jsonl", tmp_path / "out.jsonl.divsel"):
         done = divsel("export", source, "--to", "llama-factory", "--out", tmp_path / "data", "--name", "picked", "--json")
         assert done.exit_code == 0, done.output
-        assert len(read(tmp_path / "data" / "picked.jsonl")) == 5
+        assert len(read_lines(tmp_path / "data" / "picked.jsonl")) == 5
         assert json.loads((tmp_path / "data" / "dataset_info.json").read_text())["picked"]["formatting"] == "sharegpt"
     done = divsel("export", tmp_path / "out.jsonl", "--to", "keras", "--out", tmp_path / "data")
     assert done.exit_code == 2

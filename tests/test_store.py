@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -44,14 +45,38 @@ def test_a_stage_is_committed_only_after_commit(tmp_path):
     assert Store(tmp_path).stage("pool", 1, {}, []).committed
 
 
+@pytest.mark.parametrize("name", ["part.parquet", "model/weights.safetensors"])
 @pytest.mark.parametrize("damage", [lambda p: p.write_text("ro"), lambda p: p.unlink()])
-def test_a_damaged_output_is_not_committed(tmp_path, damage):
+def test_a_damaged_output_is_not_committed(tmp_path, damage, name):
     stage = Store(tmp_path).stage("pool", 1, {}, [])
-    stage.start()
-    (stage.folder / "part.parquet").write_text("rows")
+    file = stage.start() / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("rows")
     stage.commit({})
-    damage(stage.folder / "part.parquet")
+    assert stage.damaged() == []
+    damage(file)
     assert not stage.committed
+    assert stage.damaged() == [name]
+
+
+def test_files_are_listed_by_name_without_others_and_unfinished_ones(tmp_path):
+    folder = Store(tmp_path).stage("pool", 1, {}, []).start()
+    for name in ("part-1.parquet", "part-0.parquet", "part-2.parquet.tmp-01", "part-3.tmp-01.parquet", "facts.json"):
+        (folder / name).touch()
+    stage = Store(tmp_path).stage("pool", 1, {}, [])
+    assert stage.files() == [str(folder / "part-0.parquet"), str(folder / "part-1.parquet")]
+    assert stage.files("*.json") == [str(folder / "facts.json")]
+
+
+def test_a_stage_takes_the_seconds_from_its_start_to_its_commit(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("divsel_ray.store.time", SimpleNamespace(time=lambda: now[0]))
+    stage = Store(tmp_path).stage("pool", 1, {}, [])
+    now[0] = 130.0
+    stage.start()
+    now[0] = 132.5
+    stage.commit({})
+    assert Store(tmp_path).stage("pool", 1, {}, []).seconds == 2.5
 
 
 def test_making_a_damaged_stage_again_keeps_its_whole_files_and_drops_the_others(tmp_path):
@@ -69,11 +94,13 @@ def test_making_a_damaged_stage_again_keeps_its_whole_files_and_drops_the_others
 def test_nothing_is_trusted_beside_a_manifest_that_cannot_be_read(tmp_path):
     stage = Store(tmp_path).stage("pool", 1, {}, [])
     stage.start()
-    (stage.folder / "part.parquet").write_text("rows")
+    (stage.folder / "model").mkdir()
+    for name in ("part.parquet", "model/weights.safetensors"):
+        (stage.folder / name).write_text("rows")
     stage.commit({})
     (stage.folder / MANIFEST).write_text('{"files": {')
     stage.start()
-    assert list(stage.folder.iterdir()) == []
+    assert [path for path in stage.folder.rglob("*") if path.is_file()] == []
 
 
 def test_a_half_written_manifest_is_no_commit(tmp_path):
@@ -112,6 +139,16 @@ def test_a_table_is_written_with_the_options_of_its_stage(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["rows.parquet"]
 
 
+def test_a_failed_write_of_a_folder_leaves_the_old_one_and_no_litter(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").touch()
+    with pytest.raises(RuntimeError), atomic_path(tmp_path / "model") as folder:
+        folder.mkdir()
+        (folder / "half").touch()
+        raise RuntimeError
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["model", "model/old"]
+
+
 def test_a_folder_is_replaced_whole(tmp_path):
     for name in ("first", "second"):
         with atomic_path(tmp_path / "model") as folder:
@@ -124,6 +161,8 @@ def test_leftovers_of_a_killed_write_are_removed_by_the_commit(tmp_path):
     stage = Store(tmp_path).stage("pool", 1, {}, [])
     stage.start()
     (stage.folder / "part.parquet.tmp-0123").write_text("half")
+    (stage.folder / "model.tmp-0123").mkdir()
+    (stage.folder / "model.tmp-0123" / "weights").write_text("half")
     (stage.folder / "part.parquet").write_text("whole")
     stage.commit({})
     assert sorted(p.name for p in stage.folder.iterdir()) == [MANIFEST, "part.parquet"]

@@ -13,6 +13,7 @@ from divsel_ray.score.reward_model import RewardModel
 from divsel_ray.score.scorer import Exchange
 from divsel_ray.train_reward import Training, parse_preference, read_preferences, split_by_prompt, train_reward, wilson_interval
 from tests.e2e.jobs import divsel
+from tests.json_lines import read_lines
 from tests.models.tiny import WORDS, save_encoder, save_language_model
 from tests.train.rows import NO_SYSTEM
 
@@ -80,7 +81,7 @@ def test_bad_rows_are_listed_and_counted_and_a_pair_counts_once(tmp_path):
     file = write(tmp_path / "prefs.jsonl", [*rows, rows[0], "{broken", {"prompt": "p", "chosen": "c"}])
     pairs, bad = read_preferences([file], tmp_path / "bad.jsonl")
     assert (len(pairs), bad) == (12, 2)
-    listed = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    listed = read_lines(tmp_path / "bad.jsonl")
     assert [(row["file"], row["position"]) for row in listed] == [("prefs.jsonl", "line 14"), ("prefs.jsonl", "line 15")]
     assert listed[0]["row"] == "{broken"
     with pytest.raises(InputError, match=r"2 bad rows \(1 are allowed\); the first is prefs\.jsonl line 14"):

@@ -9,15 +9,18 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from divsel_ray.config import PricesConfig
 from divsel_ray.config.files import build_config
 from divsel_ray.progress import Silent
+from divsel_ray.resources import Cluster
 from divsel_ray.stage_maker import StageMaker
 from divsel_ray.store import Store, read_json, write_json
-from divsel_ray.usage import ATTEMPTS, Recorder, Usage, paid_to_servers, usage_of
+from divsel_ray.usage import ATTEMPTS, Meter, Recorder, Usage, paid_to_servers, usage_of
 
 
 def test_usages_add_up_and_the_peak_is_the_highest() -> None:
@@ -80,6 +83,88 @@ def test_an_unreadable_record_of_earlier_attempts_counts_as_none(tmp_path: Path)
     with Recorder(None).measure(tmp_path) as meter:
         pass
     assert meter.usage.attempts == 1
+
+
+def test_what_is_held_counts_for_the_time_since_the_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("divsel_ray.usage.time", SimpleNamespace(monotonic=iter([110.0, 114.0]).__next__))
+    meter = Meter(Usage(attempts=1), 100.0)
+    meter.add(cpus=2, gpus=1, gib=3)
+    meter.add(cpus=4, gpus=0, gib=2)
+    assert meter.usage == Usage(wall_s=14, cpu_s=20 + 16, gpu_s=10, gib_s=30 + 8, peak_gib=3, attempts=1)
+
+
+SHARED = Cluster(cpus=16, gpus=4, node_cpus=8, node_gpus=2, memory_gib=64, nodes=2, local=False)
+OWN = Cluster(cpus=4, gpus=0, node_cpus=10, node_gpus=0, memory_gib=8, nodes=1, local=True)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "before", "now", "held"),
+    [
+        # Five more CPUs and two more GPUs than others held before, and the driver's.
+        (SHARED, (2.0, 1.0), (7.0, 3.0), (6.0, 2.0)),
+        (SHARED, (2.0, 1.0), (1.0, 0.0), (1.0, 0.0)),
+        # A Ray of its own has nobody else, and no more CPUs than the machine.
+        (OWN, (2.0, 0.0), (2.0, 0.0), (3.0, 0.0)),
+        (OWN, (0.0, 0.0), (9.0, 0.0), (4.0, 0.0)),
+    ],
+)
+def test_what_others_held_before_is_left_out_and_the_driver_counts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cluster: Cluster,
+    before: tuple[float, float],
+    now: tuple[float, float],
+    held: tuple[float, float],
+) -> None:
+    monkeypatch.setattr("divsel_ray.usage._handed_out", lambda: before)
+    recorder = Recorder(cluster)
+    monkeypatch.setattr("divsel_ray.usage._handed_out", lambda: now)
+    with recorder.measure(tmp_path) as meter:
+        pass
+    used = meter.usage
+    assert used.wall_s > 0
+    assert (used.cpu_s / used.wall_s, used.gpu_s / used.wall_s) == pytest.approx(held)
+    assert used.nodes == cluster.nodes
+
+
+class FakeProcess:
+    """A process of this name with so many GiB; with None, one that has just ended."""
+
+    def __init__(self, name: str, gib: float | None) -> None:
+        self.info, self.gib = {"name": name}, gib
+
+    def memory_info(self) -> SimpleNamespace:
+        if self.gib is None:
+            raise psutil.NoSuchProcess(1)
+        return SimpleNamespace(rss=self.gib * 2**30)
+
+    def children(self, recursive: bool) -> list[FakeProcess]:
+        return [FakeProcess("ray::Own", 8.0)]
+
+
+@pytest.mark.parametrize(("cluster", "gib"), [(SHARED, 1.0 + 2.0), (OWN, 1.0 + 8.0), (None, 1.0 + 8.0)])
+def test_memory_is_that_of_the_job_and_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster | None, gib: float
+) -> None:
+    others = {"ray::Shard.fit": 2.0, "ray::IDLE": 4.0, "bash": 16.0, "ray::Ended": None}
+    there = [FakeProcess(name, gib) for name, gib in others.items()]
+    fake = SimpleNamespace(Process=lambda: FakeProcess("python", 1.0), process_iter=lambda names: there, Error=psutil.Error)
+    monkeypatch.setattr("divsel_ray.usage.psutil", fake)
+    with Recorder(cluster).measure(tmp_path) as meter:
+        pass
+    assert meter.usage.peak_gib == gib
+
+
+def test_an_attempt_that_is_killed_has_left_what_it_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("divsel_ray.usage.SAVE_S", 0.0)
+    with Recorder(None).measure(tmp_path):
+        for _ in range(6000):
+            if (tmp_path / ATTEMPTS).exists():
+                break
+            time.sleep(0.01)
+        left = read_json(tmp_path / ATTEMPTS)
+    assert left["attempts"] == 1
+    assert left["wall_s"] > 0
 
 
 HELD = """

@@ -17,6 +17,7 @@ from divsel_ray.config import TrainConfig
 from divsel_ray.progress import Silent
 from divsel_ray.train.stage import Round, train_here, train_round, trained_folder
 from tests.e2e.jobs import divsel, environment, write_rows
+from tests.json_lines import read_lines
 from tests.models.tiny import save_encoder, save_language_model, save_reward_model
 from tests.report.conftest import HOSTILE
 from tests.train.rows import conversations
@@ -29,7 +30,7 @@ BUDGET, SEEDS, EVALUATION = 8, 3, 12
 
 def write_arena(folder):
     """Two samplers, one of them random, shuffled feedback, three seeds, tiny rows of four hostile tasks."""
-    rows = [json.loads(line) for line in write_rows(folder / "plain.jsonl", 80).read_text().splitlines()]
+    rows = read_lines(write_rows(folder / "plain.jsonl", 80))
     labelled = [json.dumps({**row, "task": f"{at % 4} {HOSTILE}"}) for at, row in enumerate(rows)]
     (folder / "rows.jsonl").write_text("\n".join(labelled) + "\n")
     models = folder / "models"

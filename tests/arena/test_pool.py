@@ -18,6 +18,7 @@ from divsel_ray.arena.pool import (
 )
 from divsel_ray.config.arena import SpoilConfig
 from divsel_ray.data.conversation import row_id
+from tests.json_lines import read_lines
 
 
 def conversation(number):
@@ -47,7 +48,7 @@ def evaluation(pool, tmp_path):
 def split(pool, evaluation, folder, **changes):
     plan = {"seed": 0, "evaluation": str(evaluation), "labels": {}, "spoil": None, "with_score": False}
     facts = split_part(str(pool), SplitPlan(**{**plan, **changes}), str(folder))
-    written = [json.loads(line) for line in (folder / "rows" / "part-00000.jsonl").read_text().splitlines()]
+    written = read_lines(folder / "rows" / "part-00000.jsonl")
     return facts, written, pq.read_table(folder / "marks" / "part-00000.parquet").to_pylist()
 
 

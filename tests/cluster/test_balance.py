@@ -12,6 +12,7 @@ from divsel_ray.cluster.rows import Held, bounds
 from divsel_ray.cluster.shard import Shard
 from divsel_ray.cluster.shards import LocalShards
 from divsel_ray.errors import InputError
+from tests.cluster.vectors import shards_of
 
 QUARTERS = st.integers(-6, 6).map(lambda value: value / 4)
 
@@ -37,10 +38,6 @@ class Forgetful(LocalShards):
         lost = self.questions % len(self._shards)
         self._shards[lost] = self._make(lost)
         return super().map(question, *args, **kwargs)
-
-
-def shards_of(rows, parts=1):
-    return LocalShards([Shard(rows[low:high], low) for low, high in bounds(len(rows), parts)])
 
 
 def random_case(n, k, d, dtype=np.float16, seed=0):

@@ -1,23 +1,13 @@
 import numpy as np
 import pytest
 
-from divsel_ray.cluster import initialise, shards
+from divsel_ray.cluster import initialise
 from divsel_ray.cluster.initialise import Draw
-from divsel_ray.cluster.rows import bounds
-from divsel_ray.cluster.shard import Shard
-from divsel_ray.cluster.shards import LocalShards
-
-
-def parts_of(rows, parts=1):
-    return LocalShards([Shard(rows[low:high], low) for low, high in bounds(len(rows), parts)])
-
-
-def geometry_of(rows):
-    return shards.inspect(parts_of(rows), rows.shape[1]).geometry
+from tests.cluster.vectors import geometry_of, shards_of
 
 
 def drawn(rows, k, seed, draw=initialise.plus_plus, parts=1):
-    return draw(parts_of(rows, parts), k, seed, 0, geometry_of(rows), lambda done: None)
+    return draw(shards_of(rows, parts), k, seed, 0, geometry_of(rows), lambda done: None)
 
 
 def test_uniform_numbers_are_uniform_and_differ_by_seed_start_purpose_step_and_row():
@@ -31,7 +21,7 @@ def test_uniform_numbers_are_uniform_and_differ_by_seed_start_purpose_step_and_r
 
 def test_random_rows_are_all_equally_likely_and_none_is_drawn_twice():
     rows = np.arange(6, dtype=np.float32)[:, None]
-    draws = np.array([initialise.random_rows(parts_of(rows, 2), 3, seed, 0)[:, 0] for seed in range(3000)])
+    draws = np.array([initialise.random_rows(shards_of(rows, 2), 3, seed, 0)[:, 0] for seed in range(3000)])
     assert all(len(set(draw)) == 3 for draw in draws.tolist())
     assert np.bincount(draws.ravel().astype(int)) / 3000 == pytest.approx([0.5] * 6, abs=0.03)
 

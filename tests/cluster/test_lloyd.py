@@ -13,17 +13,10 @@ from sklearn.metrics import adjusted_rand_score
 from divsel_ray.cluster import kernels, lloyd, shards
 from divsel_ray.cluster.journal import Journal
 from divsel_ray.cluster.lloyd import Settings
-from divsel_ray.cluster.rows import bounds, normalise
+from divsel_ray.cluster.rows import normalise
 from divsel_ray.cluster.shard import Shard
 from divsel_ray.cluster.shards import LocalShards
-
-
-def shards_of(rows, parts=1):
-    return LocalShards([Shard(rows[low:high], low) for low, high in bounds(len(rows), parts)])
-
-
-def geometry_of(rows):
-    return shards.inspect(shards_of(rows), rows.shape[1]).geometry
+from tests.cluster.vectors import geometry_of, shards_of
 
 
 def fit(rows, settings, parts=1, journal=None):

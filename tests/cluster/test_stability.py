@@ -4,13 +4,7 @@ from sklearn.datasets import make_blobs
 
 from divsel_ray.cluster import stability
 from divsel_ray.cluster.lloyd import Settings
-from divsel_ray.cluster.rows import bounds
-from divsel_ray.cluster.shard import Shard
-from divsel_ray.cluster.shards import LocalShards
-
-
-def shards_of(rows, parts):
-    return LocalShards([Shard(rows[low:high], low) for low, high in bounds(len(rows), parts)])
+from tests.cluster.vectors import shards_of
 
 
 def numbered_rows(n):

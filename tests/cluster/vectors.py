@@ -11,6 +11,8 @@ from sklearn.datasets import make_blobs
 
 from divsel_ray.cluster.criteria import Candidate
 from divsel_ray.cluster.rows import bounds
+from divsel_ray.cluster.shard import Shard
+from divsel_ray.cluster.shards import Geometry, LocalShards, inspect
 
 PLAIN = Candidate(
     k=1,
@@ -48,3 +50,13 @@ def write_embeddings(folder: Path, vectors: np.ndarray, parts: int = 2) -> list[
 def blobs(n: int = 900, clusters: int = 8, spread: float = 0.15) -> np.ndarray:
     """Normal clusters (n, 6) around random centres."""
     return make_blobs(n, 6, centers=clusters, cluster_std=spread, center_box=(-3, 3), random_state=4)[0]
+
+
+def shards_of(rows: np.ndarray, parts: int = 1) -> LocalShards:
+    """The rows in so many partitions of this process."""
+    return LocalShards([Shard(rows[low:high], low) for low, high in bounds(len(rows), parts)])
+
+
+def geometry_of(rows: np.ndarray) -> Geometry:
+    """What a fit has to know of all rows beforehand."""
+    return inspect(shards_of(rows), rows.shape[1]).geometry

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from divsel_ray.data.pool import QUARANTINE, FileTask, parse_file
 from divsel_ray.data.readers import SUFFIXES, read_records
+from tests.json_lines import as_lines
 
 ROWS = [{"prompt": f'Frage {i}, "zitiert"\nü{"x" * (i % 7)}', "completion": f"Antwort {i * 7919}"} for i in range(40)]
 REUSED_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
@@ -23,10 +24,6 @@ TEXTS = (".json", ".jsonl", ".csv", ".tsv")
 
 def as_array(rows):
     return json.dumps(rows, ensure_ascii=False, indent=1).encode()
-
-
-def as_lines(rows):
-    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
 
 
 def as_table(rows, delimiter=","):

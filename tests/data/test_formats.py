@@ -101,9 +101,13 @@ def test_keys_that_are_null_as_in_a_table_do_not_hide_others():
     assert only("prompt_completion", {"prompt": None, "completion": None, "question": "q", "answer": "r"}) == EXCHANGE
 
 
-def test_a_list_under_an_everyday_word_is_no_conversation():
-    assert detect([{"items": ["milk", "bread"], "question": "q", "answer": "r"}]) == "prompt_completion"
-    assert detect([{"items": [], "text": "x"}]) == UNKNOWN
+@pytest.mark.parametrize("key", ["conversation", "items"])
+def test_a_list_under_an_everyday_word_is_no_conversation_unless_it_begins_like_one(key):
+    assert detect([{key: ["milk", "bread"], "question": "q", "answer": "r"}]) == "prompt_completion"
+    assert detect([{key: [{"name": "milk"}], "question": "q", "answer": "r"}]) == "prompt_completion"
+    assert detect([{key: [], "text": "x"}]) == UNKNOWN
+    assert detect([{key: EXCHANGE[:1]}]) == "messages"
+    assert detect([{key: [{"from": "human", "value": "q"}]}]) == "sharegpt"
 
 
 def test_lima_speakers_take_turns():
@@ -147,13 +151,17 @@ def test_earlier_exchanges_come_before_the_instruction(name):
     assert [turn["content"] for turn in only(name, row)] == ["Who came?", "Tom.", "When?", "At noon.", "And then?", "He left."]
     assert [turn["role"] for turn in only(name, row)] == ["user", "assistant"] * 3
     assert len(only(name, {**row, "history": []})) == len(only(name, {**row, "history": None})) == 2
-    with pytest.raises(BadRow, match="history is no list of pairs"):
-        only(name, {**row, "history": ["Who came?"]})
+    for history in ("Who came?", ["so"], [["Who came?"]], [["Who came?", "Tom.", "When?"]]):
+        with pytest.raises(BadRow, match="history is no list of pairs"):
+            only(name, {**row, "history": history})
 
 
-def test_a_question_with_answers_to_choose_from_is_refused():
-    with pytest.raises(BadRow, match=r"^choices: a question with answers to choose from is no conversation"):
-        only("prompt_completion", {"question": "q", "choices": ["a", "b"], "answer": "B"})
+@pytest.mark.parametrize("key", ["choices", "options", "endings"])
+@pytest.mark.parametrize("answers", [["a", "b"], {"text": ["a", "b"], "label": ["A", "B"]}])
+def test_a_question_with_answers_to_choose_from_is_refused(key, answers):
+    with pytest.raises(BadRow, match=rf"^{key}: a question with answers to choose from is no conversation"):
+        only("prompt_completion", {"question": "q", key: answers, "answer": "B"})
+    assert only("prompt_completion", {"question": "q", key: "none", "answer": "r"}) == EXCHANGE
 
 
 def test_a_context_of_facts_about_the_row_is_no_part_of_a_prompt():
@@ -167,6 +175,7 @@ def test_prompt_and_completion_may_be_messages():
     assert detect([row]) == "prompt_completion"
     assert only("prompt_completion", row) == [system, *EXCHANGE]
     assert only("prompt_completion", {"prompt": "q", "completion": EXCHANGE[1:]}) == EXCHANGE
+    assert [turn["content"] for turn in only("prompt_completion", {**row, "input": "n"})] == ["s", "q\n\nn", "r"]
 
 
 def test_the_majority_of_the_rows_decides():
@@ -178,7 +187,7 @@ def test_a_tie_does_not_depend_on_the_order():
 
 
 def test_rows_of_no_known_shape_are_unknown():
-    assert detect([{"text": "q"}, 3, [], {"conversations": "q"}]) == UNKNOWN
+    assert detect([{"text": "q"}, 3, [], {"conversations": "q"}, {"prompt": "q"}, {"completion": "r"}]) == UNKNOWN
     assert detect([]) == UNKNOWN
 
 
@@ -244,14 +253,11 @@ def test_a_system_key_becomes_the_first_message(name, key):
 @pytest.mark.parametrize(
     ("given_role", "role"),
     [
-        ("Human", "user"),
-        (" user", "user"),
-        ("chatgpt", "assistant"),
-        ("BING", "assistant"),
-        ("bard", "assistant"),
-        ("System", "system"),
-        ("function", "tool"),
-        ("tool_response", "tool"),
+        *(("Human", "user"), (" user", "user"), ("prompter", "user")),
+        *((name, "assistant") for name in ("gpt", "chatgpt", "BING", "bard", "claude", "assistant", "model")),
+        *((name, "assistant") for name in ("function_call", "tool_call")),
+        *((name, "system") for name in ("System", "developer")),
+        *((name, "tool") for name in ("tool", "function", "function_response", "tool_response", "observation", "ipython")),
     ],
 )
 def test_roles_have_many_names(given_role, role):
@@ -290,11 +296,14 @@ def test_roles_have_many_names(given_role, role):
         ("alpaca", {"instruction": "i"}, "no key output"),
         ("alpaca", {"instruction": "i", "input": 3, "output": "o"}, "input is a number, expected a string"),
         ("prompt_completion", {"prompt": "x"}, "no key completion"),
+        ("prompt_completion", {"question": None, "answer": "r"}, "question is null, expected a string"),
         ("prompt_completion", {"prompt": Decimal(1), "completion": "x"}, "prompt is a number, expected a string"),
         ("prompt_completion", {"prompt": True, "completion": "x"}, "prompt is a truth value, expected a string"),
         ("prompt_completion", {"prompt": [3], "completion": "x"}, "a turn is a number, expected an object"),
         ("prompt_completion", [1], "the row is a list, expected an object"),
+        ("prompt_completion", {"instruction": "i", "input": 3, "response": "r"}, "input is a number, expected a string"),
         (UNKNOWN, {"text": "x"}, "format not recognised: .*"),
+        (UNKNOWN, [1], "the row is a list, expected an object"),
     ],
 )
 def test_a_row_of_the_wrong_shape_is_refused_with_a_plain_reason(name, row, reason):

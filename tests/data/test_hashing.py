@@ -3,9 +3,11 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from divsel_ray.data.hashing import uniform_hash
+from divsel_ray.data import hashing
+from divsel_ray.data.hashing import id_array, uniform_hash
 
 N = 50_000
 IDS = np.array([hashlib.blake2b(str(i).encode(), digest_size=16).hexdigest() for i in range(N)], dtype="S32")
@@ -67,6 +69,28 @@ def test_every_digit_of_the_id_counts(place):
     changed = row_id[:place] + "1" + row_id[place + 1 :]
     a, b = uniform_hash(0, "a", [row_id, changed])
     assert 8 < (int(a) ^ int(b)).bit_count() < 56
+
+
+def test_many_rows_are_hashed_some_at_a_time_and_all_of_them(monkeypatch):
+    expected = uniform_hash(0, "a", IDS[:20]).tolist()
+    monkeypatch.setattr(hashing, "_CHUNK", 7)
+    assert uniform_hash(0, "a", IDS[:20]).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_ids_of_a_column_are_those_of_its_rows_however_it_is_cut(kind):
+    ids = pa.array(IDS[:9].astype(str), kind)
+    expected = IDS[:9].tolist()
+    assert id_array(ids).tolist() == expected
+    assert id_array(ids.slice(2, 4)).tolist() == expected[2:6]
+    assert id_array(pa.chunked_array([ids.slice(5), ids[:0], ids.slice(1, 3)])).tolist() == expected[5:] + expected[1:4]
+    assert id_array(pa.chunked_array([], kind)).tolist() == []
+
+
+@pytest.mark.parametrize("ids", [["0" * 32, None], ["0" * 31, "0" * 33], [""]])
+def test_a_column_that_holds_anything_else_is_refused(ids):
+    with pytest.raises(ValueError, match="32 hex digits"):
+        id_array(pa.array(ids, pa.string()))
 
 
 def test_no_ids_give_no_hashes():

@@ -23,6 +23,7 @@ from divsel_ray.data.pool import (
     write_part,
 )
 from divsel_ray.data.readers import Record
+from tests.json_lines import read_lines
 
 
 def pair(number, **more):
@@ -51,14 +52,14 @@ def part_rows(layout, plan):
 
 
 def test_the_facts_of_a_file_count_good_and_bad_rows_and_their_reasons(parsed):
-    parsed([pair(1), {"prompt": "x"}, pair(1), 5, pair(2), {"prompt": "x"}])
+    parsed([pair(1), {"prompt": "x"}, pair(1), 5, pair(2), {"prompt": "x"}, {"prompt": "x"}])
     assert parsed.facts[0] == {
         "format": "prompt_completion",
-        "rows": 6,
+        "rows": 7,
         "good": 3,
-        "bad": 3,
+        "bad": 4,
         "duplicates": 1,
-        "reasons": {"no key completion": 2, "the row is a number, expected an object": 1},
+        "reasons": {"no key completion": 3, "the row is a number, expected an object": 1},
         "first_bad": [
             "line 2: no key completion",
             "line 4: the row is a number, expected an object",
@@ -123,7 +124,7 @@ def test_a_row_with_a_blank_side_is_bad(parsed, side, blank):
 
 def test_a_quarantined_row_is_shown_cut_to_two_thousand_characters(parsed):
     layout = parsed([pair(1), {"prompt": "é" * 5000}, {"prompt": "\ud800"}])
-    long, surrogate = map(json.loads, (layout.file_folder(0) / QUARANTINE).read_text(encoding="utf-8").splitlines())
+    long, surrogate = read_lines(layout.file_folder(0) / QUARANTINE)
     assert long["row"] == '{"prompt": "' + "é" * 1988
     assert surrogate == {"file": "0.jsonl", "position": "line 3", "reason": "no key completion", "row": '{"prompt": "\ud800"}'}
 
@@ -224,7 +225,7 @@ def test_a_written_part_is_not_written_again(parsed, tiny_tokenizer):
 def test_what_no_json_line_shows_plainly_is_quarantined_too(tmp_path):
     pq.write_table(pa.table({"prompt": [Decimal("1.5")]}), tmp_path / "x.parquet")
     parse_file(FileTask(tmp_path / "x.parquet", "x", 1, "prompt_completion"), tmp_path / "parsed")
-    [decimal] = map(json.loads, (tmp_path / "parsed" / QUARANTINE).read_text(encoding="utf-8").splitlines())
+    [decimal] = read_lines(tmp_path / "parsed" / QUARANTINE)
     assert decimal["row"] == '{"prompt": 1.5}'
     deep = json.loads("[" * 900 + "]" * 900)
     for _ in range(5000):

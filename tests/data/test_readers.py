@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from divsel_ray.data.arrays import array_records
 from divsel_ray.data.readers import known_suffix, read_records
+from tests.json_lines import as_lines
 
 ROWS = [{"i": i, "text": f"Grüße {i} 😀\n"} for i in range(5)]
 ANY_JSON = st.recursive(
@@ -51,10 +52,6 @@ def put(folder, name, data):
 
 def as_array(rows):
     return json.dumps(rows, ensure_ascii=False).encode()
-
-
-def as_lines(rows):
-    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from divsel_ray.data.export import write_rows
 from divsel_ray.data.trainers import _UnfitError, alternate, export_selection
 from divsel_ray.errors import InputError
+from tests.json_lines import read_lines
 
 
 def messages(*turns):
@@ -32,22 +33,18 @@ def selection(path: Path, conversations=TALKS) -> Path:
     return path
 
 
-def lines_of(path: Path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 @pytest.mark.parametrize("trainer", ["axolotl", "trl"])
 def test_conversations_are_written_as_they_are_with_nothing_else(tmp_path, trainer, suffix):
     data, _ = export_selection(selection(tmp_path / "run" / f"selection{suffix}"), trainer, tmp_path / "out")
     assert data == tmp_path / "out" / "run.jsonl"
-    assert lines_of(data) == [{"messages": talk} for talk in TALKS]
+    assert read_lines(data) == [{"messages": talk} for talk in TALKS]
 
 
 def test_llama_factory_gets_conversations_that_alternate(tmp_path):
     data, _ = export_selection(selection(tmp_path / "picked.parquet"), "llama-factory", tmp_path)
     assert data == tmp_path / "picked.jsonl"
-    assert [line["messages"] for line in lines_of(data)] == [
+    assert [line["messages"] for line in read_lines(data)] == [
         TALKS[0],
         messages("user a\n\nb", "assistant call", "tool one\n\ntwo", "assistant c\n\nd"),
     ]
@@ -191,7 +188,7 @@ def test_conversations_that_llama_factory_would_skip_are_refused_and_counted(tmp
         export_selection(picked, "llama-factory", tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.jsonl"))
     assert not (tmp_path / "out" / "dataset_info.json").exists()
-    assert len(lines_of(export_selection(picked, "trl", tmp_path / "out")[0])) == 3
+    assert len(read_lines(export_selection(picked, "trl", tmp_path / "out")[0])) == 3
 
 
 @given(st.lists(st.sampled_from(["system", "user", "assistant", "tool"]), min_size=1, max_size=8))

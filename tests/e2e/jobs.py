@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.json_lines import read_lines
 from tests.models.tiny import WORDS, save_encoder, save_language_model, save_reward_model
 
 
@@ -68,7 +69,7 @@ def finished(job: Path, name: str = "undisturbed", **extra: str) -> Path:
 
 def selection(folder: Path) -> list[dict]:
     """The selected rows of a run."""
-    return [json.loads(line) for line in (folder / "selection.jsonl").read_text(encoding="utf-8").splitlines()]
+    return read_lines(folder / "selection.jsonl")
 
 
 def stage_facts(folder: Path) -> dict[str, dict]:

@@ -16,7 +16,6 @@ from divsel_ray.config import EmbedApiConfig, EmbedConfig
 from divsel_ray.embed.api import ApiEncoder, cut_text
 from divsel_ray.embed.stage import embed_pool
 from divsel_ray.errors import InputError, JobError
-from divsel_ray.models import api_client
 from divsel_ray.progress import Silent
 from tests.embed.embed_server import Reply, embed_server, vector_of
 from tests.models.tiny import WORDS, save_encoder
@@ -27,10 +26,7 @@ PRICE = 1e6
 """A token costs 1; each text has two, and at most eleven bytes."""
 
 
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(api_client, "_FIRST_WAIT", 0.001)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+pytestmark = pytest.mark.usefixtures("no_waiting")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Files that are cut short, folders that are half written, and two jobs on one folder."""
 
-import json
 import shutil
 import subprocess
 
@@ -9,6 +8,7 @@ import pytest
 from divsel_ray.store import MANIFEST
 from tests.e2e.jobs import divsel, write_rows
 from tests.faults.harness import FaultyRun, Trap, finished_files
+from tests.json_lines import read_lines
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +54,7 @@ def test_a_parquet_input_that_was_cut_short_is_refused_in_one_line(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [json.loads(line) for line in write_rows(tmp_path / "rows.jsonl", 30).read_text().splitlines()]
+    rows = read_lines(write_rows(tmp_path / "rows.jsonl", 30))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     cut(tmp_path / "rows.parquet")
     done = divsel("select", tmp_path / "rows.parquet", "--budget", 5, "--out", tmp_path / "out.jsonl")

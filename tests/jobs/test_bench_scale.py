@@ -24,6 +24,7 @@ from divsel_ray.data.conversation import canonicalise, row_id
 from divsel_ray.data.formats import from_prompt_completion
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.store import Store
+from tests.json_lines import read_lines
 
 JOBS = Path(bench_scale.__file__).parent
 
@@ -69,7 +70,7 @@ def test_smoke_measures_every_stage_of_both_sizes_and_judges_nothing(tmp_path: P
 def test_every_text_has_a_vector_and_vectors_ascend_by_row_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_scale_rows, "PART_ROWS", 100)
     rows = write_rows(tmp_path, 250, 8)
-    lines = [json.loads(line) for file in sorted(rows.texts.iterdir()) for line in file.read_text().splitlines()]
+    lines = [line for file in sorted(rows.texts.iterdir()) for line in read_lines(file)]
     tables = [pq.read_table(file) for file in sorted(rows.vectors.iterdir())]
     ids = [one for table in tables for one in table["row_id"].to_pylist()]
     assert len(lines) == 250

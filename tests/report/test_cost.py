@@ -73,6 +73,21 @@ def test_money_is_hours_times_prices_and_unknown_without_any(run: Run) -> None:
     assert bill(priced).money == pytest.approx(11 * 0.5 + 16 * 0.25)
 
 
+@pytest.mark.parametrize(("prices", "money"), [({"gpu_hour": 2}, 8), ({"gib_hour": 0.25}, 18 * 0.25), ({"cpu_hour": 0.5}, 6)])
+def test_one_price_is_enough_to_know_what_that_part_cost(run: Run, prices: dict[str, float], money: float) -> None:
+    # Twelve CPU-hours, four GPU-hours, nine stages of an hour with two GiB each.
+    config = run.config.model_copy(update={"prices": PricesConfig(**prices)})
+    held = replace(run, config=config, timings=[*run.timings, timing("round-2/generate", 1, gpus=4)])
+    assert bill(held).money == pytest.approx(money)
+
+
+def test_a_gain_that_took_no_longer_than_the_control_has_no_hours_to_be_divided_by(run: Run) -> None:
+    timings = [timing("static/train", 5) if one.stage == "static/train" else one for one in run.timings]
+    found = bill(replace(run, timings=timings)).refinement
+    assert found is not None
+    assert (found.gain, found.extra_hours, found.gain_per_hour) == (pytest.approx(0.3), 0, None)
+
+
 def test_stages_without_a_record_and_those_begun_twice_are_named(run: Run) -> None:
     again = replace(run.timings[0], usage=replace(run.timings[0].usage or Usage(), attempts=2))
     found = bill(replace(run, timings=[again, Timing("embed", 4.0, True), *run.timings[1:]]))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from divsel_ray.report.examples import cut, read_selected
 from divsel_ray.report.facts import read_run
 from divsel_ray.report.records import Mean
 from divsel_ray.store import write_json
+from divsel_ray.usage import Usage
+from tests.report.conftest import FakeRun
+from tests.report.mapped import MappedRun
 
 MakeRun = Callable[..., Path]
 
@@ -64,6 +68,32 @@ def test_a_held_out_loss_that_is_not_a_number_is_missing(make_run: MakeRun) -> N
     assert training is not None
     assert training.held_out_loss is None
     assert training.held_out_loss_base is None
+
+
+def test_a_stage_took_the_seconds_of_all_its_attempts_where_those_were_recorded(make_run: MakeRun) -> None:
+    folder = make_run(rounds=1)
+    change(folder, "quality", usage=asdict(Usage(wall_s=90.0, attempts=2)))
+    timings = {one.stage: one for one in read_run(folder).timings}
+    assert (timings["quality"].seconds, timings["quality"].usage) == (90.0, Usage(wall_s=90.0, attempts=2))
+    assert (timings["cluster"].seconds, timings["cluster"].usage) == (1.5, None)
+    assert [name for name, one in timings.items() if one.cached] == ["pool"]
+
+
+def test_removed_rows_are_counted_by_the_step_that_removed_them(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path, 0)
+    run.commit("clean", {"removed": {"short": 3, "near_duplicate": 0}})
+    run.commit("semantic", {"removed": 2})
+    assert read_run(run.build()).cleaned == {"short": 3, "near_duplicate": 0, "semantic_duplicate": 2}
+    assert read_run(FakeRun(tmp_path / "other", 0).build()).cleaned == {}
+
+
+@pytest.mark.parametrize(("metric", "known"), [("euclidean", True), ("cosine", False)])
+def test_the_silhouette_is_that_of_euclidean_clusters(tmp_path: Path, metric: str, known: bool) -> None:
+    folder = MappedRun(tmp_path, 0).build()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config"]["cluster"]["metric"] = metric
+    write_json(folder / "manifest.json", manifest)
+    assert (read_run(folder).clustering.silhouette is not None) == known
 
 
 def test_a_large_pool_is_sampled_at_even_steps_across_its_files(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

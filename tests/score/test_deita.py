@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from divsel_ray.errors import InputError
-from divsel_ray.score.deita import Deita, turns_of
+from divsel_ray.score.deita import Deita, DigitModel, turns_of
 from divsel_ray.score.scorer import Exchange
 from tests.score.conftest import digit_tokenizer, llama_config
 
@@ -77,6 +77,23 @@ def test_what_is_too_long_is_cut_and_the_question_stays_whole(models):
     long = Exchange("long", [{"role": "user", "content": "w1 " * 300}], "w2 " * 500)
     scorer = Deita(*models, 64, 512)
     assert np.isfinite(scorer.score([long])).all()
+
+
+def test_the_end_of_the_longest_part_is_cut_and_the_frame_and_the_other_part_are_whole(models):
+    model = DigitModel(models[1], 64, 512)
+    # The digits 1 to 6 are tokens of their own, and words that hold one are not.
+    beginning, user, assistant, w0, w7, w8, w9 = model.encode(("user ", "w8 w9"), ["assistant w0 w7 "])
+    ids = model.encode(("user ", " w0 ", " assistant"), ["w7 w7", "w8 " * 20 + "w9 " * 280])
+    assert ids[:25] == [beginning, user, w7, w7, w0, *[w8] * 20]
+    assert set(ids[25:-2]) == {w9}
+    assert ids[-1] == assistant
+    assert 56 < len(ids) <= 64
+
+
+def test_a_question_that_alone_is_too_long_is_a_row_without_a_score(models):
+    scorer = Deita(*models, 16, 512)
+    assert np.isnan(scorer.score([Exchange("a", [{"role": "user", "content": "w1"}], "w2")])).all()
+    assert "the question alone has more than 16 tokens" in scorer.problem
 
 
 def test_a_row_without_a_question_is_nan_and_the_others_are_scored(models):

@@ -22,10 +22,7 @@ COST = 0.2
 TEMPLATE = "Q {prompt} A {completion}"
 
 
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(api_client, "_FIRST_WAIT", 0.001)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+pytestmark = pytest.mark.usefixtures("no_waiting")
 
 
 def settings(url: str = "http://127.0.0.1:1/v1", **values) -> JudgeConfig:

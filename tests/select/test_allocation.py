@@ -33,11 +33,15 @@ def test_proportional_targets_round_by_largest_remainder():
 def test_what_a_small_cluster_cannot_hold_is_spread_over_the_others():
     counts = allocate(np.array([10.0, 10.0, 10.0]), np.array([2, 100, 100]), total=30)
     assert counts.tolist() == [2, 14, 14]
+    # In proportion: 48 over 10 and 30.
+    assert allocate(np.array([10.0, 10.0, 30.0]), np.array([2, 100, 100]), total=50).tolist() == [2, 12, 36]
 
 
 def test_clusters_without_a_target_serve_only_when_the_others_are_empty():
     counts = allocate(np.array([1.0, 0.0]), np.array([3, 10]), total=5)
     assert counts.tolist() == [3, 2]
+    # Then by what they hold: 8 over 10 and 30.
+    assert allocate(np.array([1.0, 0.0, 0.0]), np.array([3, 10, 30]), total=11).tolist() == [3, 2, 6]
 
 
 def test_more_rows_than_the_clusters_hold_are_refused():
@@ -65,6 +69,10 @@ def test_cumulative_rounding_serves_a_small_cluster_in_the_second_round():
         drawn = drawn + allocate_round(targets, drawn, sizes, 4)
         history.append(drawn.tolist())
     assert history == [[4, 0], [7, 1], [11, 1]]
+
+
+def test_a_cluster_gives_no_more_in_a_later_round_than_it_has_left():
+    assert allocate_round(np.array([9.0, 1.0]), np.array([4, 0]), np.array([5, 10]), 4).tolist() == [1, 3]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +110,7 @@ def shares(rule, sizes, **settings):
 def test_rules_share_the_budget_by_size_equally_by_root_or_between():
     sizes = [16, 4, 0]
     assert shares("proportional", sizes).tolist() == [0.8, 0.2, 0.0]
+    assert shares("proportional", [3, 1]).tolist() == [0.75, 0.25]
     assert shares("equal", sizes).tolist() == [0.5, 0.5, 0.0]
     assert shares("sqrt", sizes) == pytest.approx([4 / 6, 2 / 6, 0.0])
     assert shares("tempered", sizes, exponent=0.5) == pytest.approx([4 / 6, 2 / 6, 0.0])
@@ -139,6 +148,25 @@ def test_tokens_go_to_shares_and_then_to_whoever_is_furthest_below():
     assert allocate_tokens(np.array([1.0, 1.0]), lengths, np.zeros(2, int), 16).tolist() == [2, 1]
     # 18: shares 9 and 9, two rows and one; 5 are left: the second is furthest below and its next row fits.
     assert allocate_tokens(np.array([1.0, 1.0]), lengths, np.zeros(2, int), 18).tolist() == [2, 2]
+
+
+def test_the_group_furthest_below_its_share_of_tokens_gives_the_next_row():
+    none = np.zeros(2, int)
+    # Shares 12 and 6 of 18: 10 and 5 fit, and 3 are left.
+    assert allocate_tokens(np.array([2.0, 1.0]), [np.array([5, 5, 3]), np.array([5, 3])], none, 18).tolist() == [3, 1]
+    # The third group's row fits nowhere: its 18 of 36 tokens go to the others, three at a time and in turn.
+    lengths = [np.array([5, 5, *[3] * 20]), np.array([5, *[3] * 20]), np.array([30])]
+    assert allocate_tokens(np.array([2.0, 1.0, 3.0]), lengths, np.zeros(3, int), 36).tolist() == [6, 4, 0]
+
+
+def test_what_a_smaller_budget_of_tokens_took_beyond_its_share_the_others_make_room_for():
+    targets, lengths = np.array([9.0, 7.0]), [np.array([9]), np.ones(20, int)]
+    # Of 9 tokens the row of 9 has a share of 5 and does not fit; the single tokens take all.
+    small = allocate_tokens(targets, lengths, np.zeros(2, int), 9)
+    assert small.tolist() == [0, 9]
+    # Of 16 it would have its 9, but the others hold 9 of their 7 already.
+    assert allocate_tokens(targets, lengths, small, 16).tolist() == [0, 16]
+    assert allocate_tokens(targets, lengths, small, 18).tolist() == [1, 9]
 
 
 @given(st.data())

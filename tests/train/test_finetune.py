@@ -1,6 +1,5 @@
 """Fine-tuning: adapters and models learn, the same seed gives the same bytes, and so does a training that was killed."""
 
-import json
 import math
 import shutil
 
@@ -13,6 +12,7 @@ from divsel_ray.config import TrainConfig, Workers
 from divsel_ray.errors import InputError, JobError
 from divsel_ray.train.finetune import Origin, Resumption, finetune
 from divsel_ray.train.trainer import learning_rate_factor
+from tests.json_lines import read_lines
 from tests.models.tiny import save_language_model, save_unpackable_model
 from tests.train.rows import NO_SYSTEM, conversations, with_system
 
@@ -38,7 +38,7 @@ def test_training_lowers_the_loss_and_is_the_same_twice(method, model_folder, tm
         assert facts["steps"] == 15
         weights.append((tmp_path / attempt / WEIGHTS[method]).read_bytes())
     assert weights[0] == weights[1]
-    lines = [json.loads(line) for line in (tmp_path / "first" / "losses.jsonl").read_text().splitlines()]
+    lines = read_lines(tmp_path / "first" / "losses.jsonl")
     assert [(line["step"], line["steps"]) for line in lines] == [(step, 15) for step in range(1, 16)]
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert facts["train_loss"] == pytest.approx(sum(line["loss"] for line in lines) / 15)
@@ -137,10 +137,10 @@ def test_rows_that_the_chat_template_refuses_are_left_out_of_the_loss_and_listed
     assert facts["tokens"] == without["tokens"]
     assert facts["held_out_loss_base"] == pytest.approx(without["held_out_loss_base"], rel=1e-5)
     assert facts["held_out_loss"] < facts["held_out_loss_base"] - 0.1
-    lines = [json.loads(line) for line in (tmp_path / "some" / "losses.jsonl").read_text().splitlines()]
+    lines = read_lines(tmp_path / "some" / "losses.jsonl")
     assert len(lines) == facts["steps"]
     assert all(math.isfinite(line["loss"]) for line in lines)
-    listed = [json.loads(line) for line in (tmp_path / "some" / "refused.jsonl").read_text().splitlines()]
+    listed = read_lines(tmp_path / "some" / "refused.jsonl")
     assert [row["row_id"] for row in listed] == [ROWS[number].row_id for number in (1, 7, 13)]
     assert {row["reason"] for row in listed} == {"TemplateError: System role not supported"}
     assert not (tmp_path / "none" / "refused.jsonl").exists()

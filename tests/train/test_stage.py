@@ -1,6 +1,5 @@
 """Fine-tuning under Ray Train: several workers are as one, and whoever is killed, the result is the same."""
 
-import json
 import os
 import pickle
 import subprocess
@@ -26,6 +25,7 @@ from divsel_ray.progress import Silent
 from divsel_ray.train import stage
 from divsel_ray.train.finetune import Origin
 from divsel_ray.train.stage import Round, train_round, trained_folder
+from tests.json_lines import read_lines
 from tests.models.tiny import save_language_model
 from tests.train.rows import NO_SYSTEM, conversations, with_system, write_rows
 
@@ -240,5 +240,5 @@ def test_a_killed_driver_goes_on_from_its_checkpoint(job, long_config, uninterru
     assert facts["resumed_from"] >= 5
     trained = weights(folder, long_config)
     assert all(torch.equal(trained[name], weight) for name, weight in uninterrupted[1].items())
-    lines = [json.loads(line) for line in (folder / "training" / "losses.jsonl").read_text().splitlines()]
+    lines = read_lines(folder / "training" / "losses.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 151))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from divsel_ray.errors import InputError
-from divsel_ray.tune.objectives import cautions, check_figures, figure_of, figures_wanted, mode_of, rows_by
+from divsel_ray.tune.objectives import FIGURES, cautions, check_figures, figure_of, figures_wanted, mode_of, rows_by
 from tests.tune.searches import REFINED, search
 
 
@@ -18,6 +18,14 @@ def test_each_figure_knows_which_way_is_better(tmp_path):
     assert mode_of(search(tmp_path, objective="held_out_loss")) == "min"
     assert mode_of(search(tmp_path, objective="evaluate:gsm8k")) == "max"
     assert mode_of(search(tmp_path, mode="min")) == "min"
+
+
+def test_of_every_figure_more_is_better_but_of_losses_gaps_and_copies():
+    less = {name for name, figure in FIGURES.items() if figure.mode == "min"}
+    assert less == {"copies", "held_out_loss", "train_loss", "held_out_gap", "mean_gap"}
+    assert FIGURES.keys() - less == {
+        *("clusters_covered", "cluster_entropy", "nearest_distance", "vendi", "simplified_silhouette", "held_out_reward")
+    }
 
 
 REWARDED = {"job": REFINED, "objective": "held_out_loss", "scheduler": "asha"}
@@ -90,12 +98,33 @@ def test_a_figure_that_a_setting_moves_by_itself_is_pointed_out(tmp_path):
     assert "held-out rows vary here with seed" in line
 
 
+SCALES = {
+    "reward.model": ["a", "b"],
+    "pool.data": [["a.jsonl"], ["b.jsonl"]],
+    "clean.min_tokens": [1, 2],
+    "seed": [0, 1],
+}
+
+
+@pytest.mark.parametrize("objective", ["held_out_gap", "mean_gap", "held_out_reward"])
+@pytest.mark.parametrize("place", SCALES)
+def test_a_figure_in_units_of_a_reward_model_that_varies_is_pointed_out(tmp_path, objective, place):
+    said = f"{objective} is in units of the reward model, which varies here with the settings"
+    how = {"job": REFINED, "objective": objective}
+    assert said in cautions(search(tmp_path, **how, search={place: {"choice": SCALES[place]}}))
+    assert cautions(search(tmp_path, **how)) == []
+    assert said not in cautions(search(tmp_path, job=REFINED, search={place: {"choice": SCALES[place]}}))
+
+
 ROWS = {
+    "seed": [0, 1],
     "pool.data": [["a.jsonl"], ["b.jsonl"]],
     "pool.turns": ["all", "first"],
     "clean.near_duplicates": [None, 0.8],
     "clean": [{"min_tokens": 8}, {"min_tokens": 16}],
     "select.exclude": [None, "ids.txt"],
+    "select.include": [None, "ids.txt"],
+    "select.missing": ["mean", "drop"],
     "refine.held_out": [8, 16],
 }
 

@@ -24,23 +24,23 @@ MINIMAL = "budget: 10\npool: {data: rows.jsonl}\n"
         (MINIMAL + "quality: {source: magic}\n", "expected none, reward, reward:MODEL, ifd:MODEL, perplexity:MODEL"),
         (MINIMAL + "quality: {source: reward}\n", "need a `reward` section"),
         (MINIMAL + "quality: {source: 'deita:a,'}\n", "expected two models"),
-        (MINIMAL + "quality: {source: 'column:stars'}\n", "needs pool.score_column: stars, the one column"),
+        (MINIMAL + "quality: {source: 'column:stars'}\n", "needs pool.score_column: stars, the only extra column"),
         (
             "budget: 10\npool: {data: rows.jsonl, score_column: likes}\nquality: {source: 'column:stars'}\n",
-            "needs pool.score_column: stars, the one column of the input that the pool keeps; it is likes",
+            "needs pool.score_column: stars, the only extra column of the input that the pool keeps; it is likes",
         ),
         (
             MINIMAL + "quality: {source: 'ifd:m', oversample: 2}\nbudget_unit: tokens\n",
-            "quality.oversample: needs a budget of rows",
+            "quality.oversample: needs a budget in rows",
         ),
         (MINIMAL + "quality: {source: 'ifd:m', oversample: 2}\nselect: {quotas: {a: 1}}\n", "quality.oversample: needs"),
-        (MINIMAL + "embed: {given: v.npy, api: {model: m}}\n", "given and api: both are to be the vectors; leave one out"),
-        (MINIMAL + "embed: {api: {model: m}, encoder: vllm}\n", "the server computes, and not by encoder vllm; leave one out"),
-        (MINIMAL + "embed: {given: v.npy, encoder: causal_lm}\n", "the vectors are there, and not by encoder causal_lm"),
+        (MINIMAL + "embed: {given: v.npy, api: {model: m}}\n", "given and api are alternatives; remove one"),
+        (MINIMAL + "embed: {api: {model: m}, encoder: vllm}\n", "so encoder vllm would not be used; remove one"),
+        (MINIMAL + "embed: {given: v.npy, encoder: causal_lm}\n", "the vectors exist, so encoder causal_lm would not be used"),
         (MINIMAL + "reward: {}\n", "exactly one of `model`"),
         ("pool: {data: rows.jsonl}\n", "budget"),
         ("- 1\n", "expected a mapping"),
-        ("budget: [1\n", "not YAML"),
+        ("budget: [1\n", "not valid YAML"),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(text, key):
@@ -129,5 +129,5 @@ def test_what_is_shown_as_default_is_what_the_configuration_holds():
 def test_a_setting_is_found_by_its_section_and_a_wrong_one_is_answered_with_what_is_near():
     assert [one.place for one in find_settings(Config, "prices")][:2] == ["prices", "prices.cpu_hour"]
     assert [one.place for one in find_settings(Config, "cluster.k")] == ["cluster.k"]
-    with pytest.raises(InputError, match=r"cluster\.kk: no such setting; near it: cluster\.k"):
+    with pytest.raises(InputError, match=r"cluster\.kk: no such setting; similar ones: cluster\.k"):
         find_settings(Config, "cluster.kk")

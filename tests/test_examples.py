@@ -22,7 +22,7 @@ def of_readme():
 def of_help():
     """The examples of every command."""
     texts = [inspect.getdoc(command.callback) for command in app.registered_commands]
-    return [example for text in texts for example in re.findall(r"Example: `(divsel [^`]*)`", text)]
+    return [example for text in texts for example in re.findall(r"^Example: `(divsel [^`]*)`", text, re.MULTILINE)]
 
 
 def of_comments():

@@ -1,4 +1,4 @@
-"""`divsel ...`: parses, calls, prints."""
+"""The `divsel` command line: parse arguments, call the library, print results."""
 
 from divsel_ray.cli import experiments, jobs, selections, tools
 from divsel_ray.cli.app import Panel, app

@@ -1,4 +1,4 @@
-"""`python -m divsel_ray.cli`."""
+"""Entry point of `python -m divsel_ray.cli`."""
 
 import os
 

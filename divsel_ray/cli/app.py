@@ -1,4 +1,4 @@
-"""The application that every command is part of, and the options that several of them have."""
+"""The Typer application that all commands register with, and the options that several commands share."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from divsel_ray import __version__
 
 
 class Panel(StrEnum):
-    """Groups of commands, in the order in which the help shows them."""
+    """Groups of commands, in the order shown by the help."""
 
-    BEGIN = "Begin"
+    BEGIN = "Get started"
     SELECT = "Select rows from files"
     JOB = "Run a configured job"
     COMPARE = "Measure and compare"
@@ -37,10 +37,12 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def divsel(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and end.", callback=_print_version)] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version)] = False,
 ) -> None:
     """Choose the instructions worth fine-tuning on: diverse first, good second, refined by what the model learns."""
 
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, e.g. cluster.k=64 seed=1.", metavar="KEY=VALUE")]
-Out = Annotated[Path | None, typer.Option("--out", help="Run folder; a second run of the same job resumes what it holds.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings to override, e.g. cluster.k=64 seed=1.", metavar="KEY=VALUE")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder; the same command resumes from it. Default: in runs/.")]

@@ -1,4 +1,4 @@
-"""How commands speak: what they say, how they end, and the options that all of them have."""
+"""Messages, exit codes and the options common to all commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one li
 
 
 def print_result(values: dict[str, Any], as_json: bool) -> None:
-    """The result on standard output: a line for each value, or one line of JSON."""
+    """Print the result on standard output: one value per line, or one line of JSON."""
     if as_json:
         typer.echo(json.dumps(values))
     else:
@@ -36,14 +36,14 @@ def print_result(values: dict[str, Any], as_json: bool) -> None:
 
 
 def say(quiet: bool, text: str) -> None:
-    """Tell the user, unless told not to."""
+    """Print a message on standard error, unless `quiet`."""
     if not quiet:
         console.print(escape(text), highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
 def reported(quiet: bool) -> Iterator[Progress]:
-    """Progress for the command, and the documented exit codes for its errors."""
+    """Provide progress reporting and turn errors into the documented exit codes."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if quiet:
@@ -63,16 +63,16 @@ def reported(quiet: bool) -> Iterator[Progress]:
         from divsel_ray.failures import reason_of
 
         if reason := reason_of(error):
-            fail(f"failed: {reason}; the same command goes on from what is finished", 1)
-        # Not foreseen, so the whole trace is shown; the last line still says what happened.
+            fail(f"failed: {reason} (finished stages are kept; run the same command again to resume)", 1)
+        # An unexpected error: show the full traceback; the last line still names the cause.
         traceback.print_exc()
         said = f"{type(error).__name__}: {last_line(error)}"
-        fail(f"failed: {said} (finished stages are kept; the same command goes on from there)", 1)
+        fail(f"failed: {said} (finished stages are kept; run the same command again to resume)", 1)
 
 
 @contextlib.contextmanager
 def resumable() -> Iterator[None]:
-    """Let Ctrl-C end the command and name the one that resumes, which is the same."""
+    """Let Ctrl-C end the command, and print the command that resumes it (the same one)."""
     try:
         yield
     except KeyboardInterrupt:
@@ -80,14 +80,14 @@ def resumable() -> Iterator[None]:
 
 
 def _own_command() -> str:
-    """The command line that is running; a script in `jobs/` is called like the command that it gives its arguments to."""
+    """Return the running command line; a script in `jobs/` has the name of the command that it forwards its arguments to."""
     program = Path(sys.argv[0])
     given_by_script = [program.stem] if program.parent.name == "jobs" else []
     return shlex.join(["divsel", *given_by_script, *sys.argv[1:]])
 
 
 def fail(text: str, code: int) -> None:
-    """Say what is wrong, in red, and end with this exit code."""
+    """Print the error in red and exit with this code."""
     console.print(f"divsel: {escape(text)}", highlight=False, soft_wrap=True, style="red")
     sys.stderr.flush()
     raise typer.Exit(code)

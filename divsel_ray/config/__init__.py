@@ -1,8 +1,8 @@
-"""The configuration: one pydantic model per stage, every field described, unknown keys refused.
+"""The configuration: one pydantic model per stage; every field is described and unknown keys are refused.
 
-A stage receives its own section whole. The section is also what the run store hashes: change a field and the
-stages that depend on it are made again, and no others. How many workers run a stage is in `Workers`, which is left
-out of that hash where it never changes a result: everywhere but in training and, as to CPUs per worker, in generation.
+A stage receives its entire section, and the run store hashes that section: changing a field recomputes the stages that
+depend on it, and no others. `Workers`, which says how many workers run a stage, is excluded from the hash wherever it
+cannot change a result, that is, everywhere except in training and, for the CPUs per worker, in generation.
 """
 
 from divsel_ray.config.base import Section, Workers

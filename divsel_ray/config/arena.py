@@ -1,4 +1,4 @@
-"""Settings of an arena: one job's data and recipe, and every sampler that competes on them at the same budget."""
+"""Settings of an arena: the data and training recipe of one job, and the samplers compared on them at equal budget."""
 
 from __future__ import annotations
 
@@ -18,100 +18,104 @@ from divsel_ray.errors import InputError
 Feedback = Literal["lagging", "learned", "shuffled"]
 Fault = Literal["other", "truncated", "shuffled"]
 FEWEST_SEEDS = 3
-"""Below this, a spread over seeds says nothing."""
-_OTHER_TEXTS = "an arena holds rows out of the pool and spoils some, which given numbers do not know of"
+"""With fewer seeds, a standard deviation over seeds is meaningless."""
+_OTHER_TEXTS = "an arena holds rows out of the pool and spoils others, so values computed beforehand do not match its rows"
 
 
 class EvaluationRows(Section):
-    """Which rows the losses are measured on; no contender ever sees them."""
+    """Rows that losses are measured on; no contender ever sees them."""
 
     rows: Annotated[list[str], BeforeValidator(as_list)] = Field(
-        [], description="Files of rows, as pool.data; those that the pool holds too leave the pool. Default: a share of the pool."
+        [], description="Files of rows, as in pool.data; rows also in the pool are removed from it. Default: a share of the pool."
     )
-    share: float = Field(0.1, gt=0, lt=1, description="Share of the pool that is held out for it, where no rows are given.")
-    max_rows: int = Field(500, ge=2, description="Rows at most, chosen by a hash of seed and row id.")
+    share: float = Field(0.1, gt=0, lt=1, description="Share of the pool to hold out for evaluation if no rows are given.")
+    max_rows: int = Field(500, ge=2, description="Maximum number of rows; they are chosen by a hash of seed and row id.")
     label: str | None = Field(
         None,
-        description="Column of the input that names a row's task, for measuring only: no contender sees it. Default: the file.",
+        description="Input column with a row's task; used for measurement only, no contender sees it. Default: the file's name.",
     )
     batch_tokens: int = Field(1024, ge=16, description="Padded tokens per batch.")
 
 
 class SpoilConfig(Section):
-    """Faults that the arena puts into the pool itself, to see who takes them."""
+    """Faults that the arena puts into the pool, to see which samplers select spoiled rows."""
 
     share: float = Field(0.15, gt=0, lt=1, description="Share of the pool's completions that are replaced.")
     kinds: list[Fault] = Field(
         ["other", "truncated", "shuffled"],
         min_length=1,
-        description="other: another row's completion; truncated: the first half of its words; shuffled: its words in any order. "
-        "A completion of one word gets another row's.",
+        description="other: another row's completion; truncated: the first half of the words; shuffled: the words in random "
+        "order. A one-word completion is always replaced by another row's.",
     )
 
 
 class ArenaConfig(Section):
-    """Who competes, how often, and on what they are measured."""
+    """Contenders of an arena, their seeds, and the rows they are measured on."""
 
-    samplers: list[str] = Field(description="Static contenders, of those that `divsel samplers` lists; random always takes part.")
+    samplers: list[str] = Field(description="Static contenders, named as in `divsel samplers`; random always takes part.")
     iterative: list[Feedback] = Field(
         [],
-        description="Iterative contenders, by the direction of their feedback (refine.weights.direction). With any of them, the "
-        "control with shuffled feedback and random trained as long as they are always take part.",
+        description="Iterative contenders, named by the direction of their feedback (refine.weights.direction). With any of "
+        "them, two controls always take part: shuffled feedback, and random selection trained for as long.",
     )
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(description="Each contender runs once with each; three or more.")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(description="Each contender runs once per seed; three or more.")
     clusters: Literal["per_seed", "once"] = Field(
-        "per_seed", description="Cluster anew with each seed, which is part of what varies, or once with the job's."
+        "per_seed",
+        description="per_seed: cluster again for each seed, as part of the variation; once: use the job's seed for all.",
     )
     evaluation: EvaluationRows = EvaluationRows()
-    spoil: SpoilConfig | None = Field(None, description="Leave out for the pool as it is.")
-    bootstrap: int = Field(2000, ge=100, description="Resamples of seeds and evaluation rows behind each interval.")
+    spoil: SpoilConfig | None = Field(None, description="Leave out to use the pool unchanged.")
+    bootstrap: int = Field(2000, ge=100, description="Bootstrap resamples of seeds and evaluation rows per interval.")
     parallel: int = Field(
-        1, ge=1, description="Cells of one draw at a time, each in the place of one training worker; iterative ones take turns."
+        1,
+        ge=1,
+        description="Static trainings to run at a time, each with the resources of one training worker; iterative contenders run "
+        "one after another.",
     )
 
     @model_validator(mode="after")
     def _enough_seeds(self) -> ArenaConfig:
         if len(set(self.seeds)) < FEWEST_SEEDS:
             raise ValueError(
-                f"seeds {self.seeds}: expected {FEWEST_SEEDS} or more different ones; fewer cannot tell a sampler from luck"
+                f"seeds {self.seeds}: expected {FEWEST_SEEDS} or more different seeds; fewer cannot tell a sampler from luck"
             )
         for name in ("seeds", "samplers", "iterative"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"{name} {values}: one of them is there twice")
+                raise ValueError(f"{name} {values}: contains a duplicate; remove it")
         return self
 
 
 @dataclass(frozen=True)
 class Arena:
-    """An arena's settings and the job that all of its cells are variants of; the job has a `refine` section."""
+    """An arena's settings, and the job that all its cells are variants of; the job has a `refine` section."""
 
     settings: ArenaConfig
     job: Config
 
     @property
     def refine(self) -> RefineConfig:
-        """The recipe of the trainings, and the rounds of iterative contenders."""
+        """The training recipe, and the rounds of iterative contenders."""
         if self.job.refine is None:
-            raise RuntimeError("an arena's job has a recipe")
+            raise RuntimeError("an arena's job must have a `refine` section")
         return self.job.refine
 
     def without_rounds(self, job: Config) -> Config:
-        """A job of the arena without its rounds where no contender has any: what only rounds need is not needed then."""
+        """Return the job without `refine` if no contender is iterative, so that nothing that only rounds need is required."""
         return job if self.settings.iterative else job.model_copy(update={"refine": None})
 
 
 def load_arena(path: str | Path, overrides: Sequence[str] = ()) -> Arena:
-    """Read an arena's YAML and apply `key.path=value` overrides; the job's keys begin with `job.`.
+    """Read an arena's YAML and apply `key.path=value` overrides; keys of the job begin with `job.`.
 
     Raises:
-        InputError: the file is missing, is not YAML, or holds a key or value that is not allowed.
+        InputError: the file is missing, is not YAML, or contains an unknown key or an invalid value.
     """
     path = Path(path)
     values = read_around_job(path, overrides)
     job_values = values.pop("job", None)
     if not isinstance(job_values, dict):
-        raise InputError(f"{path}: job: expected a job's configuration, or the path of its file")
+        raise InputError(f"{path}: job: expected a job's configuration, or the path of a file that contains it")
     settings = build_section(ArenaConfig, values, str(path), "arena")
     job = _job(job_values, iterative=bool(settings.iterative), name=f"{path}: job")
     _check(settings, job, str(path))
@@ -119,9 +123,9 @@ def load_arena(path: str | Path, overrides: Sequence[str] = ()) -> Arena:
 
 
 def _job(values: dict[str, Any], *, iterative: bool, name: str) -> Config:
-    """The job. Without iterative contenders it needs no reward, and its budget may count tokens, for all that it has a recipe."""
+    """Build the job. Without iterative contenders it needs no reward and may have a token budget, despite its `refine`."""
     if not isinstance(values.get("refine"), dict):
-        raise InputError(f"{name}.refine: needed for its `train` section, the recipe of every contender's training")
+        raise InputError(f"{name}.refine: missing; its `train` section is the training recipe of every contender")
     if iterative:
         return build_config(values, name)
     rest = {key: value for key, value in values.items() if key != "refine"}
@@ -130,16 +134,16 @@ def _job(values: dict[str, Any], *, iterative: bool, name: str) -> Config:
 
 
 def _check(settings: ArenaConfig, job: Config, name: str) -> None:
-    """Refuse what an arena cannot do, in one line."""
+    """Raise InputError, in one line, if the job has a setting that an arena does not support."""
     kind, _, scores = job.quality.source.partition(":")
     scores = scores if kind == "given" else ""
     for setting, given, why in (
         ("job.nested", bool(job.nested), "an arena has one budget"),
-        ("job.select.quotas", bool(job.select.quotas), "an arena writes the pool anew, without its files' names"),
-        ("job.select.include", job.select.include, "rows that every contender is given tell nothing of it"),
-        ("job.select.exclude", job.select.exclude, "leave those rows out of pool.data instead"),
+        ("job.select.quotas", bool(job.select.quotas), "an arena rewrites the pool, and the names of its files are lost"),
+        ("job.select.include", job.select.include, "rows given to every contender do not distinguish contenders"),
+        ("job.select.exclude", job.select.exclude, "remove those rows from pool.data instead"),
         ("job.embed.given", job.embed.given and (settings.spoil or job.embed.given.endswith(".npy")), _OTHER_TEXTS),
         ("job.quality.source given", scores and (settings.spoil or scores.endswith(".npy")), _OTHER_TEXTS),
     ):
         if given:
-            raise InputError(f"{name}: {setting}: {why}; leave it out")
+            raise InputError(f"{name}: {setting}: {why}; remove this setting")

@@ -1,4 +1,4 @@
-"""Configurations as people write them: YAML files and `key.path=value` on the command line."""
+"""Reading configurations: YAML files, and `key.path=value` overrides on the command line."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _S = TypeVar("_S", bound=Section)
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping: YAML would drop the first one in silence."""
+    """A loader that refuses duplicate keys in a mapping; YAML would silently drop the first one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As any loader does, of distinct keys."""
+        """Construct a mapping, as any loader does, if its keys are distinct."""
         seen = set[str]()
         for key, _ in node.value:
             name = str(key.value)
             if name in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {name} stands here twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"duplicate key {name}", problem_mark=key.start_mark)
             seen.add(name)
         return super().construct_mapping(node, deep)
 
@@ -34,21 +34,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML configuration and apply `key.path=value` overrides.
 
     Raises:
-        InputError: the file is missing, is not YAML, or holds a key or value that is not allowed.
+        InputError: the file is missing, is not YAML, or contains an unknown key or an invalid value.
     """
     return build_config(override(read_settings(Path(path)), overrides), str(path))
 
 
 def parse_config(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
-    """`load_config` on text; `name` says in messages where the text is from."""
+    """`load_config` for text; messages refer to it by `name`."""
     return build_config(override(_settings(text, name), overrides), name)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
+    """The mapping that a YAML file contains.
 
     Raises:
-        InputError: the file is missing, is not YAML, or holds no mapping.
+        InputError: the file is missing, is not YAML, or does not contain a mapping.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such configuration file")
@@ -60,10 +60,10 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def read_around_job(path: Path, changes: Sequence[str]) -> dict[str, Any]:
-    """The settings of a file with a job's below `job`, or the name of its file there; changes of `job.` keys come last.
+    """Settings of a file whose `job` key contains a job's settings or the name of their file; `job.` overrides apply last.
 
     Raises:
-        InputError: a file is missing or no YAML, or a change cannot be made.
+        InputError: a file is missing or is not YAML, or an override cannot be applied.
     """
     of_job = [change for change in changes if change.startswith("job.")]
     values = override(read_settings(path), [change for change in changes if change not in of_job])
@@ -73,35 +73,35 @@ def read_around_job(path: Path, changes: Sequence[str]) -> dict[str, Any]:
 
 
 def _beside(path: Path, named: str) -> Path:
-    """The file that a configuration names: from the current folder, else from that of the configuration."""
+    """Resolve a file named in a configuration: relative to the current folder, else to the configuration's folder."""
     place = Path(named).expanduser()
     return place if place.is_file() or place.is_absolute() else path.parent / place
 
 
 def _settings(text: str, name: str) -> dict[str, Any]:
     try:
-        # S506: it is a SafeLoader.
+        # S506: _UniqueKeys is a SafeLoader.
         values = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
-        raise InputError(f"{name}: not YAML: {words_of(error, 1000)}") from None
+        raise InputError(f"{name}: not valid YAML: {words_of(error, 1000)}") from None
     if not isinstance(values, dict):
         raise InputError(f"{name}: expected a mapping of settings at the top level")
     return values
 
 
 def build_config(values: dict[str, Any], name: str) -> Config:
-    """The configuration of a job, see `build_section`."""
+    """Build a job's configuration; see `build_section`."""
     return build_section(Config, values, name, "config")
 
 
 def build_section(kind: type[_S], values: dict[str, Any], name: str, whole: str) -> _S:
-    """Validate settings; every problem in one line that names its key.
+    """Validate settings; one line reports every problem with its key.
 
     Args:
-        kind: what they are settings of.
-        values: nested, as a YAML file holds them.
-        name: where they are from, for messages.
-        whole: stands in a message for the key where the problem is of no single one.
+        kind: section that the settings belong to.
+        values: nested settings, as in a YAML file.
+        name: origin of the settings, for messages.
+        whole: replaces the key in messages about problems that concern no single key.
 
     Raises:
         InputError: a key is unknown, or a value has the wrong type or range.
@@ -120,10 +120,10 @@ def _plain(kind: type[Section], error: Any) -> str:
 
 
 def _keys_beside(kind: type[Section], place: tuple[str | int, ...]) -> list[str]:
-    """The keys that the section has in which a key is not allowed."""
+    """The allowed keys of the section that contains an unknown key."""
     section = kind
     for key in place[:-1]:
-        # A mapping's own key is no field: what is below it is of the section that the mapping holds.
+        # A key of a mapping is not a field: the level below it belongs to the section that the mapping contains.
         if field := section.model_fields.get(str(key)):
             kinds = [field.annotation, *get_args(field.annotation)]
             section = next(one for one in kinds if isinstance(one, type) and issubclass(one, Section))
@@ -131,10 +131,10 @@ def _keys_beside(kind: type[Section], place: tuple[str | int, ...]) -> list[str]
 
 
 def override(values: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """Apply `key.path=value` changes, in place.
+    """Apply `key.path=value` overrides in place.
 
     Raises:
-        InputError: a change has another form, or goes below a value.
+        InputError: an override is malformed, or its key descends into a value.
     """
     for change in changes:
         keys, sign, text = change.partition("=")
@@ -143,16 +143,16 @@ def override(values: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise InputError(f"override {change!r}: {text!r} is no YAML value") from None
+            raise InputError(f"override {change!r}: {text!r} is not a valid YAML value") from None
         put(values, keys, value, f"override {change!r}")
     return values
 
 
 def put(values: dict[str, Any], place: str, value: Any, name: str) -> None:
-    """Set what a dotted key names, in place; `name` says in messages who asks for it.
+    """Set the value of a dotted key in place; messages name `name` as the origin.
 
     Raises:
-        InputError: the key goes below a value.
+        InputError: the key descends into a value.
     """
     *parents, last = place.split(".")
     for parent in parents:
@@ -164,13 +164,13 @@ def put(values: dict[str, Any], place: str, value: Any, name: str) -> None:
 
 
 def quickstart_config(fast: bool, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of `divsel quickstart`, which ships inside the package."""
+    """The configuration of `divsel quickstart`, which is shipped in the package."""
     changes = yaml.safe_load(_shipped("quickstart-fast.yaml")) if fast else {}
     return parse_config(quickstart_text(), "quickstart.yaml", [*(f"{key}={value}" for key, value in changes.items()), *overrides])
 
 
 def quickstart_text() -> str:
-    """The shipped quickstart configuration with its comments."""
+    """The shipped quickstart configuration, including its comments."""
     return _shipped("quickstart.yaml")
 
 
@@ -179,5 +179,5 @@ def _shipped(name: str) -> str:
 
 
 def dump_config(config: Config) -> str:
-    """YAML of the settings that were given, such that `load_config` of it gives the same configuration."""
+    """YAML of the settings that were set explicitly; loading it returns the same configuration."""
     return yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False)

@@ -1,4 +1,4 @@
-"""Every setting of a section as a user looks it up: its place, what it takes, its default, and what it says."""
+"""Reference of all settings, as `divsel settings` shows them: key, accepted values, default and description."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from divsel_ray.config.base import Section
 from divsel_ray.errors import InputError
 
 SECTION = "section"
-"""What a setting takes that holds settings of its own."""
+"""`Setting.takes` of a setting that is a section."""
 _NAMES = {bool: "true or false", int: "integer", float: "number", str: "string", type(None): "null", Any: "anything"}
 _OF_PARTS = {Annotated: "{0}", list: "list of {0}", tuple: "list of two: {0}", dict: "mapping from {0} to {1}"}
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -26,11 +26,11 @@ class Setting:
     """One setting.
 
     Attributes:
-        place: its dotted key, e.g. `cluster.k`.
-        takes: what its value may be.
-        default: as YAML would hold it; None, too, of what has no default.
-        required: whether it has no default; of one in a section that may be left out: where the section is there.
-        description: what it does.
+        place: dotted key, e.g. `cluster.k`.
+        takes: accepted values.
+        default: default value as in YAML; None also if there is no default.
+        required: whether there is no default; in an optional section: required if the section is present.
+        description: effect of the setting.
     """
 
     place: str
@@ -41,7 +41,7 @@ class Setting:
 
 
 def list_settings(kind: type[Section], below: str = "") -> Iterator[Setting]:
-    """The settings of a section and of those in it, in their order; `below` is the dotted key of the section itself."""
+    """The settings of a section and its subsections, in order; `below` is the section's own dotted key with a final dot."""
     for name, field in kind.model_fields.items():
         place, section = f"{below}{name}", _section_of(field.annotation)
         if section is None:
@@ -53,10 +53,10 @@ def list_settings(kind: type[Section], below: str = "") -> Iterator[Setting]:
 
 
 def find_settings(kind: type[Section], place: str = "") -> list[Setting]:
-    """What there is of a place: the setting itself and, of a section, all in it; without a place, what is not in a section.
+    """The setting at a dotted key and, for a section, all settings in it; without a key, the top-level settings.
 
     Raises:
-        InputError: there is no such setting.
+        InputError: no such setting exists.
     """
     every = list(list_settings(kind))
     if not place:
@@ -64,12 +64,12 @@ def find_settings(kind: type[Section], place: str = "") -> list[Setting]:
     found = [one for one in every if f"{one.place}.".startswith(f"{place}.")]
     if not found:
         known = get_close_matches(place, [one.place for one in every], n=3, cutoff=0.5) or [every[0].place]
-        raise InputError(f"{place}: no such setting; near it: {', '.join(known)}")
+        raise InputError(f"{place}: no such setting; similar ones: {', '.join(known)}")
     return found
 
 
 def _about(section: type[Section], field: FieldInfo) -> str:
-    """What a section is, in a line, and what the field that holds it says of it."""
+    """The summary line of a section, followed by the description of its field."""
     summary = (inspect.getdoc(section) or "").partition("\n\n")[0].replace("\n", " ")
     return " ".join(part for part in (summary, field.description) if part)
 
@@ -80,7 +80,7 @@ def _section_of(annotation: Any) -> type[Section] | None:
 
 
 def _takes(annotation: Any, field: FieldInfo | None = None) -> str:
-    """What values of a type are called, with the bounds that a field sets."""
+    """Description of a type's values, including the bounds set by the field."""
     parts, origin = get_args(annotation), get_origin(annotation)
     if origin is None:
         return " ".join([_NAMES.get(annotation, SECTION), *_bounds(field)])

@@ -118,7 +118,7 @@ def test_a_job_outlives_ctrl_c_of_the_one_who_follows_it_and_is_stopped_by_the_c
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert "goes on. To stop it: RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=" in said
+    assert "is still running. To stop it: RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=" in said
     stop = said.strip().rpartition("To stop it: ")[2]
     job = stop.split()[-1]
     client = connect(head.url, head.token_file)

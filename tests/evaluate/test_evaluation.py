@@ -90,7 +90,7 @@ def test_nothing_to_measure_and_unknown_settings_are_refused(tmp_path):
         evaluate(Request(["some/model"]), build_settings([]), tmp_path)
     with pytest.raises(InputError, match=r"--set: smaples: unknown key; expected one of max_tokens"):
         build_settings(["smaples=3"])
-    with pytest.raises(InputError, match=r"--set: .*would all be the same"):
+    with pytest.raises(InputError, match=r"--set: .*samples 3: would be identical at temperature 0"):
         build_settings(["samples=3"])
     done = divsel("evaluate", "some/model")
     assert done.returncode == 2

@@ -103,5 +103,5 @@ def test_a_problem_is_plain_text_or_a_request_with_the_reply_begun(tmp_path):
 
 
 def test_samples_that_would_all_be_the_same_are_refused():
-    with pytest.raises(ValueError, match="temperature 0 would all be the same"):
+    with pytest.raises(ValueError, match="samples 2: would be identical at temperature 0"):
         EvaluateConfig(samples=2)

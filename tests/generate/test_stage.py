@@ -187,7 +187,7 @@ def test_the_models_own_code_runs_only_where_training_lets_it(model, prompts, tm
 
 @pytest.mark.parametrize("gpus", [0.5, 2])
 def test_a_part_of_a_gpu_or_several_are_refused_for_vllm(gpus):
-    with pytest.raises(ValueError, match=rf"workers\.gpus {gpus}: vLLM uses one whole GPU per actor; set 1, or 0 for CPUs"):
+    with pytest.raises(ValueError, match=rf"workers\.gpus {gpus}: vLLM uses one whole GPU per actor; set 1, or 0 to use CPUs"):
         GenerateConfig(workers=Workers(gpus=gpus))
     for engine, allowed in (("vllm", None), ("vllm", 0), ("vllm", 1), ("transformers", gpus)):
         assert GenerateConfig(engine=engine, workers=Workers(gpus=allowed)).workers.gpus == allowed
@@ -200,5 +200,5 @@ def test_a_rank_above_what_vllm_takes_is_refused():
 
 
 def test_samples_that_would_all_be_the_same_are_refused():
-    with pytest.raises(ValueError, match="samples 2 with temperature 0"):
+    with pytest.raises(ValueError, match="samples 2: would be identical at temperature 0"):
         GenerateConfig(samples=2)

@@ -72,7 +72,7 @@ def test_only_the_rows_drawn_are_scored(cluster, encoder, exchanges, write_pool,
 
 @pytest.mark.parametrize("source", ["none", "column:stars", "given:file.parquet"])
 def test_sources_that_score_nothing_refuse_it(source):
-    with pytest.raises(ValidationError, match="oversample saves scoring"):
+    with pytest.raises(ValidationError, match="oversample: reduces scoring, but source"):
         QualityConfig(source=source, oversample=2)
 
 
@@ -108,5 +108,5 @@ def test_the_quality_of_as_many_rows_is_the_same_stage(tmp_path):
 
 def test_a_budget_that_is_no_number_of_pool_rows_refuses_it(tmp_path):
     values = job(tmp_path, oversample=2) | {"budget_unit": "tokens"}
-    with pytest.raises(InputError, match=r"quality\.oversample: needs a budget of rows"):
+    with pytest.raises(InputError, match=r"quality\.oversample: needs a budget in rows"):
         build_config(values, "test")

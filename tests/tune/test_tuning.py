@@ -72,8 +72,8 @@ RANDOM = {"searcher": "random", "trials": 4}
         ({"search": {"cluster.k": {"choice": [4, "many"]}}}, "search, cluster.k=many: cluster.k: .*integer"),
         ({"search": {"cluster.k": {"loguniform": [4, 64]}}, **RANDOM}, "cluster.k: .*integer"),
         ({"search": {"select.temperature": {"uniform": [-1, 1]}}, **RANDOM}, "select.temperature: .*greater than 0"),
-        ({"search": {"select.temperature": {"loguniform": [0, 1]}}, **RANDOM}, "only positive numbers have a logarithm"),
-        ({"search": {"select.temperature": {"uniform": [2, 1]}}, **RANDOM}, r"uniform \[2, 1\]: expected two finite numbers"),
+        ({"search": {"select.temperature": {"loguniform": [0, 1]}}, **RANDOM}, "expected positive numbers, as the logarithm"),
+        ({"search": {"select.temperature": {"uniform": [2, 1]}}, **RANDOM}, r"uniform \[2, 1\]: expected two different finite"),
         ({"search": {"budget.rows": {"choice": [1]}}}, "search budget.rows: budget is a value, not a section"),
         (
             {"search": {"cluster.k": {"choice": [4], "randint": [1, 2]}}},
@@ -81,9 +81,9 @@ RANDOM = {"searcher": "random", "trials": 4}
         ),
         ({"search": {"cluster.k": {"chose": [4]}}}, "unknown key; expected one of choice, uniform"),
         ({"search": {}}, "search: .*at least 1"),
-        ({"search": {"select.temperature": {"uniform": [1, 2]}}}, "search select.temperature: a grid needs `choice` everywhere"),
+        ({"search": {"select.temperature": {"uniform": [1, 2]}}}, "search select.temperature: searcher grid needs `choice`"),
         ({"trials": 3}, "trials: a grid tries every combination"),
-        ({"searcher": "random"}, "trials: how many is searcher random to try"),
+        ({"searcher": "random"}, "trials: required by searcher random"),
         ({"objectve": "vendi"}, "objectve: unknown key; expected one of job, search, objective"),
         ({"benchmark": {"settings": {"shots": 1}}}, "benchmark.settings.shots: unknown key; expected one of max_tokens"),
         ({"job": 3}, "job: .*dictionary"),
@@ -97,14 +97,14 @@ def test_a_wrong_search_is_refused_in_one_line(tmp_path, changes, said):
 
 def test_a_combination_that_contradicts_itself_is_refused(tmp_path):
     dimensions = {"budget": {"choice": [12, 2]}, "refine.rounds": {"choice": [2, 3]}}
-    with pytest.raises(InputError, match=r"budget=2, refine.rounds=3: .*budget 2 is smaller than the 3 rounds"):
+    with pytest.raises(InputError, match=r"budget=2, refine.rounds=3: .*budget 2: is smaller than refine.rounds 3"):
         search(tmp_path, job=REFINED, search=dimensions)
 
 
 @pytest.mark.parametrize("text", ["- a", "a: [", ""])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
     (tmp_path / "search.yaml").write_text(text)
-    with pytest.raises(InputError, match=r"search.yaml: (not YAML|expected a mapping)"):
+    with pytest.raises(InputError, match=r"search.yaml: (not valid YAML|expected a mapping)"):
         load_tuning(tmp_path / "search.yaml")
 
 

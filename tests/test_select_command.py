@@ -249,12 +249,15 @@ def test_samplers_are_listed_with_what_they_cost():
     [
         (["--budget", "ten"], "--budget 'ten': expected a number of rows"),
         (["--budget", "5", "--quota", "a=b"], "--quota 'a=b': expected SOURCE=N"),
-        (["--budget", "5", "--sampler", "top"], "ranks rows by quality, and quality.source is none"),
+        (["--budget", "5", "--sampler", "top"], "ranks rows by quality, but quality.source is none"),
         (["--budget", "5", "--set", "select.allocation=given"], "needs `weights`"),
         (["--budget", "5", "--include", "gone.txt"], "select.include: gone.txt: no such file"),
         (["--budget", "5", "--embeddings", "gone.npy"], "embed.given: gone.npy: no such file"),
         (["--budget", "5", "--quality", "given:gone.npy"], "quality.source: gone.npy: no such file"),
-        (["--budget", "5", "--quota", "nowhere=2"], "select.quotas.nowhere: no such source in the pool; there are rows.jsonl"),
+        (
+            ["--budget", "5", "--quota", "nowhere=2"],
+            "select.quotas.nowhere: no such source in the pool; its sources include rows.jsonl",
+        ),
         (["--budget", "5", "--k", "31"], "k 31 exceeds the pool's 30 rows; lower cluster.k"),
         (["--budget", "2", "--unit", "tokens"], "budget 2 tokens: no row is that short; the shortest has"),
         (["--budget", "5", "--set", "clean.banana=1"], "clean.banana: unknown key"),

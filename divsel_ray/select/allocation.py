@@ -1,7 +1,7 @@
-"""How many rows each cluster gives: Yu et al. 2024, sec. 2.1, with rounding that loses nothing.
+"""Number of rows drawn from each cluster (Yu et al. 2024, sec. 2.1), with rounding that keeps the total exact.
 
-The paper's `b_j = b |D_j| / n` is not a whole number. Here the total is always exact: targets are scaled to the total
-with every cluster capped by what it holds, then rounded by largest remainder.
+The paper's `b_j = b |D_j| / n` is not a whole number. Here targets are scaled to the total, with every cluster capped at
+its size, and then rounded by largest remainder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from divsel_ray.errors import InputError
 
 
 def round_sizes(budget: int, rounds: int) -> list[int]:
-    """Rows drawn in each round: b/N each (+-1), b in all.
+    """Rows drawn in each round: b/N each (+-1), b in total.
 
     Example:
         >>> round_sizes(10, 3)
@@ -33,14 +33,14 @@ def allocation_weights(sizes: np.ndarray, config: SelectConfig) -> np.ndarray:
     | `allocation` | share of a cluster |
     |---|---|
     | proportional | its size (Yu et al. 2024, sec. 2.1) |
-    | equal, water_fill | the same for all. What a small cluster cannot give is spread over the others alike, so the counts are |
-    | | the water level: `min(size, level)` |
+    | equal, water_fill | the same for all. What a small cluster lacks is spread equally over the others, so the counts follow |
+    | | a water level: `min(size, level)` |
     | sqrt | the square root of its size |
     | tempered | its size to the power `exponent` |
     | given | `weights` |
 
     Raises:
-        InputError: the number of given weights is not k, or they are zero wherever there are rows.
+        InputError: the number of given weights is not k, or every non-empty cluster has weight zero.
     """
     exponents = {"proportional": 1.0, "equal": 0.0, "water_fill": 0.0, "sqrt": 0.5, "tempered": config.exponent}
     filled = sizes > 0
@@ -51,33 +51,33 @@ def allocation_weights(sizes: np.ndarray, config: SelectConfig) -> np.ndarray:
             raise InputError(f"select.weights: {len(config.weights)} weights for {len(sizes)} clusters; give one for each")
         shares = np.where(filled, config.weights, 0.0)
         if not shares.sum() > 0 and filled.any():
-            raise InputError("select.weights: zero for every cluster that has rows; give some of them a weight")
+            raise InputError("select.weights: zero for every cluster that has rows; set a positive weight for at least one")
     return shares / max(shares.sum(), 1e-300)
 
 
 def allocate(targets: np.ndarray, capacity: np.ndarray, total: int) -> np.ndarray:
     """Whole numbers near `targets`, none above its `capacity`, summing to exactly `total`.
 
-    Targets are scaled by one factor so that, capped, they sum to the total; what caps cut off is thereby spread over
-    the other clusters in proportion. If the clusters with a target cannot hold the total, the rest goes to the others
-    by capacity. Fractions are rounded by largest remainder, ties to the lower index.
+    All targets are scaled by the factor at which they sum to the total after capping; the excess of capped clusters is thus
+    spread over the others in proportion. If the clusters with a target cannot supply the total, the rest is taken from the
+    other clusters in proportion to capacity. Fractions are rounded by largest remainder; ties go to the lower index.
 
     Args:
         targets: (k,) non-negative.
         capacity: (k,) rows still available.
-        total: rows to give out, at most `capacity.sum()`.
+        total: rows to allocate, at most `capacity.sum()`.
 
     Raises:
-        ValueError: the clusters do not hold `total` rows.
+        ValueError: the clusters contain fewer than `total` rows.
     """
     capacity = capacity.astype(np.int64)
     if total > capacity.sum():
-        raise ValueError(f"{total} rows asked for, the clusters hold {capacity.sum()}")
+        raise ValueError(f"{total} rows requested, but the clusters contain {capacity.sum()}")
     return _largest_remainder(spread(targets, capacity, total), capacity, total)
 
 
 def spread(targets: np.ndarray, capacity: np.ndarray, total: float) -> np.ndarray:
-    """What `allocate` rounds: (k,) floats, none above its capacity, that sum to `total` where the capacities do not forbid it."""
+    """The unrounded result of `allocate`: (k,) floats, none above its capacity, summing to `total` if the capacities allow it."""
     capacity = capacity.astype(np.float64)
     shares = _scale_under_caps(targets.astype(np.float64), capacity, float(total))
     missing = total - shares.sum()
@@ -87,11 +87,11 @@ def spread(targets: np.ndarray, capacity: np.ndarray, total: float) -> np.ndarra
 
 
 def _scale_under_caps(targets: np.ndarray, caps: np.ndarray, total: float) -> np.ndarray:
-    """min(cap, factor x target) with the factor at which the sum is `total`, or every cap where none reaches it."""
+    """min(cap, factor x target), with the factor at which the sum is `total`; the caps themselves if no factor reaches it."""
     shares = np.zeros_like(targets)
     open_, left = targets > 0, total
     while open_.any() and left > 1e-12:
-        # Relative to the largest that is left: factors of the smallest numbers there are would overflow.
+        # Relative to the largest remaining target: the factor for denormal targets would overflow.
         relative = np.where(open_, targets, 0.0) / targets[open_].max()
         scaled = relative * (left / relative.sum())
         full = open_ & (scaled >= caps)
@@ -118,15 +118,15 @@ def allocate_round(
 ) -> np.ndarray:
     """This round's rows per cluster, from targets accumulated over the rounds.
 
-    Rounding the running totals, and not each round, lets a small cluster whose share is 0.4 a round have its row in
-    the second one instead of never.
+    Rounding the running totals rather than each round lets a small cluster with a share of 0.4 rows per round receive a row
+    in the second round instead of never.
 
     Args:
         cumulative_targets: (k,) sum over rounds of round size x weight.
         drawn: (k,) rows drawn in earlier rounds.
-        capacity: (k,) rows that may be drawn in all.
-        total: rows of this round.
-        min_one: first a row for every cluster without one, the largest targets first where the total is too small.
+        capacity: (k,) rows that may be drawn over all rounds.
+        total: rows to draw in this round.
+        min_one: first give every cluster without a row one, largest targets first if the total is too small.
     """
     first = _one_each(cumulative_targets, (drawn == 0) & (capacity > 0), total) if min_one else np.zeros_like(drawn)
     drawn = drawn + first
@@ -135,14 +135,14 @@ def allocate_round(
 
 
 def split_budgets(budgets: Sequence[int], finals: np.ndarray) -> np.ndarray:
-    """What each part gives of every nested budget: together all of it, by what they give in the end, (t,), (p,) to (t, p).
+    """Split every nested budget over the parts in proportion to their final counts, (t,), (p,) to (t, p).
 
-    Running totals are rounded, as over rounds: no part gives less of a larger budget, or ever more than in the end. Of a
-    budget that is more than they have, they give what they have.
+    Running totals are rounded, as over rounds: a part never contributes less to a larger budget, nor more than its final
+    count. A budget larger than the sum of the final counts is filled as far as they reach.
 
     Args:
         budgets: (t,) ascending.
-        finals: (p,) whole numbers that the parts give in the end.
+        finals: (p,) whole numbers, the final count of each part.
     """
     total, have, counts = int(finals.sum()), np.zeros_like(finals), []
     for budget in budgets:
@@ -153,7 +153,7 @@ def split_budgets(budgets: Sequence[int], finals: np.ndarray) -> np.ndarray:
 
 
 def _one_each(targets: np.ndarray, wanting: np.ndarray, total: int) -> np.ndarray:
-    """A row for each of the wanting groups, for those with the largest targets where there are more than `total`."""
+    """One row for each group in `wanting`; only for those with the largest targets if there are more than `total` of them."""
     order = np.lexsort((np.arange(len(targets)), -targets))
     given = np.zeros(len(targets), np.int64)
     given[order[wanting[order]][:total]] = 1
@@ -161,19 +161,19 @@ def _one_each(targets: np.ndarray, wanting: np.ndarray, total: int) -> np.ndarra
 
 
 def allocate_tokens(targets: np.ndarray, lengths: Sequence[np.ndarray], drawn: np.ndarray, budget: int) -> np.ndarray:
-    """Rows of each group, in its own order, that together fill a budget of tokens as far as whole rows can.
+    """Number of rows of each group, in its drawing order, that fill a token budget as far as whole rows can.
 
-    Each group first gives the rows that fit into its share; then, as long as some group's next row fits into what is left,
-    the group that is furthest below its share gives that row. So the budget is never exceeded.
+    Each group first contributes the rows that fit into its share. Then, while some group's next row fits into the remaining
+    budget, the group furthest below its share contributes that row. The budget is never exceeded.
 
     Args:
-        targets: (k,) shares of the budget; scaled so that, capped by what the groups hold, they sum to it.
-        lengths: for each group, its rows' tokens in the order in which they are drawn.
+        targets: (k,) shares of the budget; scaled so that, capped by the tokens of each group, they sum to it.
+        lengths: for each group, the token counts of its rows in drawing order.
         drawn: (k,) rows drawn already; they count against the budget.
-        budget: tokens in all.
+        budget: total tokens.
 
     Returns:
-        (k,) rows in all, at least `drawn`.
+        (k,) total rows, at least `drawn`.
     """
     ends = [np.concatenate([[0], np.cumsum(length, dtype=np.int64)]) for length in lengths]
     held = np.array([end[-1] for end in ends], dtype=np.float64)
@@ -181,7 +181,7 @@ def allocate_tokens(targets: np.ndarray, lengths: Sequence[np.ndarray], drawn: n
     fitting = [int(np.searchsorted(end, share + 1e-9, side="right")) - 1 for end, share in zip(ends, shares, strict=True)]
     counts = np.maximum(fitting, drawn) if fitting else drawn.copy()
     while (over := sum(int(end[c]) for end, c in zip(ends, counts, strict=True)) - budget) > 0:
-        # Earlier draws hold more than their share somewhere: the others make room.
+        # Some groups exceeded their share in earlier draws: the others make room.
         spare = [(int(end[c] - end[d]), j) for j, (end, c, d) in enumerate(zip(ends, counts, drawn, strict=True)) if c > d]
         if not spare:
             break

@@ -1,4 +1,4 @@
-"""Columns of many Parquet files, lined up by row id and never by position."""
+"""Columns of many Parquet files, aligned by row id and never by position."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from divsel_ray.data.hashing import id_array
 
 
 class PoolColumns:
-    """The rows of the pool, in ascending order of their ids, and what files say of them.
+    """The rows of the pool in ascending order of their ids, and reading of columns in that order.
 
-    Stages write their files in that order, so that nothing has to be sorted or searched; where they are not, they are.
-    Files are read one at a time: memory is that of the arrays and of one file.
+    Stages write their files in this order, so sorting and searching are needed only for files that deviate from it.
+    Files are read one at a time: memory is that of the arrays plus one file.
 
     Args:
-        files: Parquet with row_id; their rows are the pool's.
+        files: Parquet with row_id; their rows form the pool.
     """
 
     def __init__(self, files: Sequence[str]) -> None:
@@ -33,7 +33,7 @@ class PoolColumns:
             self.row_ids.sort()
 
     def read(self, files: Sequence[str], name: str, dtype: Any, missing: Any) -> np.ndarray:
-        """A column of numbers, (n,) in the order of `row_ids`; `missing` where no file has the row or its value is null."""
+        """A numeric column, (n,) in the order of `row_ids`; `missing` where no file contains the row or its value is null."""
         values = np.full(len(self.row_ids), missing, dtype)
         for place, column in self._columns(files, name):
             numbers = column.combine_chunks()
@@ -42,14 +42,14 @@ class PoolColumns:
         return values
 
     def read_texts(self, files: Sequence[str], name: str) -> np.ndarray:
-        """A column of few distinct texts, (n,) objects in the order of `row_ids`; empty where no file has the row."""
+        """A text column with few distinct values, (n,) objects in the order of `row_ids`; empty where no file has the row."""
         values = np.full(len(self.row_ids), "", object)
         for place, column in self._columns(files, name):
             values[place] = column.to_numpy(zero_copy_only=False)
         return values
 
     def read_vectors(self, files: Sequence[str], mask: np.ndarray) -> np.ndarray:
-        """The vectors of the rows under a mask, (m, d) float16, in the order of `row_ids`."""
+        """Vectors of the rows selected by a mask, (m, d) float16, in the order of `row_ids`."""
         target = np.cumsum(mask) - 1
         vectors = np.zeros((int(mask.sum()), self.dimension(files)), np.float16)
         for place, column in self._columns(files, "embedding"):
@@ -60,11 +60,11 @@ class PoolColumns:
 
     @staticmethod
     def dimension(files: Sequence[str]) -> int:
-        """Features of a vector."""
+        """Number of dimensions of the vectors."""
         return int(pq.read_schema(files[0]).field("embedding").type.list_size)
 
     def _columns(self, files: Sequence[str], name: str) -> Iterator[tuple[np.ndarray, pa.ChunkedArray]]:
-        """For each file: where its rows stand, and the column; rows that are not the pool's are left out."""
+        """For each file: positions of its rows in the pool, and the column; rows outside the pool are skipped."""
         at = 0
         for file in files:
             table = pq.read_table(file, columns=["row_id", name])

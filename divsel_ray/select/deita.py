@@ -1,13 +1,13 @@
-"""DEITA (Liu et al. 2023, "What Makes Good Data for Alignment?"): the best rows, leaving out those like a chosen one.
+"""DEITA (Liu et al. 2023, "What Makes Good Data for Alignment?"): the best rows, skipping any similar to a chosen one.
 
-Rows come in the order of their quality (DEITA's own is complexity x quality, which a quality column may hold). A row is
-chosen if its cosine with every chosen row is below `threshold`, and passed over otherwise. If the filter leaves too few,
-the rows passed over follow in the order of quality: the gain of a row is its quality, and of those NaN, so that they can be
-told. A row without quality counts as its cluster's mean. Where no row has any, the order is a hash of seed and row id, and
-the gain of a row that passes is 0.
+Rows are visited in order of quality (DEITA's own is complexity x quality, which a quality column may contain). A row is
+chosen if its cosine with every chosen row is below `threshold`, and skipped otherwise. If the filter leaves too few rows,
+the skipped ones follow in order of quality. The gain of a row is its quality, or NaN if it had been skipped, which marks
+such rows. A row without quality counts as its cluster's mean. If no row has a quality, the order is a hash of seed and row
+id, and the gain of a row that passes is 0.
 
-Time O(n b d) at most, in matrix products: a block of rows against those chosen so far, then inside the block. Memory O(n d)
-beside the vectors. Exact, on vectors rounded to the lattice of `lattice.py` (cosines to about 1e-4; equal rows have 1).
+Time O(n b d) at most, in matrix products: a block of rows against those chosen so far, then within the block. Memory O(n d)
+in addition to the vectors. Exact, on vectors rounded to the lattice of `lattice.py` (cosines to about 1e-4; equal rows: 1).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _choose(candidates: Candidates, taken: np.ndarray, count: int, config: Selec
 
 
 def _ranking(candidates: Candidates, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """All positions, best first, and the gain of each row."""
+    """All positions, best first, and each row's gain."""
     quality = candidates.quality
     finite = np.isfinite(quality)
     if not finite.any():
@@ -48,7 +48,7 @@ def _ranking(candidates: Candidates, seed: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _unlike(points: Lattice, order: np.ndarray, taken: np.ndarray, threshold: float, count: int) -> np.ndarray:
-    """The first `count` rows, or fewer, each of which is unlike those before it and those taken."""
+    """The first rows, at most `count`, that are dissimilar to those before them and to those taken."""
     chosen = [taken]
     found = 0
     for part in blocks(len(order), _BLOCK_ROWS):
@@ -62,7 +62,7 @@ def _unlike(points: Lattice, order: np.ndarray, taken: np.ndarray, threshold: fl
 
 
 def _like_any(points: Lattice, rows: np.ndarray, others: np.ndarray, threshold: float) -> np.ndarray:
-    """Whether each of the rows is like one of the others, (m,) bool."""
+    """Whether each row is similar to any of the others, (m,) bool."""
     like = np.zeros(len(rows), bool)
     for part in blocks(len(others), _CHOSEN_AT_ONCE):
         like |= _alike(points, rows, others[part], threshold).any(axis=1)
@@ -80,20 +80,20 @@ def _unlike_each_other(points: Lattice, rows: np.ndarray, threshold: float) -> n
 
 
 def _alike(points: Lattice, rows: np.ndarray, others: np.ndarray, threshold: float) -> np.ndarray:
-    """Whether the cosine is at least the threshold, (a, b) bool. Compares squares, which are exact for a threshold of 1."""
+    """Whether the cosine reaches the threshold, (a, b) bool. Compares squares, which are exact for a threshold of 1."""
     products = product(points.rows(rows), points.rows(others)).astype(np.float64)
     least = np.multiply.outer(points.squared[rows] * threshold**2, points.squared[others])
     return (products > 0) & (np.square(products) >= least)
 
 
 def memory(n: int, d: int, k: int, b: int, config: SelectConfig) -> int:
-    """Bytes beside the vectors."""
+    """Bytes needed in addition to the vectors."""
     at_once = min(b, _CHOSEN_AT_ONCE)
     return lattices.memory(n, d) + 64 * n + _BLOCK_ROWS * (32 * max(at_once, _BLOCK_ROWS) + 8 * d) + 8 * d * at_once
 
 
 SAMPLER = Greedy(
-    "the best rows, leaving out those like a chosen one (DEITA), O(n b d) time",
+    "the best rows, skipping any similar to a chosen one (DEITA), O(n b d) time",
     choose=_choose,
     memory=memory,
     needs=("quality", "vectors"),

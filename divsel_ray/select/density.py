@@ -1,7 +1,7 @@
-"""Density-aware sampling: from the whole pool, a row the sooner the smaller its cluster.
+"""Density-aware sampling: from the whole pool, favouring rows of small clusters.
 
-A row's rate is the inverse of its cluster's size, so that rows of crowded regions are drawn seldom. In expectation
-clusters give alike while they last, but how many rows each gives is left to chance.
+A row's rate is the inverse of its cluster's size, so rows of crowded regions are drawn rarely. In expectation, clusters
+contribute equally until they are exhausted, but the actual count of each is left to chance.
 """
 
 from __future__ import annotations
@@ -18,4 +18,4 @@ def _keys(candidates: Candidates, config: SelectConfig, seed: int) -> Keys:
     return exponential_keys(candidates.row_ids, -log_sizes[candidates.cluster], seed)
 
 
-SAMPLER = Keyed("a row the sooner the smaller its cluster", by_cluster=False, keys=_keys)
+SAMPLER = Keyed("the whole pool, favouring rows of small clusters", by_cluster=False, keys=_keys)

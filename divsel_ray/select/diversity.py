@@ -1,7 +1,7 @@
-"""How diverse a selection is, in numbers, beside what random subsets of the same size give.
+"""Diversity measures of a selection, compared with random subsets of the same size.
 
-Every number has its own blind spot, so there are several: coverage of clusters, distance to the nearest other row, the
-Vendi score, near copies left, lengths, and sources. None of them sees quality.
+Every measure has its own blind spot, so several are reported: cluster coverage, distance to the nearest other row, the
+Vendi score, remaining near copies, lengths, and sources. None of them considers quality.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Rows:
         vectors: (n, d) float16 or float32; only their directions count.
         cluster: (n,) ints in 0..k-1.
         tokens: (n,) ints.
-        source: (n,) names of the files they come from.
+        source: (n,) names of the files that the rows come from.
     """
 
     row_ids: NDArray[np.bytes_]
@@ -53,11 +53,11 @@ class Rows:
 
 @dataclass(frozen=True)
 class Mix:
-    """What a pool is made of.
+    """The composition of a pool.
 
     Attributes:
-        clusters: (k,) rows of each cluster.
-        sources: rows of each source.
+        clusters: (k,) number of rows of each cluster.
+        sources: number of rows of each source.
     """
 
     clusters: NDArray[np.integer]
@@ -69,15 +69,15 @@ class Diversity:
     """The measures of one set of rows.
 
     Attributes:
-        rows: how many there are.
+        rows: number of rows.
         clusters_covered: share of the pool's non-empty clusters with at least one row.
-        cluster_entropy: Shannon entropy of the rows over the clusters, over its maximum, the logarithm of the pool's
-            non-empty clusters: 1 where all have equally many rows.
-        nearest_distance: mean of 1 - cosine to the nearest other row, in 0..2; NaN of a single row.
+        cluster_entropy: Shannon entropy of the rows over the clusters, divided by its maximum, the logarithm of the number of
+            non-empty clusters in the pool: 1 if all have equally many rows.
+        nearest_distance: mean of 1 - cosine to the nearest other row, in 0..2; NaN for a single row.
         copies: share of rows with another row at a cosine of at least 0.95.
-        nearest_rows: rows whose nearest row was looked for, among all; they stand for all in the two measures above.
-        vendi: Vendi score, 1 (all alike) .. `vendi_rows` (all orthogonal).
-        vendi_rows: rows it was computed on; scores of different numbers of rows cannot be compared.
+        nearest_rows: number of rows whose nearest row was searched for among all; the two measures above are based on them.
+        vendi: Vendi score, 1 (all equal) .. `vendi_rows` (all orthogonal).
+        vendi_rows: number of rows it was computed on; scores for different numbers of rows are not comparable.
         tokens_mean: mean length in tokens.
         tokens_quantiles: length at each of `QUANTILES`.
         sources: share of the rows from each source.
@@ -100,13 +100,12 @@ class Diversity:
 
 @dataclass(frozen=True)
 class PredictionInterval:
-    """Where a measure of a random subset lies.
+    """95 % prediction interval of a measure for one more random subset, by Student's t, assuming normally distributed draws.
 
     Attributes:
-        mean: over the draws.
-        low: where 95 % of further subsets begin to lie, by Student's t for one more normally distributed draw; not below 0,
-            where no measure lies.
-        high: where they end; no share above 1.
+        mean: mean over the draws.
+        low: lower end; at least 0, since no measure is negative.
+        high: upper end; at most 1 for shares.
     """
 
     mean: float
@@ -123,27 +122,27 @@ COMPARED = (
     "tokens_mean",
     "source_distance",
 )
-"""The measures that random subsets are measured by."""
+"""The measures computed for random subsets."""
 _SHARES = ("clusters_covered", "cluster_entropy", "copies", "source_distance")
 
 
 def pool_mix(cluster: NDArray[np.integer], source: NDArray, k: int) -> Mix:
-    """What a pool is made of, from the cluster and source of each of its rows."""
+    """The composition of a pool, from the cluster and source of each row."""
     return Mix(np.bincount(cluster, minlength=k), dict(Counter(source.tolist())))
 
 
 def measure(rows: Rows, pool: Mix, seed: int, sample: int = SAMPLE) -> Diversity:
     """Measure a set of rows.
 
-    Time is O(sample^2 d) for nearest rows and O(sample d min(d, sample)) for the Vendi score; memory beside the rows is
-    4 n d bytes, 40 MB for blocks and 8 min(d, sample)^2.
+    Time is O(sample^2 d) for nearest rows and O(sample d min(d, sample)) for the Vendi score; memory in addition to the rows
+    is 4 n d bytes, 40 MB for blocks and 8 min(d, sample)^2.
 
     Args:
         rows: n of the pool's rows, at least one.
-        pool: all of it.
-        seed: of the samples.
-        sample: rows that the Vendi score is computed on, at most, picked by hash. Nearest rows are looked for among all n,
-            for n rows, or for sample^2 / n picked by hash where there are more than `sample`.
+        pool: composition of the whole pool.
+        seed: seed of the samples.
+        sample: maximum number of rows for the Vendi score, picked by hash. Nearest rows are searched for among all n, for
+            every row or, if n exceeds `sample`, for sample^2 / n rows picked by hash.
     """
     if not len(rows):
         raise ValueError("no rows to measure")
@@ -170,7 +169,7 @@ def measure(rows: Rows, pool: Mix, seed: int, sample: int = SAMPLE) -> Diversity
 
 
 def _smallest(keys: NDArray[np.uint64], count: int) -> NDArray[np.int64]:
-    """Positions of the so many smallest keys, ascending."""
+    """Positions of the `count` smallest keys, ascending."""
     return np.sort(np.argsort(keys, kind="stable")[:count])
 
 
@@ -188,14 +187,14 @@ def _total_variation(shares: dict[str, float], pool: dict[str, int]) -> float:
 
 
 def nearest_cosines(units: NDArray[np.float32], asked: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The cosine of some rows to the nearest of all other rows.
+    """Cosine between each queried row and the nearest other row.
 
     Args:
-        units: (n, d) of unit length.
+        units: (n, d) vectors of unit length.
         asked: (m,) positions.
 
     Returns:
-        (m,) float32; -inf where there is no other row.
+        (m,) float32; -inf if there is no other row.
     """
     nearest = np.full(len(asked), -np.inf, dtype=np.float32)
     for first in range(0, len(asked), _BLOCK):
@@ -209,13 +208,13 @@ def nearest_cosines(units: NDArray[np.float32], asked: NDArray[np.int64]) -> NDA
 
 
 def vendi_score(units: NDArray[np.float32]) -> float:
-    """The effective number of different rows: exp of the entropy of the eigenvalues of K / n (Friedman and Dieng 2022, Eq. 1).
+    """The effective number of distinct rows: exp of the entropy of the eigenvalues of K / n (Friedman and Dieng 2022, Eq. 1).
 
-    K holds the cosines of the rows. K / n and the d x d matrix X'X / n have the same eigenvalues but for zeros; the smaller
-    of the two is used.
+    K contains the cosines between the rows. K / n and the d x d matrix X'X / n have the same non-zero eigenvalues; the
+    smaller of the two is used.
 
     Args:
-        units: (n, d) of unit length, n at least 1.
+        units: (n, d) vectors of unit length, n at least 1.
     """
     rows = units.astype(np.float64) if len(units) <= units.shape[1] else None
     eigenvalues = np.linalg.eigvalsh(rows @ rows.T if rows is not None else _gram(units))
@@ -243,7 +242,7 @@ def intervals(draws: Sequence[Diversity]) -> dict[str, PredictionInterval]:
     found = {}
     for name in COMPARED:
         values = np.array([getattr(draw, name) for draw in draws], dtype=np.float64)
-        # Of one more draw, when mean and deviation are those of a few.
+        # A prediction interval for one more draw, with mean and deviation estimated from a few.
         width = float(stats.t.ppf(0.975, len(values) - 1)) * math.sqrt(1 + 1 / len(values))
         mean, spread = float(values.mean()), width * float(values.std(ddof=1))
         high = min(mean + spread, 1.0) if name in _SHARES else mean + spread

@@ -1,4 +1,4 @@
-"""How diverse a selection came out, beside random subsets of its size: one Ray task reads the vectors of those rows only."""
+"""Diversity of a selection compared with random subsets of its size; one Ray task reads only the vectors of these rows."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from divsel_ray.store import write_json
 from divsel_ray.tasks import run_task
 
 DRAWS = 20
-"""Random subsets that a selection is compared with, where they are small."""
+"""Number of random subsets that a small selection is compared with."""
 MOST_ROWS = 400_000
-"""Rows of all subsets together: as many vectors lie in memory. Large subsets differ little, so few of them do."""
+"""Total rows of all subsets, whose vectors are held in memory. Large subsets differ little, so a few of them suffice."""
 SAMPLE = 5_000
-"""Rows that nearest neighbours and the Vendi score are computed on."""
+"""Number of rows for nearest neighbours and the Vendi score."""
 
 
 def measure_selection(files: DrawFiles, k: int, selected: Path, seed: int, folder: Path) -> dict[str, Any]:
@@ -32,11 +32,11 @@ def measure_selection(files: DrawFiles, k: int, selected: Path, seed: int, folde
         files: the pool, its clusters and its embeddings.
         k: number of clusters.
         selected: Parquet with the row_id of the selected rows.
-        seed: of the random subsets and samples.
-        folder: where to write.
+        seed: seed of the random subsets and samples.
+        folder: folder to write to.
 
     Returns:
-        {"draws", and of the selection "clusters_covered", "vendi"}.
+        {"draws", "clusters_covered", "vendi"}; the last two are those of the selection.
     """
     return run_task(_measure, files, k, str(selected), seed, str(folder))
 
@@ -66,7 +66,7 @@ def _measure(files: DrawFiles, k: int, selected: str, seed: int, folder: str) ->
 
 
 def _plain(value: Any) -> Any:
-    """The same without what JSON cannot hold: null for what is no number."""
+    """The same value with null in place of non-finite numbers, which JSON cannot represent."""
     if isinstance(value, dict):
         return {name: _plain(one) for name, one in value.items()}
     return None if isinstance(value, float) and not np.isfinite(value) else value

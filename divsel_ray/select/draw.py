@@ -1,7 +1,7 @@
-"""From candidates and budgets to the rows chosen: what is the same for every sampler.
+"""From candidates and budgets to chosen rows: the part common to all samplers.
 
-Budgets are nested: each smaller selection is part of the next larger one. Rows that are in the selection already count
-against the budget and, where it is one of rows, against their cluster's share of it.
+Budgets are nested: each smaller selection is contained in the next larger one. Rows already in the selection count against
+the budget and, if budgets count rows, against their cluster's share.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from divsel_ray.select.sampler import Candidates, Greedy, Keyed, Picks
 
 @dataclass(frozen=True)
 class Demand:
-    """How much is to be drawn.
+    """How much to draw.
 
     Attributes:
-        budgets: ascending; the selection for each holds those before it. In rows, or in tokens where `tokens` is given.
-        tokens: (n,) of each candidate, or None where budgets count rows.
-        weights: (k,) of the clusters, or None for those of the settings' allocation.
-        drawn: (k,) rows per cluster of the selection of an earlier round; None in the first.
+        budgets: ascending; the selection for each contains the smaller ones. In rows, or in tokens if `tokens` is given.
+        tokens: (n,) tokens of each candidate, or None if budgets count rows.
+        weights: (k,) cluster weights, or None for the configured allocation.
+        drawn: (k,) rows per cluster selected up to the previous round; None in the first.
         targets: (k,) targets accumulated over earlier rounds; None in the first.
-        among: (n,) of each candidate the inverse of the probability with which it came to be one; None where all rows are.
+        among: (n,) inverse of the probability with which each row became a candidate; None if all rows are candidates.
     """
 
     budgets: Sequence[int]
@@ -41,14 +41,14 @@ class Demand:
 
 @dataclass(frozen=True)
 class Draw:
-    """What was chosen.
+    """The result of a draw.
 
     Attributes:
-        index: (b,) positions in the candidates: those taken before first, then each budget's new rows.
-        weight: (t, b) for each of the budgets, inverse of the probability with which each row of its selection was drawn; 1
-            where chance played no part. Of rows that a budget does not reach it says nothing.
-        gain: (b,) what a greedy sampler gained by the row; NaN for others.
-        level: (b,) which of the budgets is the smallest whose selection holds the row.
+        index: (b,) positions in the candidates: rows taken before the draw first, then the new rows of each budget.
+        weight: (t, b) for each budget, the inverse of the probability with which each row of its selection was drawn; 1 if
+            chance played no part. Undefined for rows that are not in the budget's selection.
+        gain: (b,) gain of each row under a greedy sampler; NaN for other samplers.
+        level: (b,) index of the smallest budget whose selection contains the row.
         new: (b,) whether the row was in no earlier round.
         drawn: (k,) rows per cluster.
         targets: (k,) targets accumulated so far.
@@ -70,14 +70,14 @@ def draw(candidates: Candidates, taken: np.ndarray, demand: Demand, config: Sele
 
     Args:
         candidates: n rows.
-        taken: (m,) positions, ascending, of rows that are in the selection whatever the sampler says.
-        demand: how much.
+        taken: (m,) positions, ascending, of rows that are in the selection regardless of the sampler.
+        demand: how much to draw.
         config: the sampler and its settings.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Raises:
-        InputError: given weights do not fit the clusters.
-        ValueError: the candidates do not hold a budget of rows, or `taken` exceeds one.
+        InputError: the given weights do not match the clusters.
+        ValueError: a budget exceeds the number of candidates or is smaller than the number of taken rows.
     """
     sampler = SAMPLERS[config.sampler]
     weights = allocation_weights(candidates.sizes, config) if demand.weights is None else demand.weights
@@ -117,7 +117,7 @@ def _draw_keyed(
 ) -> _Chosen:
     positions = np.delete(np.arange(len(candidates)), taken)
     rest = candidates.take(positions) if len(taken) else candidates
-    # A sampler of the whole pool is one with a single group.
+    # A sampler of the whole pool treats it as a single group.
     group, used = (rest.cluster, candidates.cluster[taken]) if sampler.by_cluster else _one_group(len(rest), len(taken))
     k = candidates.k if sampler.by_cluster else 1
     groups = Groups(sampler.keys(rest, config, seed), group, k)
@@ -151,10 +151,10 @@ def _one_group(rest: int, taken: int) -> tuple[np.ndarray, np.ndarray]:
 def _rows_of(
     sizes: np.ndarray, before: np.ndarray, demand: Demand, shares: np.ndarray, config: SelectConfig
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Rows to draw of each group for each budget, and the targets reached.
+    """Rows to draw from each group for each budget, and the targets reached.
 
-    What a group cannot hold of its share goes to the others by their shares, and counts as their target: a later budget is
-    then split by the shares of the groups that have rows left, and nobody has to give back what it got for another.
+    What a group lacks of its share is spread over the others by their shares and counts towards their targets. A later budget
+    is then split by the shares of the groups that have rows left, and no group has to return rows it contributed for another.
     """
     have, done = (before, 0) if demand.drawn is None else (demand.drawn, int(demand.drawn.sum()))
     targets = np.zeros(len(sizes)) if demand.targets is None else demand.targets
@@ -168,7 +168,7 @@ def _rows_of(
 
 
 def _tokens_of(groups: Groups, tokens: np.ndarray, spent: int, demand: Demand, shares: np.ndarray) -> list[np.ndarray]:
-    """The same, for budgets of tokens."""
+    """Rows to draw from each group for each token budget."""
     lengths = [tokens[groups.ranked(group)] for group in range(len(groups.sizes))]
     counts = [np.zeros(len(lengths), np.int64)]
     for budget in demand.budgets:
@@ -203,7 +203,7 @@ def _pick_tokens(
     config: SelectConfig,
     seed: int,
 ) -> Picks:
-    """Picks that together hold more tokens than the budget, or all; how many that takes is found by trying."""
+    """Picks that together exceed the token budget, or all rows; the number of picks is found by trial."""
     most = len(candidates) - len(taken)
     count = min(most, int(1.1 * budget / max(tokens.mean(), 1)) + 1) if most else 0
     while True:

@@ -1,7 +1,7 @@
 """Exponential keys: weighted sampling without replacement (Efraimidis and Spirakis 2006).
 
-Row i with rate p_i gets the key E_i / p_i, with E_i exponential from a hash of (seed, row id); the rows with the
-smallest keys are drawn. Keys are kept as logarithms, so that no rate is too small.
+Row i with rate p_i gets the key E_i / p_i, where E_i is an exponential variate from a hash of (seed, row id); the rows with
+the smallest keys are drawn. Keys are stored as logarithms, so that no rate is too small.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from divsel_ray.select.sampler import Keys
 
 
 def exponential_keys(row_ids: np.ndarray, log_rates: np.ndarray, seed: int) -> Keys:
-    """Keys by which rows are drawn with odds that grow with their rate.
+    """Keys that draw rows with odds growing with their rate.
 
     Args:
         row_ids: (n,) bytes of 32 hex digits.
         log_rates: (n,) natural log of p_i; finite.
-        seed: of the draw.
+        seed: seed of the draw.
     """
-    # In place, for at ten million rows every copy is 80 MB.
+    # In place: at ten million rows every copy takes 80 MB.
     keys = (uniform_hash(seed, "draw", row_ids) >> np.uint64(11)).astype(np.float64)
     keys += 0.5
     keys *= 2.0**-53

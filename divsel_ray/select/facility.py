@@ -1,16 +1,16 @@
-"""Facility location: the rows that represent the pool best, each row being represented by the chosen one most like it.
+"""Facility location: the rows that best represent the pool, each row being represented by the most similar chosen one.
 
-Chooses greedily a set S that makes f(S) = sum over all rows i of max over j in S of s_ij large (Nemhauser, Wolsey and Fisher
-1978: at least 1 - 1/e of the best possible). s_ij is the cosine where one row is among the other's `neighbours` nearest
-and 0 elsewhere, so that a row represents only what is near it. Greedy is lazy (Minoux 1978; `lazy.py`), which chooses the
-same rows as plain greedy. A gain is worked out from a row's edges alone, whatever n: that is why neither the sampled
-gains of stochastic greedy (Mirzasoleiman et al. 2015) nor the two rounds of GreeDi (Mirzasoleiman et al. 2013) are
-needed, and why a larger budget begins with a smaller one's rows. What is approximated for large n is the graph (`graph.py`).
+Greedily chooses a set S that maximises f(S) = sum over all rows i of max over j in S of s_ij, to at least 1 - 1/e of the
+optimum (Nemhauser, Wolsey and Fisher 1978). s_ij is the cosine if one row is among the other's `neighbours` nearest and 0
+otherwise, so a row represents only nearby rows. Lazy greedy (Minoux 1978; `lazy.py`) chooses the same rows as plain greedy.
+A gain is computed from a row's edges alone, at a cost independent of n. Hence neither the sampled gains of stochastic greedy
+(Mirzasoleiman et al. 2015) nor the two rounds of GreeDi (Mirzasoleiman et al. 2013) are needed, and a larger budget
+starts with the rows of a smaller one. Only the graph is approximate for large n (`graph.py`).
 
-Time O(n^2 d) for the graph up to 65,536 rows and O(n d) x 16,384 beyond, then a few dozen looks at a row's edges for each
-row chosen (43 of 55,185 instructions, 5,000 chosen). Memory about 34 bytes an edge, n x `neighbours` edges. Similarities are
-multiples of 2^-16 and their sums exact in float64, so the rows depend on no order of summation. A row adds nothing only
-when a chosen row equals it (to 1e-5 of cosine); such rows come last, by row id.
+Time O(n^2 d) for the graph up to 65,536 rows and O(n d) x 16,384 beyond, then a few dozen gain computations per chosen row
+(43 with 55,185 instructions and 5,000 chosen). Memory about 34 bytes per edge, n x `neighbours` edges. Similarities are
+multiples of 2^-16 and their sums are exact in float64, so the result does not depend on the order of summation. A row adds
+nothing only if a chosen row equals it (to 1e-5 of cosine); such rows come last, by row id.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from divsel_ray.select.lazy import extend_greedily
 from divsel_ray.select.sampler import Candidates, Greedy, Picks
 
 _EDGE_BYTES = 34
-"""The graph's own 8, twice that once it is symmetric, and as much while it is made so; indices may take 8 bytes."""
+"""8 for the graph itself, twice that once it is symmetric and as much during the conversion; indices may take 8 bytes."""
 _ROWS_AT_ONCE = 1 << 15
 
 
 class Coverage:
-    """How well every row is represented by those chosen.
+    """How well every row is represented by the chosen ones.
 
     Args:
-        graph: of n rows; an edge counts both ways, if either row lists the other.
+        graph: neighbour graph of n rows; an edge counts both ways if either row lists the other.
 
     Attributes:
-        cover: (n,) float32 similarity of each row to the chosen one most like it.
+        cover: (n,) float32 similarity of each row to the most similar chosen one.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -61,26 +61,26 @@ class Coverage:
             starts = np.array(self._starts[part.start : part.stop + 1])
             edges = slice(starts[0], starts[-1])
             more = np.maximum(self._similarity[edges] - self.cover[self._rows[edges]], 0.0)
-            # Every row has an edge to itself, so no sum is over nothing.
+            # Every row has an edge to itself, so no sum is empty.
             result[part] = np.add.reduceat(more.astype(np.float64), starts[:-1] - starts[0])
         return result
 
     def add(self, position: int) -> None:
-        """Let the row represent others."""
+        """Choose the row, which then represents its neighbours."""
         edges = slice(self._starts[position], self._starts[position + 1])
         rows = self._rows[edges]
         self.cover[rows] = np.maximum(self.cover[rows], self._similarity[edges])
 
 
 def coverage_of(candidates: Candidates, config: SelectConfig) -> Coverage:
-    """How well the candidates are represented by none of them yet."""
+    """Coverage of the candidates with no row chosen yet."""
     if candidates.vectors is None:
         raise ValueError("coverage needs the vectors of the candidates")
     return Coverage(neighbour_graph(candidates.vectors, candidates.cluster, config.neighbours))
 
 
 def memory(n: int, d: int, k: int, b: int, config: SelectConfig) -> int:
-    """Bytes beside the vectors."""
+    """Bytes needed in addition to the vectors."""
     return graphs.memory(n, d, config.neighbours) + _EDGE_BYTES * n * min(config.neighbours, n) + 100 * n
 
 
@@ -91,7 +91,7 @@ def _choose(candidates: Candidates, taken: np.ndarray, count: int, config: Selec
 
 
 SAMPLER = Greedy(
-    "rows that represent all others best: facility location on a neighbour graph, O(n^2 d) to 65,536 rows, O(n d) beyond",
+    "rows that best represent all others: facility location on a neighbour graph, O(n^2 d) to 65,536 rows, O(n d) beyond",
     choose=_choose,
     memory=memory,
 )

@@ -1,7 +1,7 @@
-"""What the gaps of single rows say of their clusters (Yu et al. 2024, Eq. 5), and how much of it is noise or length.
+"""Cluster gaps estimated from the gaps of single rows (Yu et al. 2024, Eq. 5), and how much of them is noise or length.
 
 Eq. 5: `s_j` is the mean of `S_i` over the scored rows of cluster j. Six rows per cluster are mostly noise, so the means are
-shrunk towards the overall mean by what a one-way analysis of variance with random effects says of them (Searle 1971).
+shrunk towards the overall mean according to a one-way analysis of variance with random effects (Searle 1971).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from divsel_ray.data.hashing import uniform_hash
 
 _ROUNDING = 1e-12
-"""Gaps that differ by less than this share of the largest are equal but for rounding."""
+"""Gaps that differ by less than this share of the largest are equal up to rounding."""
 _SMALLEST = 1e-290
 
 
@@ -24,8 +24,8 @@ class RowGaps:
     Attributes:
         gap: (n,) S_i, in the units of the scorer; NaN where scoring failed.
         cluster: (n,) in 0..k-1.
-        longer: (n,) tokens of the gold completion less tokens of the generated one, as they were scored.
-        second: (n,) the same gap by a second scorer (NaN where that failed), or None without one.
+        longer: (n,) tokens of the gold completion minus tokens of the generated one, as scored.
+        second: (n,) the same gap by a second scorer (NaN where it failed), or None without one.
     """
 
     gap: np.ndarray
@@ -39,14 +39,14 @@ class ClusterGaps:
     """Gaps by cluster, in units of the pooled standard deviation.
 
     Attributes:
-        scored: (k,) rows scored.
+        scored: (k,) number of scored rows.
         mean: (k,) mean gap s_j; NaN where no row was scored.
-        standard_error: (k,) of the mean, from the pooled within-cluster variance (1 in these units).
-        effect: (k,) s^_j - m, how far the shrunk mean lies from the overall one; NaN where no row was scored.
+        standard_error: (k,) standard error of the mean, from the pooled within-cluster variance (1 in these units).
+        effect: (k,) s^_j - m, deviation of the shrunk mean from the overall mean; NaN where no row was scored.
         overall: m, the mean over all scored rows.
-        unit: the pooled standard deviation that everything was divided by.
-        between: estimated variance between clusters; where it is not positive, the gaps tell clusters apart no better than
-            chance, or every cluster has one row and noise cannot be told from difference.
+        unit: pooled standard deviation by which everything was divided.
+        between: estimated variance between clusters. If it is not positive, the gaps distinguish clusters no better than
+            chance, or every cluster has one row and noise cannot be separated from difference.
     """
 
     scored: np.ndarray
@@ -63,19 +63,19 @@ class ClusterGaps:
         return np.asarray(self.overall + self.effect)
 
     def given_to(self, source: np.ndarray) -> ClusterGaps:
-        """Cluster j with the statistics of cluster `source[j]`, (k,) ints."""
+        """The same gaps, with cluster j given the statistics of cluster `source[j]`, (k,) ints."""
         names = ("scored", "mean", "standard_error", "effect")
         return replace(self, **{name: getattr(self, name)[source] for name in names})
 
 
 def cluster_gaps(gaps: np.ndarray, cluster: np.ndarray, k: int, *, shrinkage: bool) -> ClusterGaps:
-    """Means per cluster with their noise; one-way analysis of variance gives the variance within and between.
+    """Means per cluster and their noise, with variances within and between from a one-way analysis of variance.
 
     Shrinkage: `s^_j = m + n_j / (n_j + kappa) (s_j - m)`, kappa = variance within / variance between; all means become m
     when the variance between is not positive.
 
     Args:
-        gaps: (n,) S_i; rows with NaN (a scoring error) are left out.
+        gaps: (n,) S_i; rows with NaN (a scoring error) are ignored.
         cluster: (n,) in 0..k-1.
         k: number of clusters.
         shrinkage: whether means are shrunk.
@@ -104,7 +104,7 @@ def cluster_gaps(gaps: np.ndarray, cluster: np.ndarray, k: int, *, shrinkage: bo
 
 
 def _standardised(gaps: np.ndarray) -> tuple[float, float, np.ndarray]:
-    """Their mean, the largest deviation from it, and all deviations in units of that: no square can overflow."""
+    """The mean, the largest deviation from it, and all deviations in units of the largest, so that no square overflows."""
     if not len(gaps):
         return 0.0, 1.0, gaps
     largest = max(float(np.abs(gaps).max()), _SMALLEST)
@@ -117,7 +117,7 @@ def _standardised(gaps: np.ndarray) -> tuple[float, float, np.ndarray]:
 
 
 def _variance_between(scored: np.ndarray, effects: np.ndarray, within: float) -> float:
-    """Random-effects estimate (MSB - MSW) / n0, n0 the effective rows per cluster; of means less the overall mean."""
+    """Random-effects estimate (MSB - MSW) / n0, n0 the effective rows per cluster; `effects` are means minus the overall mean."""
     used, total = int((scored > 0).sum()), float(scored.sum())
     if used < 2:
         return 0.0
@@ -128,11 +128,11 @@ def _variance_between(scored: np.ndarray, effects: np.ndarray, within: float) ->
 
 @dataclass(frozen=True)
 class LengthTrend:
-    """What the completions' lengths explain of the gaps.
+    """The part of the gaps explained by the lengths of the completions.
 
     Attributes:
-        slope: change of the gap for each token by which the gold completion is the longer, in the units of the scorer.
-        share: of the gaps' variance, 0 to 1.
+        slope: change of the gap per token by which the gold completion is longer, in the units of the scorer.
+        share: explained share of the variance of the gaps, 0 to 1.
     """
 
     slope: float
@@ -140,17 +140,17 @@ class LengthTrend:
 
 
 def remove_length(gaps: np.ndarray, longer: np.ndarray) -> tuple[np.ndarray, LengthTrend]:
-    """The gaps without what a straight line on the lengths explains of them: the length control of the reward.
+    """Remove the linear effect of length from the gaps: the length control of the reward.
 
-    Least squares with an intercept over the rows that have a gap. Only the slope's part is taken out, centred, so that the
-    mean gap stays what it is.
+    Least squares with an intercept over the rows that have a gap. Only the centred slope term is removed, so the mean gap is
+    unchanged.
 
     Args:
         gaps: (n,) in the units of the scorer, NaN where unknown.
-        longer: (n,) tokens by which the gold completion is the longer.
+        longer: (n,) tokens by which the gold completion is longer.
 
     Returns:
-        (n,) what is left, NaN where unknown, and the trend.
+        (n,) residual gaps, NaN where unknown, and the trend.
     """
     valid = np.isfinite(gaps)
     if not valid.any():
@@ -165,15 +165,15 @@ def remove_length(gaps: np.ndarray, longer: np.ndarray) -> tuple[np.ndarray, Len
 
 
 def shuffled_clusters(scored: np.ndarray, seed: int, number: int) -> np.ndarray:
-    """Which cluster's gaps each cluster gets in the control without information: a permutation of the scored ones.
+    """Which cluster's gaps each cluster gets in the shuffled control: a random permutation of the scored clusters.
 
     Args:
-        scored: (k,) rows scored.
-        seed: of the job.
-        number: of the round.
+        scored: (k,) number of scored rows.
+        seed: seed of the job.
+        number: number of the round.
 
     Returns:
-        (k,) ints; a cluster without a scored row stays with itself.
+        (k,) ints; a cluster without a scored row maps to itself.
     """
     seen = np.flatnonzero(scored > 0)
     hashes = uniform_hash(seed, f"shuffled-feedback:{number}", [f"{cluster:032x}" for cluster in seen])

@@ -1,11 +1,11 @@
-"""The cosine neighbour graph: for each row its nearest rows, itself among them.
+"""The cosine neighbour graph: for each row its nearest rows, including itself.
 
-Up to 65,536 rows every pair is compared, in blocks: time O(n^2 d). For more rows the pool is cut into parts of at most
-8,192 rows: small clusters are joined and large ones cut, always by halving along the line between two far ends. A row
-is then compared with its own part and with the parts whose means are nearest to its part's, until 16,384 rows are at
-hand: time O(n x 16,384 x d), never n^2. That is approximate; what is found is what matters most to coverage, the nearest.
+Up to 65,536 rows every pair is compared, in blocks: time O(n^2 d). Beyond that, the pool is partitioned into parts of at
+most 8,192 rows: small clusters are joined and large ones split, always by halving along the line between two distant ends.
+A row is then compared with its own part and with the parts whose means are nearest to its part's, until 16,384 rows are
+covered: time O(n x 16,384 x d), never n^2. That is approximate, but it finds the nearest rows, which matter most to coverage.
 
-Exact are the products (see `lattice.py`) and so the neighbours, ties by position; a similarity is rounded to 2^-16.
+Products are exact (see `lattice.py`), and so are the neighbours, ties by position; similarities are rounded to 2^-16.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from divsel_ray.select import lattice as lattices
 from divsel_ray.select.lattice import Lattice, blocks, product
 
 EXACT_ROWS = 1 << 16
-"""With more rows, not all pairs are compared."""
+"""Up to this many rows, all pairs are compared."""
 PART_ROWS = 1 << 13
 SEARCHED_ROWS = 1 << 14
 _BLOCK_ELEMENTS = 1 << 26
-"""Products held at once: 256 MiB."""
+"""Products held in memory at once: 256 MiB."""
 _GRID = 2.0**16
 
 
@@ -31,7 +31,7 @@ class Graph(NamedTuple):
 
     Attributes:
         indices: (n, m) int32, ascending in each row.
-        similarity: (n, m) float32 cosines, 0 where they are negative, multiples of 2^-16; a row's own is 1.
+        similarity: (n, m) float32 cosines, multiples of 2^-16, negative ones set to 0; a row's own is 1.
     """
 
     indices: np.ndarray
@@ -39,12 +39,12 @@ class Graph(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """How far neighbours are looked for.
+    """How far to search for neighbours.
 
     Attributes:
-        exact: up to so many rows all pairs are compared.
-        part: rows of a part at most, beyond that.
-        searched: a part's rows are compared with at least so many.
+        exact: largest number of rows for which all pairs are compared.
+        part: maximum rows per part beyond that.
+        searched: minimum number of rows that each part's rows are compared with.
     """
 
     exact: int = EXACT_ROWS
@@ -60,9 +60,9 @@ def neighbour_graph(vectors: np.ndarray, cluster: np.ndarray, neighbours: int, r
 
     Args:
         vectors: (n, d).
-        cluster: (n,) labels of rows that are alike, any integers.
-        neighbours: how many rows, itself included; at most n.
-        reach: how far to look.
+        cluster: (n,) cluster labels, any integers; rows of a cluster are similar.
+        neighbours: number of nearest rows, including the row itself; capped at n.
+        reach: how far to search.
     """
     points = Lattice(vectors)
     n, m = len(points), min(neighbours, len(points))
@@ -79,20 +79,20 @@ def neighbour_graph(vectors: np.ndarray, cluster: np.ndarray, neighbours: int, r
 
 
 def memory(n: int, d: int, neighbours: int) -> int:
-    """Bytes of the graph and of making it."""
+    """Bytes of the graph and of its construction."""
     searched = n if n <= EXACT_ROWS else SEARCHED_ROWS + PART_ROWS
     return lattices.memory(n, d) + 8 * n * min(neighbours, n) + 4 * d * searched + 5 * min(_BLOCK_ELEMENTS, n * searched)
 
 
 def _search(points: Lattice, rows: np.ndarray, pool: np.ndarray, graph: Graph) -> None:
-    """Fill in the neighbours of some rows from a pool (ascending) that holds them."""
+    """Fill in the neighbours of some rows from a pool (ascending) that contains those rows."""
     columns = points.rows(pool)
     for part in blocks(len(rows), _BLOCK_ELEMENTS // max(1, len(pool))):
         _search_block(points, rows[part], pool, columns, graph)
 
 
 def _search_block(points: Lattice, at: np.ndarray, pool: np.ndarray, columns: np.ndarray, graph: Graph) -> None:
-    """A function of its own, so that the products of one block are gone before those of the next are made."""
+    """A separate function, so that the products of one block are freed before those of the next are computed."""
     products = product(points.rows(at), columns)
     products[np.arange(len(at)), np.searchsorted(pool, at)] = np.inf
     column = _largest(products, graph.indices.shape[1])
@@ -102,14 +102,14 @@ def _search_block(points: Lattice, at: np.ndarray, pool: np.ndarray, columns: np
 
 
 def _largest(products: np.ndarray, m: int) -> np.ndarray:
-    """Columns (rows, m), ascending, of the m largest entries of each row; ties go to the lower column."""
+    """Column indices (rows, m), ascending, of the m largest entries of each row; ties go to the lower column."""
     import torch
 
     width = min(m + 1, products.shape[1])
     values, columns = (tensor.numpy() for tensor in torch.topk(torch.from_numpy(products), width))
     chosen = columns[:, :m].copy()
     if width > m:
-        # topk takes any of equal entries.
+        # topk breaks ties arbitrarily.
         for row in np.flatnonzero(values[:, m - 1] == values[:, m]):
             above = np.flatnonzero(products[row] > values[row, m])
             equal = np.flatnonzero(products[row] == values[row, m])
@@ -119,14 +119,14 @@ def _largest(products: np.ndarray, m: int) -> np.ndarray:
 
 
 def _cosine(products: np.ndarray, squared: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Cosines (a, m) on the grid; an infinite product stands for the row itself."""
+    """Cosines (a, m) on the grid; an infinite product denotes the row itself."""
     lengths = np.sqrt(np.maximum(squared[:, None] * others, 1.0))
     cosine = np.clip(products.astype(np.float64) / lengths, 0.0, 1.0)
     return (np.rint(cosine * _GRID) / _GRID).astype(np.float32)
 
 
 def _parts(points: Lattice, cluster: np.ndarray, largest: int) -> list[np.ndarray]:
-    """Ascending positions of the rows of each part: clusters joined, or cut, into parts of at most `largest` rows."""
+    """Ascending positions of the rows of each part: clusters joined or split into parts of at most `largest` rows."""
     order = np.argsort(cluster, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(cluster[order])) + 1)
     means = Lattice(np.stack([points.total(rows) for rows in members]))
@@ -140,7 +140,7 @@ def _parts(points: Lattice, cluster: np.ndarray, largest: int) -> list[np.ndarra
 
 
 def _bisect(points: Lattice, at: np.ndarray, weights: np.ndarray, largest: int) -> list[np.ndarray]:
-    """Halve the points at `at` until none of the halves weighs more than `largest`, or it is a single point."""
+    """Halve the points at `at` until every part weighs at most `largest` or is a single point."""
     whole, done = [at], []
     while whole:
         part = whole.pop()
@@ -152,7 +152,7 @@ def _bisect(points: Lattice, at: np.ndarray, weights: np.ndarray, largest: int) 
 
 
 def _halve(points: Lattice, at: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two halves of equal weight along the line from the point least like the others to the one least like that."""
+    """Two halves of equal weight along the line from the point least similar to the others to the one least similar to it."""
     end = at[points.project(at, points.total(at)).argmin()]
     other = at[points.project(at, points.values[end].astype(np.float64)).argmin()]
     line = points.values[other].astype(np.float64) - points.values[end]
@@ -163,7 +163,7 @@ def _halve(points: Lattice, at: np.ndarray, weights: np.ndarray) -> tuple[np.nda
 
 
 def _surroundings(number: int, parts: list[np.ndarray], means: Lattice, searched: int) -> np.ndarray:
-    """Rows of a part and of the parts nearest to it, ascending, at least `searched` of them while there are as many."""
+    """Rows of a part and of the parts nearest to it, ascending: at least `searched` rows, or all."""
     alike = product(means.rows(slice(number, number + 1)), means.rows(slice(None)))[0]
     alike[number] = np.inf
     nearest = np.argsort(-alike, kind="stable")

@@ -1,7 +1,7 @@
-"""Bounds on cluster weights, so that a reward that can be gamed does not carry them away in one round.
+"""Bounds on cluster weights, so that a gameable reward cannot move them too far in one round.
 
-Floor and ceiling are shares of the uniform weight, the step limit a factor to last round's weight. Where they contradict
-one another, floor and ceiling hold, and the step limit gives way by as little as does.
+Floor and ceiling are multiples of the uniform weight; the step limit is a factor relative to last round's weight. If they
+conflict, floor and ceiling take precedence and the step limit is relaxed as little as possible.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ _EQUAL = 1e-9
 def guard_weights(
     wanted: np.ndarray, before: np.ndarray, movable: np.ndarray, left: np.ndarray, config: WeightsConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The weights nearest to what the update asks for, within the guards.
+    """The weights closest to those requested by the update, within the guards.
 
-    The movable clusters are scaled by one factor at which, clipped to their bounds, they keep the mass they had. The others
-    keep their weight unless the ceiling forces it: a higher one comes down to it, and what movable clusters cannot hold
-    below it goes to the others. With few clusters left, the ceiling is no lower than an equal share of their mass.
+    The movable clusters are scaled by one factor such that, clipped to their bounds, they keep their total mass. The others
+    keep their weight unless the ceiling intervenes: a higher weight is lowered to it, and mass that does not fit under the
+    ceiling of the movable clusters goes to the others. With few clusters left, the ceiling is at least an equal share of
+    their mass.
 
     Args:
-        wanted: (k,) what the update asks for, up to one factor; of movable clusters only.
+        wanted: (k,) requested weights up to a common factor; used for movable clusters only.
         before: (k,) last round's weights, summing to 1.
         movable: (k,) clusters that the update may move; all of them have rows left.
-        left: (k,) clusters that have rows left to draw; the weight of others stays.
+        left: (k,) clusters with rows left to draw; the weight of all others is unchanged.
         config: the guards.
 
     Returns:
-        (k,) weights summing to 1, and (k,) which bound held each: "floor", "ceiling", "step" or None.
+        (k,) weights summing to 1, and (k,) the bound that applied to each: "floor", "ceiling", "step" or None.
     """
     ceiling = _ceiling(before, left, config)
     after, bound = before.copy(), np.full(len(before), None, dtype=object)
@@ -57,13 +58,13 @@ def _ceiling(before: np.ndarray, left: np.ndarray, config: WeightsConfig) -> flo
 def _within(
     wanted: np.ndarray, before: np.ndarray, mass: float, ceiling: float, config: WeightsConfig, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of the movable clusters that sum to `mass`, and what held them."""
-    # Clusters that were not scored keep what they have, so a floor may be more than there is to share.
+    """Weights of the movable clusters, summing to `mass`, and the bounds that applied."""
+    # Unscored clusters keep their weight, so the floor may exceed an equal share of the remaining mass.
     floor = min(config.floor / k, mass / len(before))
     low, high = np.full(len(before), floor), np.full(len(before), ceiling)
     if config.max_step is not None:
         low, high = (np.clip(before * factor, floor, ceiling) for factor in (1 / config.max_step, config.max_step))
-    # Nothing times a factor is nothing.
+    # Scaling cannot raise a weight of zero.
     reach = np.where(wanted > 0, high, low)
     if reach.sum() <= mass:
         after = spread(reach, np.full(len(before), ceiling), mass)
@@ -75,9 +76,9 @@ def _within(
 
 
 def _scaled(wanted: np.ndarray, low: np.ndarray, high: np.ndarray, mass: float) -> np.ndarray:
-    """`wanted` by the one factor at which, clipped to the bounds, it sums to `mass`; the bounds leave room for that.
+    """`wanted` times the factor at which, clipped to the bounds, it sums to `mass`; the bounds must allow that.
 
-    Bisection finds which are clipped; the factor of the others is then exact.
+    Bisection finds which entries are clipped; the factor for the others is then exact.
     """
     if not wanted.any():
         return low

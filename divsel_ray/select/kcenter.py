@@ -1,13 +1,13 @@
 """k-center greedy (Gonzalez 1985; Sener and Savarese 2018): always the row farthest from those chosen.
 
 The first row is the one nearest to the mean of all. The largest distance of any row to its nearest chosen one is at most
-twice the smallest that so many rows allow. A gain is the distance with which the row was chosen, and NaN for a first row,
+twice the optimum for that number of rows. The gain of a row is its distance when it was chosen; NaN for the first row,
 which had none.
 
-A row's distance to the chosen only falls, so an old one is an upper bound. Rows are brought up to date when they are among
-those with the largest bounds, in matrix products with the centres they have not met. A window of rows that are up to date
-and farther than the bound of any other is kept; while it lasts, a choice costs one product with the window. Time O(n b d)
-at most, far less where rows crowd. Memory O(n d) beside the vectors, and O(b) for what was chosen.
+A row's distance to the chosen ones never increases, so an old distance is an upper bound. Rows with the largest bounds are
+updated by matrix products with the centres they have not been compared with. A window is kept of up-to-date rows that are
+farther than the bound of any row outside; while it lasts, a choice costs one product with the window. Time O(n b d) at most,
+far less for crowded rows. Memory O(n d) in addition to the vectors, and O(b) for the chosen rows.
 
 Exact, ties by position, on vectors rounded to the lattice of `lattice.py`: squared distances are integers.
 """
@@ -33,12 +33,12 @@ class Traversal:
 
     Args:
         points: n rows.
-        window: rows kept up to date at most.
+        window: maximum number of rows kept up to date.
 
     Attributes:
         centres: positions chosen, in order.
-        bound: (n,) int64 squared distance to the nearest of the centres a row has met; -1 for centres.
-        met: (n,) int64 how many of the centres each row has met.
+        bound: (n,) int64 squared distance to the nearest centre that the row has been compared with; -1 for centres.
+        met: (n,) int64 number of centres that each row has been compared with.
     """
 
     def __init__(self, points: Lattice, window: int = _WINDOW) -> None:
@@ -52,14 +52,14 @@ class Traversal:
     def add(self, position: int) -> None:
         """Make the row a centre."""
         self.centres.append(position)
-        # On one thread: for so small a product, threads that wait for each other cost more than they give.
+        # On one thread: for a product this small, thread synchronisation costs more than it saves.
         products = np.einsum("ij,j->i", self._rows, self.points.rows(np.array([position]))[0])
         self._lower(self._window, self.points.squared[position] - 2.0 * products)
         self.met[self._window] = len(self.centres)
         self.bound[position] = -1
 
     def farthest(self) -> int:
-        """The row with the largest distance to its nearest centre; there must be one that is no centre."""
+        """The row with the largest distance to its nearest centre; at least one row must not be a centre."""
         while True:
             if len(self._window):
                 keys = self._keys(self._window)
@@ -69,22 +69,22 @@ class Traversal:
             self._refresh()
 
     def distance(self, position: int) -> float:
-        """Distance of a row that is up to date, for vectors of length 1."""
+        """Distance of an up-to-date row, for vectors of length 1."""
         return float(np.sqrt(self.bound[position]) / self.points.unit)
 
     def _keys(self, at: np.ndarray | slice) -> np.ndarray:
-        """Integers that order rows by bound, and among equal ones by position, the smallest highest."""
+        """Integer keys that order rows by bound; among equal bounds the smallest position ranks highest."""
         n = len(self.points)
         return self.bound[at] * n + (n - 1 - np.arange(n)[at])
 
     def _refresh(self) -> None:
-        """Bring the rows with the largest bounds up to date, and open a window on those that stay above all others."""
+        """Update the rows with the largest bounds, and open a window on those that remain above all others."""
         keys = self._keys(slice(None))
         top, outside = _largest(keys, self._width)
         self._bring_up_to_date(top[self.met[top] < len(self.centres)])
         now = self._keys(top)
         ahead, now = top[now > outside], now[now > outside]
-        # Few stay ahead: look at more rows next time.
+        # If few remain ahead, examine more rows next time.
         short = len(ahead) < self._largest_window // 4
         self._width = min(2 * self._width, len(self.points)) if short else max(self._width // 2, self._largest_window)
         kept, dropped = _largest(now, self._largest_window)
@@ -110,13 +110,13 @@ class Traversal:
         self._lower(at, (self.points.squared[centres] - 2.0 * products).min(axis=1))
 
     def _lower(self, at: np.ndarray, closer: np.ndarray) -> None:
-        """Note squared distances of some rows, less the rows' own squared norms: float64 integers."""
+        """Lower the bounds of some rows to squared distances, given without the rows' own squared norms (float64 integers)."""
         distance = (closer + self.points.squared[at]).astype(np.int64)
         self.bound[at] = np.minimum(self.bound[at], distance)
 
 
 def _largest(keys: np.ndarray, count: int) -> tuple[np.ndarray, int]:
-    """Places of the `count` largest of distinct keys, in no order, and the largest of the others, -1 if there is none."""
+    """Positions of the `count` largest of distinct keys, unordered, and the largest of the others, -1 if there is none."""
     if count >= len(keys):
         return np.arange(len(keys)), -1
     order = np.argpartition(keys, len(keys) - count - 1)
@@ -126,7 +126,7 @@ def _largest(keys: np.ndarray, count: int) -> tuple[np.ndarray, int]:
 def nearest_to_mean(points: Lattice) -> int:
     """The row nearest to the mean of all."""
     everything = np.arange(len(points))
-    # n |x - mean|^2 less what all rows share; integers below 2^53 for n < 2^27.
+    # n |x - mean|^2 minus the term common to all rows; integers below 2^53 for n < 2^27.
     return int((len(points) * points.squared - 2 * points.project(everything, points.total(everything))).argmin())
 
 
@@ -146,7 +146,7 @@ def _choose(candidates: Candidates, taken: np.ndarray, count: int, config: Selec
 
 
 def memory(n: int, d: int, k: int, b: int, config: SelectConfig) -> int:
-    """Bytes beside the vectors."""
+    """Bytes needed in addition to the vectors."""
     products = _ROWS_AT_ONCE * min(b, _CENTRES_AT_ONCE) * 24
     return lattices.memory(n, d) + 56 * n + 64 * b + products + 6 * d * (_WINDOW + _ROWS_AT_ONCE + min(b, _CENTRES_AT_ONCE))
 

@@ -1,6 +1,6 @@
-"""Taking the rows with the smallest keys: some of every group, with the probability each row had.
+"""Drawing the rows with the smallest keys from every group, with each row's inclusion probability.
 
-A draw made so depends on no order, no block and no worker, and asking for more rows extends it.
+Such a draw does not depend on row order, blocks or workers, and asking for more rows extends it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from divsel_ray.select.sampler import Keys
 
 
 class Groups:
-    """Rows by group (a cluster each, or the whole pool as one), for taking some of each.
+    """Rows by group (one per cluster, or the whole pool as one), for drawing some from each.
 
-    Time O(n) for grouping and for every draw, memory 16 bytes a row beside the keys.
+    Time O(n) for grouping and for every draw; memory 16 bytes per row in addition to the keys.
 
     Args:
-        keys: of n rows, in ascending order of their ids.
+        keys: keys of n rows, in ascending order of their ids.
         group: (n,) ints in 0..k-1.
         k: number of groups.
     """
@@ -24,13 +24,13 @@ class Groups:
     def __init__(self, keys: Keys, group: np.ndarray, k: int) -> None:
         self._keys, self._group = keys, group
         self.sizes = np.bincount(group, minlength=k)
-        # Small integers are sorted by radix, several times as fast.
+        # Small integers are radix sorted, which is several times as fast.
         self._order = np.argsort(group.astype(np.uint16) if k <= 1 << 16 else group, kind="stable")
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)])[:-1]
 
     @property
     def random(self) -> bool:
-        """Whether chance has a part in the order."""
+        """Whether the order is random."""
         return self._keys.log_rates is not None
 
     def members(self, group: int) -> np.ndarray:
@@ -49,16 +49,16 @@ class Groups:
         return np.sort(np.concatenate(parts)) if parts else np.array([], np.int64)
 
     def inverse_probability(self, index: np.ndarray, counts: np.ndarray, *, fixed: bool) -> np.ndarray:
-        """Inverse of the probability with which each chosen row was drawn, (b,); 1 where the order is not random.
+        """Inverse of the probability with which each chosen row was drawn, (b,); 1 if the order is not random.
 
-        Of rows with equal rates it is the group's size over its count, of a single row the sum of all rates over its own. Else
-        it is estimated: given the other rows' keys, the probability is `1 - exp(-p_i t)`, with t the smallest key left out of
-        the group (rank conditioning, Cohen and Kaplan 2007). Sums weighted so are unbiased.
+        For equal rates it is the group's size over its count; for a single drawn row, the sum of all rates over its own.
+        Otherwise it is estimated: given the other rows' keys, the probability is `1 - exp(-p_i t)`, where t is the smallest
+        key of the group that was not drawn (rank conditioning, Cohen and Kaplan 2007). Sums with these weights are unbiased.
 
         Args:
             index: (b,) from `smallest`.
-            counts: (k,) rows drawn of each group.
-            fixed: whether the counts were known before the draw; where they follow from it, all is estimated.
+            counts: (k,) rows drawn from each group.
+            fixed: whether the counts were known before the draw; if they result from it, all weights are estimated.
         """
         rates = self._keys.log_rates
         if rates is None:

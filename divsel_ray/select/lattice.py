@@ -1,11 +1,11 @@
-"""Unit vectors on a lattice of integers, whose products float32 computes without rounding.
+"""Unit vectors on an integer lattice, whose products float32 computes without rounding.
 
 A vector is scaled to a length just under 4,096 and its entries are rounded to integers. Every partial sum of the product
-of two such vectors is then an integer of at most 2^24 (Cauchy-Schwarz), and float32 holds those exactly: a matrix product
-is the same bits whatever library, number of threads or shape of blocks made it. Samplers that look at vectors compare these
-integers, so that no choice hangs on how a sum was ordered.
+of two such vectors is then an integer of at most 2^24 (Cauchy-Schwarz), which float32 represents exactly: a matrix product
+is bit-identical for any library, number of threads or block shape. Samplers that use vectors compare these integers, so
+their choices do not depend on the order of summation.
 
-What is approximate is the rounding itself: it moves a cosine by about 1e-4 (two errors of standard deviation
+The only approximation is the rounding of the entries: it moves a cosine by about 1e-4 (two errors of standard deviation
 1 / sqrt(12), each times a vector of length 4,096, over 4,096^2). Equal vectors stay equal.
 """
 
@@ -16,25 +16,25 @@ from collections.abc import Iterator
 import numpy as np
 
 LENGTH = 4096.0
-"""No vector of the lattice is longer: 4096^2 = 2^24 is the last of the consecutive integers that float32 holds."""
+"""Maximum length of a lattice vector: float32 represents all integers up to 4096^2 = 2^24."""
 _BLOCK_ELEMENTS = 1 << 21
 
 
 class Lattice:
-    """Rows rounded to the lattice. Memory 2 n d bytes beside the vectors, time O(n d).
+    """Rows rounded to the lattice. Memory 2 n d bytes in addition to the vectors, time O(n d).
 
     Args:
-        vectors: (n, d) real, of any length; a zero vector stays one.
+        vectors: (n, d) real, of any length; a zero vector stays zero.
 
     Attributes:
         values: (n, d) int16.
         squared: (n,) float64 squared norms, integers; each about `unit` squared.
-        unit: length the vectors were scaled to.
+        unit: length to which the vectors were scaled.
     """
 
     def __init__(self, vectors: np.ndarray) -> None:
         n, d = vectors.shape
-        # Rounding lengthens a vector by sqrt(d) / 2 at most.
+        # Rounding lengthens a vector by at most sqrt(d) / 2.
         self.unit = LENGTH - np.sqrt(d) / 2
         self.values = np.empty((n, d), np.int16)
         self.squared = np.empty(n)
@@ -61,7 +61,7 @@ class Lattice:
         return sums
 
     def project(self, at: np.ndarray, vector: np.ndarray) -> np.ndarray:
-        """Products (m,) float64 of some rows with a vector (d,) of integers: exact while they stay below 2^53."""
+        """Products (m,) float64 of some rows with an integer vector (d,): exact below 2^53."""
         result = np.empty(len(at))
         for part in blocks(len(at), _BLOCK_ELEMENTS // max(1, len(vector))):
             result[part] = self.values[at[part]].astype(np.float64) @ vector
@@ -76,12 +76,12 @@ def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def blocks(n: int, size: int) -> Iterator[slice]:
-    """Consecutive slices of `n` places, `size` in each but the last."""
+    """Consecutive slices of `n` positions, `size` in each except the last."""
     step = max(1, size)
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
 
 
 def memory(n: int, d: int) -> int:
-    """Bytes of a lattice of n rows in d dimensions, and of making it."""
+    """Bytes of a lattice of n rows in d dimensions and of its construction."""
     return 2 * n * d + 8 * n + 3 * 8 * max(_BLOCK_ELEMENTS, d)

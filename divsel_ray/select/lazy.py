@@ -1,7 +1,7 @@
-"""Lazy greedy (Minoux 1978): what a row adds never grows as others are chosen, so an old gain is an upper bound.
+"""Lazy greedy (Minoux 1978): a row's gain never grows as others are chosen, so an old gain is an upper bound.
 
-The rows wait in the order of their bounds. The first one's gain is worked out again; if it stays first, it is the one that
-plain greedy would choose. Few rows are ever looked at: most fall behind once and stay there.
+Rows are queued in order of their bounds. The gain of the first one is recomputed; if it stays first, it is the row that
+plain greedy would choose. Only a few rows are ever examined: most fall behind once and stay there.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ _UNSEEN, _STALE = -2, -1
 
 
 class Objective(Protocol):
-    """A measure of a set of rows of which adding a row later never adds more."""
+    """A set function with diminishing returns: adding a row later never adds more."""
 
     def gain(self, position: int) -> float:
-        """What the row adds to those chosen."""
+        """What the row adds to the chosen ones."""
 
     def add(self, position: int) -> int | None:
-        """Choose the row; returns a row that may be chosen from now on and never adds more than this one, if any."""
+        """Choose the row; returns a row, if any, that may be chosen from now on and never adds more than this one."""
 
 
 class CountableObjective(Objective, Protocol):
-    """One that can tell all gains at once."""
+    """An objective that can compute all gains at once."""
 
     def gains(self) -> np.ndarray:
         """`gain` of every row, (n,) float64."""
@@ -37,13 +37,13 @@ class CountableObjective(Objective, Protocol):
 def lazy_greedy(objective: Objective, positions: np.ndarray, bounds: np.ndarray, count: int) -> Picks:
     """Choose the row with the largest gain, `count` times; ties go to the smallest position.
 
-    Time O(n log n) once and O(log n) beside the objective's own for each gain that is worked out again.
+    Time O(n log n) once, plus O(log n) and the objective's own time for each recomputed gain.
 
     Args:
-        objective: what is to be made large.
+        objective: the function to maximise.
         positions: (m,) rows to choose from.
-        bounds: (m,) gains at some earlier time, of a smaller set or none.
-        count: rows to choose; at most those there are.
+        bounds: (m,) gains for an earlier, smaller or empty, set of chosen rows.
+        count: rows to choose, at most as many as are available.
     """
     waiting = _by_bound(positions, bounds)
     heap: list[tuple[float, int, int]] = []
@@ -66,11 +66,11 @@ def lazy_greedy(objective: Objective, positions: np.ndarray, bounds: np.ndarray,
 
 
 def extend_greedily(objective: CountableObjective, n: int, taken: np.ndarray, count: int) -> Picks:
-    """Add `count` of n rows to those that are taken, by `lazy_greedy`.
+    """Add `count` of n rows to those already taken, by `lazy_greedy`.
 
     Args:
-        objective: of which no row is chosen yet.
-        n: rows.
+        objective: objective with no row chosen yet.
+        n: number of rows.
         taken: (m,) positions.
         count: rows to choose, at most n - m.
     """

@@ -1,4 +1,4 @@
-"""Lists of row ids that a user names: one a line, or whatever a selection was written as."""
+"""Lists of row ids supplied by a user: one per line, or in any format that selections are written in."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def read_ids(path: Path) -> np.ndarray:
     """The row ids of a file, (m,) bytes of 32 hex digits: lines of text, JSON Lines or Parquet with a column row_id.
 
     Raises:
-        InputError: the file is missing or a row id is none.
+        InputError: the file is missing or contains an invalid row id.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file; expected row ids, one a line, or .jsonl or .parquet with row_id")
+        raise InputError(f"{path}: no such file; expected row ids, one per line, or .jsonl or .parquet with row_id")
     if path.suffix == ".parquet":
         try:
             if "row_id" not in pq.read_schema(path).names:
@@ -42,10 +42,10 @@ def read_ids(path: Path) -> np.ndarray:
 
 
 def find_ids(row_ids: np.ndarray, path: str | None, setting: str, *, required: bool) -> np.ndarray:
-    """Positions, ascending, of the listed ids among the pool's. (n,) ascending to (m,).
+    """Positions, ascending, of the listed ids in the pool. (n,) ascending to (m,).
 
     Raises:
-        InputError: with `required`, an id is not among them.
+        InputError: with `required`, an id is not in the pool.
     """
     if path is None:
         return np.array([], np.int64)
@@ -55,25 +55,25 @@ def find_ids(row_ids: np.ndarray, path: str | None, setting: str, *, required: b
         missing = np.setdiff1d(wanted, row_ids[found])
         raise InputError(
             f"select.{setting}: {path}: {len(missing)} of {len(wanted)} row ids are not in the pool, the first is "
-            f"{missing[0].decode()}; ids are in pool/*.parquet and in every selection"
+            f"{missing[0].decode()}; see row_id in pool/*.parquet or in any selection"
         )
     return found
 
 
 def check_sources(config: SelectConfig, known: Iterable[str]) -> None:
-    """Make sure that there is every source that has a quota.
+    """Make sure that every source with a quota exists.
 
     Raises:
-        InputError: one is not known; names some that are.
+        InputError: a source is unknown; the message names some known ones.
     """
     names = sorted(known)
     for name in config.quotas:
         if name not in names:
-            raise InputError(f"select.quotas.{name}: no such source in the pool; there are {', '.join(names[:5])}")
+            raise InputError(f"select.quotas.{name}: no such source in the pool; its sources include {', '.join(names[:5])}")
 
 
 def positions_of(row_ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Positions of those wanted ids that are among the ascending row ids. (n,), (m,) to (at most m,)."""
+    """Positions of the wanted ids among the ascending row ids; absent ids are skipped. (n,), (m,) to (at most m,)."""
     at = np.searchsorted(row_ids, wanted)
     inside = at < len(row_ids)
     at, wanted = at[inside], wanted[inside]
@@ -87,5 +87,5 @@ def _id_of(text: str, place: str) -> str:
         except ValueError:
             raise InputError(f"{place}: not valid JSON") from None
     if not _ID.fullmatch(text):
-        raise InputError(f"{place}: {text[:40]!r} is no row id; expected 32 hex digits")
+        raise InputError(f"{place}: {text[:40]!r} is not a row id; expected 32 hex digits")
     return text

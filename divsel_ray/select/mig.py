@@ -1,16 +1,15 @@
 """MIG (Chen et al. 2025, "MIG: Automatic Data Selection for Instruction Tuning by Maximizing Information Gain in Semantic
 Space"): information that spreads over a graph of labels, each label with diminishing returns.
 
-A row's label is its cluster, where the paper has tags from a tagging model. The row carries its quality (its rank in
-(0, 1], `quality.py`) to its own cluster and to those alike: cluster c gives cluster j the share a_cj, proportional to the
-cosine of their mean vectors where that is at least 0.6 (1 for itself) and 0 elsewhere, with shares that sum to 1; of many
-clusters alike, the nearest 63. Information is the sum over clusters of mass ** `concavity`, and the row that adds the
-most is chosen next. The paper joins tags from a cosine of 0.9, of another encoder: means of neighbouring clusters are
-seldom as close as that.
+A row's label is its cluster, where the paper uses tags from a tagging model. The row adds its quality (its rank in (0, 1],
+`quality.py`) to its own cluster and to similar ones: cluster c passes the share a_cj to cluster j, proportional to the
+cosine of their mean vectors if that is at least 0.6 (1 for itself) and 0 otherwise. Shares sum to 1 and reach at most the
+63 nearest clusters. Information is the sum over clusters of mass ** `concavity`; the row that adds the most is chosen next.
+The paper connects tags from a cosine of 0.9, with another encoder; means of neighbouring clusters are seldom that close.
 
-In a cluster only the best row left is a contender, so lazy greedy (`lazy.py`) runs over clusters: time
-O(n (d + log n) + k^2 d) and about O(b) looks at a cluster's neighbours. Memory 2 n d bytes for the means and O(n + 64 k).
-Exact; masses are sums of multiples of 2^-32 and gains are rounded to such, so that a choice hangs on no last bit. Without
+Only the best remaining row of a cluster can be chosen, so lazy greedy (`lazy.py`) runs over clusters: time
+O(n (d + log n) + k^2 d) and about O(b) visits to a cluster's neighbours. Memory 2 n d bytes for the means and O(n + 64 k).
+Exact: masses are sums of multiples of 2^-32 and gains are rounded to such, so no choice depends on the last bit. Without
 vectors nothing spreads.
 """
 
@@ -33,13 +32,13 @@ _GRID = 2.0**32
 
 
 class Spread:
-    """Which share of a cluster's quality goes where.
+    """How the quality of each cluster's rows is distributed over clusters.
 
     Args:
-        candidates: n rows in k clusters, with vectors or not.
+        candidates: n rows in k clusters, with or without vectors.
 
     Attributes:
-        clusters: for each cluster, (m,) those it gives to, itself among them.
+        clusters: for each cluster, (m,) receiving clusters, including itself.
         shares: for each cluster, (m,) float64 shares that sum to 1.
     """
 
@@ -57,7 +56,7 @@ class Spread:
 
 
 def _means(vectors: np.ndarray, cluster: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Clusters (c,) that have rows, ascending, and their mean vectors (c, d), up to length."""
+    """Non-empty clusters (c,), ascending, and their mean vectors (c, d) up to scale."""
     points = Lattice(vectors)
     order = np.argsort(cluster, kind="stable")
     starts = np.flatnonzero(np.diff(cluster[order], prepend=-1))
@@ -70,11 +69,11 @@ class Information:
 
     Args:
         candidates: n rows.
-        taken: positions chosen already.
-        concavity: information of a cluster is its mass to this power.
+        taken: positions already chosen.
+        concavity: exponent; a cluster's information is its mass to this power.
 
     Attributes:
-        mass: (k,) float64 quality that has reached each cluster.
+        mass: (k,) float64 quality received by each cluster.
     """
 
     def __init__(self, candidates: Candidates, taken: np.ndarray, concavity: float) -> None:
@@ -86,7 +85,7 @@ class Information:
         self._ranked, self._next, self._stop = _by_quality(candidates, self._quality, open_positions(len(candidates), taken))
 
     def contenders(self) -> np.ndarray:
-        """The best row left of each cluster that has any, as positions."""
+        """Positions of the best remaining row of each cluster that has any left."""
         return self._ranked[self._next[self._next < self._stop]]
 
     def gain(self, position: int) -> float:
@@ -114,7 +113,7 @@ class Information:
 
 
 def _by_quality(candidates: Candidates, quality: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Free positions by cluster, in it by falling quality, ties by position; where each cluster starts (k,) and stops (k,)."""
+    """Free positions by cluster, then by falling quality, ties by position; where each cluster starts (k,) and stops (k,)."""
     ranked = free[np.lexsort((free, -quality[free], candidates.cluster[free]))]
     stop = np.cumsum(np.bincount(candidates.cluster[free], minlength=candidates.k))
     return ranked, np.concatenate([[0], stop[:-1]]), stop
@@ -128,7 +127,7 @@ def _choose(candidates: Candidates, taken: np.ndarray, count: int, config: Selec
 
 
 def memory(n: int, d: int, k: int, b: int, config: SelectConfig) -> int:
-    """Bytes beside the vectors."""
+    """Bytes needed in addition to the vectors."""
     return lattices.memory(n, d) + 64 * n + 16 * k * d + graphs.memory(k, d, _NEIGHBOURS) + k * (16 * _NEIGHBOURS + 400)
 
 

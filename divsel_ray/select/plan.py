@@ -1,4 +1,4 @@
-"""What a draw is asked for: which files, how many rows, by which settings."""
+"""The specification of a draw: its files, number of rows and settings."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from divsel_ray.select.allocation import allocation_weights, spread
 
 @dataclass(frozen=True)
 class DrawFiles:
-    """What a draw may read; Parquet, one file or many, joined by row id.
+    """Files that a draw may read; one or more Parquet files each, joined by row id.
 
     Attributes:
-        clusters: row_id, cluster, distance: these are the pool's rows.
+        clusters: row_id, cluster, distance; these rows form the pool.
         quality: row_id, quality; empty for no quality.
         pool: row_id, source, n_tokens.
         embeddings: row_id, embedding.
-        removed: row_id of rows that cannot be drawn and are no part of their clusters.
-        unscored: row_id of rows that cannot be drawn because they were not drawn for scoring; their clusters are as large.
+        removed: row_id of rows that cannot be drawn and do not count towards the size of their clusters.
+        unscored: row_id of rows that cannot be drawn because they were not scored; they still count towards cluster sizes.
     """
 
     clusters: list[str]
@@ -34,17 +34,17 @@ class DrawFiles:
 
 @dataclass(frozen=True)
 class DrawPlan:
-    """What one round draws.
+    """The draw of one round.
 
     Attributes:
         config: the sampler and its settings.
-        seed: of the draw; the same in every round, which makes rounds extend one another.
-        budgets: ascending and nested, in `unit`; the last is what is drawn by the end of this round.
+        seed: seed of the draw; the same in every round, so that rounds extend one another.
+        budgets: ascending and nested, in `unit`; the last is the total drawn by the end of this round.
         unit: rows or tokens.
-        allow_fewer: take what there is where that is less than a budget or quota.
-        held_out: rows kept out of every round, where the pool has them to spare beside `reserved`.
-        probe: rows of each cluster kept out likewise, for scoring; the budget and the held-out rows come first.
-        reserved: rows that all rounds together draw.
+        allow_fewer: draw as many as available if that is less than a budget or quota.
+        held_out: rows kept out of every round, as far as the pool has more than `reserved`.
+        probe: rows of each cluster also kept out, for scoring; the budget and the held-out rows take precedence.
+        reserved: total number of rows drawn over all rounds.
         drawn: (k,) rows drawn per cluster in earlier rounds, or None in the first.
         weights: (k,) cluster weights, or None for `config.allocation` of the cluster sizes.
         targets: (k,) targets accumulated over earlier rounds, or None in the first.
@@ -64,13 +64,13 @@ class DrawPlan:
 
 
 def rows_to_score(sizes: Sequence[int], plan: DrawPlan) -> np.ndarray:
-    """Rows of each cluster to score where not all are, (k,) to (k,), at most its size.
+    """Rows to score in each cluster if not all are scored, (k,) to (k,), at most its size.
 
-    They are its share of the plan's budget and of the rows that are held out, each rounded up, and its probe: so many, that the
-    draw then finds what it takes of each cluster.
+    The cluster's share of the plan's budget and of the held-out rows, each rounded up, plus its probe: enough for what the
+    draw takes from each cluster.
     """
     held = np.array(sizes)
     shares = spread(allocation_weights(held, plan.config), held, plan.budgets[-1])
     held_out = plan.held_out * held / max(1, held.sum())
-    # The allowance is for shares that are whole numbers but for their rounding.
+    # The tolerance is for shares that are whole numbers up to rounding.
     return np.minimum(np.ceil(shares - 1e-9) + np.ceil(held_out - 1e-9) + plan.probe, held).astype(np.int64)

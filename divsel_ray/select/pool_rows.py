@@ -1,4 +1,4 @@
-"""The pool as a draw sees it: who may be drawn, what is known of them, and how many are wanted of each part."""
+"""The pool as seen by a draw: which rows may be drawn, what is known about them, and how many each part contributes."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ _Share = Callable[[np.ndarray, int, int], np.ndarray]
 
 
 class PoolRows:
-    """The pool's rows as far as the plan needs to know them, in ascending order of their ids.
+    """The columns of the pool that the plan needs, in ascending order of row ids.
 
     Args:
-        files: what may be read.
+        files: files that may be read.
         k: number of clusters.
         plan: what to draw.
-        memory: bytes that vectors and the sampler may take.
+        memory: bytes available for vectors and the sampler.
 
     Attributes:
-        sampler: that the plan names.
-        row_ids, cluster, quality: (n,) of every row; quality is NaN where unknown.
-        tokens: (n,), or None where budgets count rows.
+        sampler: the plan's sampler.
+        row_ids, cluster, quality: (n,) values for every row; quality is NaN where unknown.
+        tokens: (n,), or None if budgets count rows.
         included, excluded: positions, ascending, of the listed rows.
         held_out: positions, ascending, of the rows kept out of every round.
         probe: positions, ascending, of the rows of each cluster kept out of every round.
-        scored: (n,) rows that were drawn for scoring, all where none were left out.
-        drawable: (n,) rows that might be drawn, those included among them: what clusters are as large as.
-        free: (n,) of these, the rows that may be: those scored, where not all are, and neither held out nor of the probe.
+        scored: (n,) mask of rows drawn for scoring; all rows if none were left out.
+        drawable: (n,) mask of rows eligible in principle, including the listed ones; cluster sizes count these.
+        free: (n,) mask of the drawable rows that are scored and neither held out nor in the probe.
 
     Raises:
-        InputError: the lists name rows that are not there, or contradict each other, or too few rows may be drawn.
+        InputError: the lists name unknown rows or contradict each other, or too few rows may be drawn.
     """
 
     def __init__(self, files: DrawFiles, k: int, plan: DrawPlan, memory: float) -> None:
@@ -70,14 +70,14 @@ class PoolRows:
         return self.columns.read(self._files.quality, "quality", np.float64, np.nan)
 
     def _listed(self, files: list[str]) -> np.ndarray:
-        """(n,) whether one of these files names a row."""
+        """(n,) mask of the rows listed in these files."""
         named = np.zeros(len(self.row_ids), bool)
         for file in files:
             named[positions_of(self.row_ids, read_ids(Path(file)))] = True
         return named
 
     def _drawable(self) -> np.ndarray:
-        """(n,) rows that might be drawn, were all scored; those included among them."""
+        """(n,) mask of the rows that could be drawn if all were scored, including those in select.include."""
         config, free = self._plan.config, ~self._listed(self._files.removed)
         free[self.excluded] = False
         if config.missing == "drop" and self._files.quality:
@@ -85,38 +85,38 @@ class PoolRows:
         clash = np.intersect1d(self.included, self.excluded)
         if len(clash):
             raise InputError(
-                f"select.include and select.exclude: both hold {len(clash)} row ids, the first is "
-                f"{self.row_ids[clash[0]].decode()}; take them out of one"
+                f"select.include and select.exclude: {len(clash)} row ids are in both, the first is "
+                f"{self.row_ids[clash[0]].decode()}; remove them from one"
             )
         free[self.included] = True
         return free
 
     @property
     def among(self) -> np.ndarray:
-        """(n,) of each row the inverse of the probability with which it is free, given that it is drawable."""
+        """(n,) inverse of the probability that a row is free, given that it is drawable."""
         drawable, free = (np.bincount(self.cluster[mask], minlength=self.k) for mask in (self.drawable, self.free))
         listed = np.bincount(self.cluster[self.included], minlength=self.k)
         return np.asarray((drawable - listed) / np.maximum(free - listed, 1))[self.cluster]
 
     def _check_reserved(self) -> None:
-        """Refuse at once what only the last round would miss, after all trainings before it."""
+        """Reject in the first round a budget that only the last would miss, after all the training before it."""
         plan, able = self._plan, self._held(self.free)
         if plan.reserved > able and not plan.allow_fewer:
             raise InputError(
                 f"budget {plan.reserved:,} exceeds the {able:,} {plan.unit} that may be drawn: select.exclude, select.missing: "
-                "drop, clean.semantic_duplicates and quality.oversample leave out the others; lower it, leave out fewer, or "
+                "drop, clean.semantic_duplicates and quality.oversample exclude the others; lower the budget, exclude fewer, or "
                 "allow fewer (--allow-fewer, allow_fewer: true)"
             )
 
     def _set_aside(self, purpose: str, wanted: int, group: np.ndarray, k: int, share: _Share) -> np.ndarray:
-        """Positions, ascending, of rows kept out of every round; those rows are not free any more.
+        """Positions, ascending, of rows kept out of every round; these rows are no longer free.
 
         Args:
-            purpose: what they are for; the random order differs by it.
-            wanted: of each group.
+            purpose: purpose of the rows; each has its own random order.
+            wanted: rows wanted from each group.
             group: (n,) in 0..k-1.
             k: number of groups.
-            share: how many of each group, (k,), of its rows (k,), those wanted and those that the rounds can spare in all.
+            share: (group sizes (k,), wanted, total rows that the rounds can spare) to the rows set aside from each group, (k,).
         """
         spare = int(self.free.sum()) - self._plan.reserved
         if not wanted or spare <= 0:
@@ -129,21 +129,21 @@ class PoolRows:
         return np.asarray(taken)
 
     def parts(self) -> list[DrawPart]:
-        """The rows of each source that has a quota, and the others, with their budgets.
+        """The rows of each source with a quota, and the remaining rows, with their budgets.
 
         Raises:
-            InputError: they do not hold a budget or quota, or a source is not there.
+            InputError: a budget or quota exceeds the available rows, or a source does not exist.
         """
         budgets, quotas = self._plan.budgets, self._plan.config.quotas
         if sum(quotas.values()) > budgets[-1]:
-            raise InputError(f"select.quotas: they add up to more than the budget of {budgets[-1]} {self._plan.unit}")
-        # In the order of names: a manifest keeps no other, and what is drawn by it again has to be the same.
+            raise InputError(f"select.quotas: their sum exceeds the budget of {budgets[-1]} {self._plan.unit}")
+        # In the order of names: a manifest keeps no other order, and drawing from it again must give the same rows.
         names = sorted(quotas)
         sources = self._of_sources(names)
         masks = [self.free & source for source in sources]
-        # What no quota takes is of the last.
+        # The last part gets the budget that no quota claims.
         finals = [self._limited(f"quota of {name}", quotas[name], mask) for name, mask in zip(names, masks, strict=False)]
-        others = "budget beside the quotas" if quotas else "budget"
+        others = "budget remaining after quotas" if quotas else "budget"
         finals.append(self._limited(others, budgets[-1] - sum(finals), masks[-1]))
         shares = split_budgets(budgets, np.array(finals)).T.tolist()
         for what, mask, share in zip([*(f"quota of {name}" for name in names), others], masks, shares, strict=True):
@@ -154,14 +154,14 @@ class PoolRows:
         ]
 
     def _of_sources(self, names: list[str]) -> list[np.ndarray]:
-        """Of each source, (n,) which rows are its; the last are those of no source named."""
+        """For each named source, an (n,) mask of its rows; last, a mask of the rows of all other sources."""
         source = self.columns.read_texts(self._files.pool, "source") if names else np.array([])
         check_sources(self._plan.config, set(source.tolist()))
         named = [source == name for name in names]
         return [*named, ~np.logical_or.reduce([np.zeros(len(self.row_ids), bool), *named])]
 
     def _limited(self, what: str, wanted: int, mask: np.ndarray) -> int:
-        """What is wanted of some rows, if they hold it, or as much as they hold where fewer are allowed."""
+        """The wanted amount, or the amount under the mask if that is less and fewer are allowed."""
         held = self._held(mask)
         if wanted > held and not self._plan.allow_fewer:
             raise InputError(
@@ -175,17 +175,17 @@ class PoolRows:
         included[self.included] = True
         listed = self._held(included & mask)
         if listed > smallest:
-            raise InputError(f"{what} {smallest:,} is less than the {listed:,} {self._plan.unit} of select.include; raise it")
+            raise InputError(f"{what} {smallest:,} is less than the {listed:,} {self._plan.unit} in select.include; raise it")
 
     def _held(self, mask: np.ndarray) -> int:
-        """Rows under a mask, or their tokens where budgets count those."""
+        """Number of rows under a mask, or of their tokens if budgets count tokens."""
         return int(mask.sum() if self.tokens is None else self.tokens[mask].sum())
 
     def candidates(self, mask: np.ndarray, budget: int) -> Candidates:
-        """The rows under a mask, with what the sampler needs of them to choose so many.
+        """The rows under a mask, with the columns that the sampler needs to fill the budget.
 
         Raises:
-            InputError: that takes more memory than there is.
+            InputError: the draw needs more memory than is available.
         """
         needs = self.sampler.needs
         distance = self.columns.read(self._files.clusters, "distance", np.float32, np.nan)[mask] if "distance" in needs else None
@@ -201,16 +201,16 @@ class PoolRows:
         needed = memory_of(self.sampler, count, dimension, self.k, rows, self._plan.config)
         if needed > self._memory:
             raise InputError(
-                f"select.sampler {self._plan.config.sampler}: {count:,} rows in {dimension} dimensions take about "
-                f"{needed / 2**30:.1f} GiB here, {self._memory / 2**30:.1f} are free; thin the pool first (pool.sample, "
-                "clean), or use kmq, which keeps no vectors"
+                f"select.sampler {self._plan.config.sampler}: {count:,} rows in {dimension} dimensions need about "
+                f"{needed / 2**30:.1f} GiB of memory, {self._memory / 2**30:.1f} GiB are available; reduce the pool first "
+                "(pool.sample, clean), or use kmq, which needs no vectors"
             )
         return self.columns.read_vectors(self._files.embeddings, mask)
 
 
 @dataclass(frozen=True)
 class DrawPart:
-    """Rows that are drawn from as if they were all: mask (n,), budgets, and how large their clusters are (k,)."""
+    """Rows drawn from as a separate pool: mask (n,), budgets, and the sizes of their clusters (k,)."""
 
     mask: np.ndarray
     budgets: list[int]
@@ -218,19 +218,19 @@ class DrawPart:
 
 
 def share_held_out(sizes: np.ndarray, wanted: int, spare: int) -> np.ndarray:
-    """Held-out rows of each group, (k,): as many as wanted of its `sizes` rows, at most `spare`."""
+    """Held-out rows of each group, (k,): at most `wanted`, its size and `spare`."""
     return np.minimum(sizes, min(wanted, spare))
 
 
 def share_probe(sizes: np.ndarray, wanted: int, spare: int) -> np.ndarray:
-    """Probe rows of each cluster, (k,): as many as wanted, at most half of its rows, and at most `spare` in all.
+    """Probe rows of each cluster, (k,): at most `wanted` and half of its rows, and at most `spare` in total.
 
-    Where that is too little for all, each cluster has its first row before any has its second, the largest clusters first.
+    If that is too few for all, each cluster gets its first row before any gets its second, the largest clusters first.
 
     Args:
-        sizes: (k,) rows that may serve.
-        wanted: rows of each cluster.
-        spare: rows in all.
+        sizes: (k,) eligible rows.
+        wanted: rows wanted from each cluster.
+        spare: maximum total.
     """
     counts = np.zeros(len(sizes), np.int64)
     order = np.argsort(-sizes, kind="stable")

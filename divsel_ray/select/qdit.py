@@ -1,12 +1,12 @@
 """QDIT (Bukharin and Zhao 2023, "Data Diversity Matters for Robust Instruction Tuning"): coverage and quality at once.
 
-Chooses greedily the row with the largest `(1 - a) x coverage + a x quality`, a = `quality_share`. Coverage is what the row
-adds to facility location (`facility.py`), divided by the largest such gain of any row while none is chosen; quality is its
-rank among the candidates, divided by their number. So both lie in 0..1. Coverage gains fall as rows are chosen and
-quality does not: a small `a` already decides about late rows.
+Greedily chooses the row with the largest `(1 - a) x coverage + a x quality`, a = `quality_share`. Coverage is the row's gain
+in facility location (`facility.py`), divided by the largest such gain of any row while none is chosen; quality is the row's
+rank among the candidates, divided by their number. Both therefore lie in 0..1. Coverage gains fall as rows are chosen
+and quality does not, so even a small `a` determines the late rows.
 
-Time and memory are those of facility location; with a > 0 more gains are worked out again. The sum of a gain that falls and
-one that stays is still a gain that falls, so greedy may be lazy here too. Exact and approximate: as in `facility.py`.
+Time and memory are those of facility location; with a > 0 more gains are recomputed. The sum of a falling gain and a
+constant one is still falling, so greedy may be lazy here too. Exactness is that of `facility.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class QualityAndCoverage:
     """Coverage in units of the largest first gain, and quality.
 
     Args:
-        coverage: of n rows, none chosen.
+        coverage: coverage of n rows, none chosen.
         quality: (n,) in 0..1.
         share: weight of quality, in 0..1.
     """
@@ -40,7 +40,7 @@ class QualityAndCoverage:
         return float((1 - self._share) * (self._coverage.gain(position) / self._unit) + self._modular[position])
 
     def gains(self) -> np.ndarray:
-        """`gain` of every row, (n,) float64, to the same bit."""
+        """`gain` of every row, (n,) float64, bit-identical."""
         return (1 - self._share) * (self._coverage.gains() / self._unit) + self._modular
 
     def add(self, position: int) -> None:

@@ -1,4 +1,4 @@
-"""Quality on a scale that any score can be put on."""
+"""Quality on a scale common to all scores."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from divsel_ray.select.sampler import Candidates
 
 
 def ranked_quality(candidates: Candidates) -> np.ndarray:
-    """The share of the candidates that are no better than each, (n,) float64 in (0, 1]; equal ones share the mean.
+    """The share of candidates that are no better than each row, (n,) float64 in (0, 1]; ties share their mean.
 
-    Ranks, because scores of one source and another differ in scale and shape, and a single huge one would squeeze the rest
-    together. A row without quality ranks as its cluster's mean. Where no row has any, all have 1.
+    Ranks are used because scores from different sources differ in scale and shape, and a single huge score would squeeze the
+    rest together. A row without quality ranks as its cluster's mean. If no row has a quality, all have 1.
     """
     if not np.isfinite(candidates.quality).any():
         return np.ones(len(candidates))

@@ -1,4 +1,4 @@
-"""The samplers by name. To add one: a file with a `SAMPLER`, and a line here."""
+"""The samplers by name. To add one, write a file with a `SAMPLER` and add a line here."""
 
 from divsel_ray.config import Config, SelectConfig
 from divsel_ray.errors import InputError
@@ -21,15 +21,15 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def memory_of(sampler: Sampler, n: int, d: int, k: int, b: int, config: SelectConfig) -> int:
-    """Bytes that a draw of b of n rows in d dimensions and k clusters takes, with the vectors where the sampler reads them."""
+    """Bytes needed to draw b of n rows in d dimensions and k clusters, including the vectors if the sampler reads them."""
     return sampler.memory(n, d, k, b, config) + (2 * n * d if "vectors" in sampler.needs else 0)
 
 
 def check_sampler(config: Config) -> None:
-    """Refuse, before any work, a sampler that is not there or cannot do what the job asks for.
+    """Reject, before any work, a sampler that does not exist or does not fit the job.
 
     Raises:
-        InputError: says what is known, or what to set.
+        InputError: the message names the known samplers or the setting to change.
     """
     name = config.select.sampler
     if name not in SAMPLERS:
@@ -38,8 +38,8 @@ def check_sampler(config: Config) -> None:
     if config.refine is not None and not (isinstance(sampler, Keyed) and sampler.by_cluster):
         able = [known for known, one in SAMPLERS.items() if isinstance(one, Keyed) and one.by_cluster]
         raise InputError(
-            f"select.sampler {name}: refinement moves the weights of clusters, which this sampler does not draw by; use one of "
-            f"{', '.join(able)}, or leave `refine` out"
+            f"select.sampler {name}: refinement moves the weights of clusters, which this sampler does not use; choose one of "
+            f"{', '.join(able)}, or remove `refine`"
         )
     if sampler.by_quality and config.quality.source == "none":
-        raise InputError(f"select.sampler {name}: ranks rows by quality, and quality.source is none; name one, e.g. column:score")
+        raise InputError(f"select.sampler {name}: ranks rows by quality, but quality.source is none; set one, e.g. column:score")

@@ -1,8 +1,8 @@
-"""What a sampler is: candidates in, rows in the order of choice out.
+"""The sampler interface: candidates in, rows in the order of choice out.
 
-There are two kinds. A `Keyed` sampler gives every row a key and takes the smallest, cluster by cluster or from the whole
-pool; it needs no vectors and holds a few numbers for each row. A `Greedy` one chooses row after row, each with regard to
-those before, from vectors that lie in memory. Both extend: asked for more rows, they begin with the same ones.
+There are two kinds. A `Keyed` sampler assigns every row a key and takes the smallest, per cluster or over the whole pool; it
+needs no vectors and stores a few numbers per row. A `Greedy` one chooses row after row, each depending on those before, from
+vectors held in memory. Both are extensible: asked for more rows, they start with the same ones.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from divsel_ray.config import SelectConfig
 
 @dataclass(frozen=True)
 class Candidates:
-    """The rows that may be chosen, in ascending order of their ids: so a tie by position is a tie by row id.
+    """The rows that may be chosen, in ascending order of their ids, so that ties broken by position are broken by row id.
 
     Attributes:
         row_ids: (n,) bytes of 32 hex digits, ascending.
         cluster: (n,) int cluster of each row, in 0..k-1.
         quality: (n,) float64, NaN where unknown.
         k: number of clusters.
-        distance: (n,) float32 distance of each row to its centroid, where the sampler asks for it.
-        vectors: (n, d) float16 or float32 of unit length, where the sampler asks for them.
+        distance: (n,) float32 distance of each row to its centroid, if the sampler needs it.
+        vectors: (n, d) float16 or float32 of unit length, if the sampler needs them.
     """
 
     row_ids: np.ndarray
@@ -56,9 +56,9 @@ class Keys:
     """The order in which rows are drawn.
 
     Attributes:
-        values: (n,) float64; smaller is sooner, ties go to the smaller row id.
-        log_rates: (n,) natural logarithm of each row's rate, where `values` are exponential keys (see `exponential.py`);
-            None where the order is not random.
+        values: (n,) float64; smaller keys are drawn first, ties go to the smaller row id.
+        log_rates: (n,) natural logarithm of each row's rate, if `values` are exponential keys (see `exponential.py`);
+            None if the order is not random.
     """
 
     values: np.ndarray
@@ -66,7 +66,7 @@ class Keys:
 
 
 KEYED_BYTES = 160
-"""Memory of a draw by keys for each row of the pool, ids and all."""
+"""Memory of a draw by keys per row of the pool, including ids."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ class Keyed:
 
     Attributes:
         summary: one line for `--help`.
-        by_cluster: whether each cluster gives its share of the budget; else the pool is ranked as a whole.
+        by_cluster: whether each cluster contributes its share of the budget; otherwise the pool is ranked as a whole.
         keys: (candidates, settings, seed) to keys.
-        needs: what it reads of the candidates beside row_ids and cluster: "quality", "distance".
-        by_quality: whether it is nothing without a quality.
+        needs: candidate attributes it reads besides row_ids and cluster: "quality", "distance".
+        by_quality: whether it requires a quality.
     """
 
     summary: str
@@ -88,17 +88,17 @@ class Keyed:
     by_quality: bool = False
 
     def memory(self, n: int, d: int, k: int, b: int, config: SelectConfig) -> int:
-        """Bytes of a draw from files, as `jobs/bench_select.py` finds them resident for ten million rows."""
+        """Bytes of a draw from files, as measured by `jobs/bench_select.py` (resident memory, ten million rows)."""
         return KEYED_BYTES * n
 
 
 @dataclass(frozen=True)
 class Picks:
-    """What a greedy sampler chose.
+    """The rows chosen by a greedy sampler.
 
     Attributes:
         index: (count,) positions in the candidates, in the order of choice.
-        gain: (count,) float64: what each added when it was chosen, in the sampler's own measure.
+        gain: (count,) float64 gain of each row when it was chosen, in the sampler's own measure.
     """
 
     index: np.ndarray
@@ -113,10 +113,10 @@ class Choose(Protocol):
 
         Args:
             candidates: n rows with vectors.
-            taken: (m,) positions that are in the selection already and are not chosen again.
+            taken: (m,) positions already in the selection, not chosen again.
             count: rows to choose, at most n - m.
             config: settings.
-            seed: for what is random; hashed with row ids (`data.hashing.uniform_hash`), never with positions.
+            seed: seed of random choices; hashed with row ids (`data.hashing.uniform_hash`), never with positions.
         """
 
 
@@ -127,9 +127,9 @@ class Greedy:
     Attributes:
         summary: one line for `--help`, with time and memory in n rows, d dimensions, b rows chosen.
         choose: the algorithm.
-        memory: (n, d, k, b, settings) to the bytes it needs beside the vectors.
-        needs: what it reads of the candidates beside row_ids and cluster: "quality", "vectors".
-        by_quality: whether it is nothing without a quality.
+        memory: (n, d, k, b, settings) to the bytes needed in addition to the vectors.
+        needs: candidate attributes it reads besides row_ids and cluster: "quality", "vectors".
+        by_quality: whether it requires a quality.
     """
 
     summary: str

@@ -1,9 +1,9 @@
-"""Semantic duplicates: of rows of one cluster whose vectors are almost the same, one stays.
+"""Semantic duplicates: of rows in one cluster with almost equal vectors, one is kept.
 
-After SemDeDup (Abbas et al. 2023, arXiv 2303.09540), which looks for pairs inside the clusters of a k-means and keeps of
-each group the row farthest from its centroid. Here rows are taken in order of quality, best first, and a row goes just when
-its cosine to a row that stays reaches the threshold. So the best of near copies stays, every row that goes has a twin that
-stays, and no two rows of a cluster that stay are as alike as the threshold.
+After SemDeDup (Abbas et al. 2023, arXiv 2303.09540), which searches for pairs within k-means clusters and keeps from each
+group the row farthest from its centroid. Here rows are visited in order of quality, best first, and a row is removed exactly
+if its cosine with a kept row reaches the threshold. So the best of near copies is kept, every removed row has a kept twin,
+and no two kept rows of a cluster are as similar as the threshold.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROUNDING = 1e-6
-"""A cosine in float32 counts as reaching the threshold from here below it, so that equal vectors reach 1."""
+"""Tolerance below the threshold for cosines in float32, so that equal vectors reach 1."""
 _BLOCK = 1024
 _KEPT_BLOCK = 8192
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """The rows that go.
+    """The rows to remove.
 
     Attributes:
         removed: (r,) int64 positions, ascending.
-        kept: (r,) int64 position of the most alike row that stays and is not worse, for each.
+        kept: (r,) int64 position of the most similar kept row that is no worse, for each.
         cosine: (r,) float32 cosine between the two.
     """
 
@@ -44,16 +44,16 @@ def semantic_duplicates(
 ) -> Duplicates:
     """Find semantic duplicates, cluster by cluster.
 
-    Rows without quality come after all others, and ties go by row id; the order and number of other clusters' rows change
-    nothing. Time is at most m^2 d / 2 multiplications for a cluster of m rows; memory beside the arguments is 4 m d bytes
-    for the largest cluster and 40 MB for blocks.
+    Rows without quality come last, and ties are broken by row id; the order of rows and the rows of other clusters do not
+    matter. Time is at most m^2 d / 2 multiplications for a cluster of m rows; memory in addition to the arguments is 4 m d
+    bytes for the largest cluster and 40 MB for blocks.
 
     Args:
-        vectors: (n, d) float16 or float32, brought to unit length here; a zero vector is like no other.
+        vectors: (n, d) float16 or float32, normalised here; a zero vector is similar to no other.
         cluster: (n,) cluster of each row.
         row_ids: (n,) bytes, distinct.
         quality: (n,) NaN where unknown.
-        threshold: least cosine of duplicates, in (0, 1].
+        threshold: minimum cosine of duplicates, in (0, 1].
     """
     best_first = np.lexsort((row_ids, -quality, np.isnan(quality), cluster))
     ends = np.flatnonzero(np.diff(cluster[best_first])) + 1
@@ -82,7 +82,7 @@ def _inside(
 
 
 def unit_vectors(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
-    """The rows brought to unit length in float32 (float16 vectors miss it by up to 0.0005), zero rows left as they are."""
+    """The rows normalised to unit length in float32 (float16 vectors miss it by up to 0.0005); zero rows are unchanged."""
     units = vectors.astype(np.float32)
     lengths = np.linalg.norm(units, axis=1, keepdims=True)
     units /= np.where(lengths > 0, lengths, 1)
@@ -96,7 +96,7 @@ def _pieces(kept: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 def _raise_to(
     cosine: NDArray[np.float32], twin: NDArray[np.int64], product: NDArray[np.float32], kept: NDArray[np.int64]
 ) -> None:
-    """Note for each row of a block the most alike kept row so far; of equals the better one stands."""
+    """Record for each row of a block the most similar kept row so far; among equals the better one."""
     best = product.argmax(axis=1)
     value = product[np.arange(len(product)), best]
     closer = value > cosine
@@ -111,7 +111,7 @@ def _settle(
     start: int,
     threshold: float,
 ) -> None:
-    """Decide a block row by row, best first: each that stays is compared with those after it."""
+    """Decide a block row by row, best first: each kept row is compared with those after it."""
     product = units @ units.T
     for row in range(len(units)):
         stays[row] = cosine[row] < threshold

@@ -1,4 +1,4 @@
-"""Semantic duplicates on Ray: rows are brought together by cluster, on disk, and each group of clusters is one task."""
+"""Semantic duplicates on Ray: rows are grouped by cluster on disk, and each group of clusters is one task."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from divsel_ray.store import atomic_path, remove_folder, write_table
 from divsel_ray.tasks import run_tasks
 
 GROUP_ROWS = 1 << 17
-"""Rows of the clusters that one task takes together; a larger cluster has a task to itself."""
+"""Maximum rows of the clusters in one task; a larger cluster has its own task."""
 _REMOVED = pa.schema({"row_id": pa.string(), "of": pa.string(), "cosine": pa.float32()})
 
 
 @dataclass(frozen=True)
 class SemanticFiles:
-    """What is read and written; the three lists name the same rows, file by file.
+    """The files read and written; the three lists contain the same rows, file by file.
 
     Attributes:
-        folder: the stage's folder; temporary files lie in its `raw`.
+        folder: the stage's folder; temporary files go to its `raw`.
         clusters: Parquet with row_id, cluster.
         embeddings: Parquet with row_id, embedding.
         quality: Parquet with row_id, quality; empty for none.
@@ -42,15 +42,15 @@ class SemanticFiles:
 
     @property
     def raw(self) -> Path:
-        """The folder of everything temporary."""
+        """The folder of temporary files."""
         return self.folder / "raw"
 
     def split(self, part: int) -> Path:
-        """One input file's rows, a record batch for each group of clusters."""
+        """The rows of one input file, one record batch per group of clusters."""
         return self.raw / f"split-{part:05d}.arrow"
 
     def found(self, group: int) -> Path:
-        """What goes of one group of clusters."""
+        """The removed rows of one group of clusters."""
         return self.raw / f"removed-{group:05d}.parquet"
 
 
@@ -63,23 +63,23 @@ def drop_semantic_duplicates(
     folder: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write `removed.parquet` (row_id, of, cosine), by row id: the rows that are too much like a better one.
+    """Write `removed.parquet` (row_id, of, cosine), by row id: the rows that are too similar to a better one.
 
-    The rule is that of `semantic.semantic_duplicates`. The embeddings are written to disk once more while the stage runs. A
-    task holds the rows of one input file, or of one group of clusters: 131,072 rows or one larger cluster, 2 d bytes each,
-    and 4 d for each row of the largest cluster. A folder in which an earlier call was stopped is continued.
+    The rule is that of `semantic.semantic_duplicates`. The embeddings are copied on disk while the stage runs. A task holds
+    the rows of one input file, or of one group of clusters: 131,072 rows or one larger cluster, 2 d bytes each, plus 4 d for
+    each row of the largest cluster. A call on the folder of an interrupted one resumes it.
 
     Args:
         cluster_files: Parquet with row_id, cluster.
         embedding_files: Parquet with row_id, embedding, the same rows in each file.
         quality_files: Parquet with row_id, quality, the same rows in each file; empty for none.
         k: number of clusters.
-        threshold: least cosine of duplicates.
+        threshold: minimum cosine of duplicates.
         folder: the stage's folder; the caller commits it.
-        progress: told of files and groups as they are done.
+        progress: receives the number of finished files and groups.
 
     Returns:
-        `rows` looked at, and how many of them are `removed`.
+        `rows` examined, and how many of them are `removed`.
     """
     files = SemanticFiles(folder, tuple(cluster_files), tuple(embedding_files), tuple(quality_files))
     parts = range(len(cluster_files))
@@ -94,12 +94,12 @@ def drop_semantic_duplicates(
 
 
 def count_clusters(files: SemanticFiles, part: int, k: int) -> NDArray[np.int64]:
-    """The rows of each cluster in one file, (k,)."""
+    """Number of rows of each cluster in one file, (k,)."""
     return np.bincount(pq.read_table(files.clusters[part], columns=["cluster"])["cluster"].to_numpy(), minlength=k)
 
 
 def group_clusters(sizes: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
-    """The group of each cluster, (k,): neighbours together as long as their rows are no more than the limit.
+    """The group of each cluster, (k,): consecutive clusters share a group as long as their rows do not exceed the limit.
 
     `sizes 3 3 3 9 1, limit 6` gives `0 0 1 2 3`.
     """
@@ -114,16 +114,16 @@ def group_clusters(sizes: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
 
 
 def split_file(files: SemanticFiles, part: int, group: NDArray[np.int64]) -> None:
-    """Write one file's rows by group of clusters. Done once.
+    """Write one file's rows by group of clusters. Skipped if already done.
 
     Raises:
-        ValueError: the embeddings are not of the same rows as the clusters.
+        ValueError: the embeddings and the clusters belong to different rows.
     """
     if files.split(part).exists():
         return
     columns = PoolColumns([files.clusters[part]])
     if not np.array_equal(PoolColumns([files.embeddings[part]]).row_ids, columns.row_ids):
-        raise ValueError(f"{files.embeddings[part]}: other rows than {files.clusters[part]}")
+        raise ValueError(f"{files.embeddings[part]}: its rows differ from those of {files.clusters[part]}")
     vectors = columns.read_vectors([files.embeddings[part]], np.ones(len(columns.row_ids), bool))
     cluster = columns.read([files.clusters[part]], "cluster", np.int32, 0)
     quality = columns.read(list(files.quality[part : part + 1]), "quality", np.float64, np.nan)
@@ -144,7 +144,7 @@ def split_file(files: SemanticFiles, part: int, group: NDArray[np.int64]) -> Non
 
 
 def find_duplicates(files: SemanticFiles, group: int, threshold: float) -> None:
-    """Write what goes of one group of clusters. Done once."""
+    """Write the removed rows of one group of clusters. Skipped if already done."""
     if files.found(group).exists():
         return
     rows = pa.Table.from_batches([_read_batch(files.split(part), group) for part in range(len(files.clusters))])
@@ -163,7 +163,7 @@ def _read_batch(path: Path, group: int) -> pa.RecordBatch:
 
 
 def join_removed(files: SemanticFiles, groups: int) -> int:
-    """Write `removed.parquet` of all groups, about 200 bytes of memory a row; returns its number of rows."""
+    """Write `removed.parquet` for all groups, about 200 bytes of memory per row; returns its number of rows."""
     found = pa.concat_tables([pq.read_table(files.found(group)) for group in range(groups)])
     write_table(files.folder / "removed.parquet", found.sort_by("row_id").combine_chunks(), compression="zstd")
     return len(found)

@@ -1,4 +1,4 @@
-"""Drawing a round's rows: one Ray task reads what the sampler asks for and writes only what was drawn."""
+"""Drawing a round's rows: one Ray task reads what the sampler needs and writes only the drawn rows."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from divsel_ray.tasks import run_task
 
 
 def draw_round(files: DrawFiles, k: int, plan: DrawPlan, folder: Path, memory: float = math.inf) -> dict[str, Any]:
-    """Write `selected.parquet`, `held_out.parquet` (row_id) and, where the plan has them, the files below.
+    """Write `selected.parquet`, `held_out.parquet` (row_id) and, if the plan calls for them, the files below.
 
-    Selected are all rows so far, by row id: row_id, cluster, quality, weight, new, budget (the smallest that holds the row)
-    and why. Of nested budgets, `nested.parquet` holds row_id, weight and why of each smaller selection: of (its) budget. Of a
-    probe, `probe.parquet` holds row_id and cluster.
+    `selected.parquet` contains all rows selected so far, by row id: row_id, cluster, quality, weight, new, budget (the
+    smallest that contains the row) and why. With nested budgets, `nested.parquet` contains row_id, weight and why of each
+    smaller selection, and its budget as `of`. With a probe, `probe.parquet` contains row_id and cluster.
 
     Args:
-        files: what to read.
+        files: files to read.
         k: number of clusters.
         plan: what to draw.
-        folder: where to write.
-        memory: bytes that vectors and the sampler may take.
+        folder: folder to write to.
+        memory: bytes available for vectors and the sampler.
 
     Returns:
-        {"rows", "new", "tokens" (of budgets in tokens), "drawn": (k,), "targets": (k,), "weights": (k,), "missing_quality",
-        "included", "excluded", "held_out", "probe", "capacity": (k,) rows that may be drawn in all rounds together,
+        {"rows", "new", "tokens" (for token budgets), "drawn": (k,), "targets": (k,), "weights": (k,), "missing_quality",
+        "included", "excluded", "held_out", "probe", "capacity": (k,) rows that may be drawn over all rounds,
         "budgets": [[budget, rows], ...]}.
 
     Raises:
-        InputError: the pool does not hold a budget, quota or listed row, or the sampler needs more memory than there is.
+        InputError: the pool lacks a listed row or is too small for a budget or quota, or the sampler needs too much memory.
     """
     facts: dict[str, Any] = run_task(draw_files, files, k, plan, str(folder), memory)
     return facts
 
 
 def draw_files(files: DrawFiles, k: int, plan: DrawPlan, folder: str, memory: float) -> dict[str, Any]:
-    """What `draw_round` does, in this process."""
+    """Do the work of `draw_round` in this process."""
     rows = PoolRows(files, k, plan, memory)
     merged = _merge([_draw_part(rows, part, plan) for part in rows.parts()])
     if rows.tokens is not None and rows.free.any() and not len(merged.index) and plan.budgets[-1]:
         shortest = int(rows.tokens[rows.free].min())
-        raise InputError(f"budget {plan.budgets[-1]:,} tokens: no row is that short; the shortest has {shortest:,}")
+        raise InputError(f"budget {plan.budgets[-1]:,} tokens: no row is that short; the shortest has {shortest:,} tokens")
     _write(Path(folder), merged, rows, plan)
     return _facts(merged, rows, plan)
 
@@ -74,7 +74,7 @@ def _draw_part(rows: PoolRows, part: DrawPart, plan: DrawPlan) -> Draw:
 
 
 def _merge(draws: list[Draw]) -> Draw:
-    """One draw of several, weights of clusters by what each part drew."""
+    """Merge the draws of several parts; cluster weights follow from their combined targets."""
     if len(draws) == 1:
         return draws[0]
     parts = ([getattr(one, name) for one in draws] for name in ("index", "weight", "gain", "level", "new"))
@@ -111,7 +111,7 @@ def _write(folder: Path, drawn: Draw, rows: PoolRows, plan: DrawPlan) -> None:
 
 
 def _of_level(drawn: Draw, level: int, rows: PoolRows, plan: DrawPlan) -> pa.Table:
-    """What is said of the rows of one budget's selection, by row id."""
+    """Weight and reason of each row in one budget's selection, by row id."""
     kept = np.flatnonzero(drawn.level <= level)
     kept = kept[np.argsort(drawn.index[kept])]
     index = drawn.index[kept]
@@ -126,12 +126,12 @@ def _of_level(drawn: Draw, level: int, rows: PoolRows, plan: DrawPlan) -> pa.Tab
 
 
 def _steps(drawn: Draw, rows: PoolRows) -> np.ndarray:
-    """(b,) how many rows a sampler had chosen with each."""
+    """(b,) ordinal of each row among those chosen by the sampler."""
     return np.cumsum(~np.isin(drawn.index, rows.included))
 
 
 def _reasons(index: np.ndarray, gain: np.ndarray, steps: np.ndarray, rows: PoolRows, plan: DrawPlan) -> list[str]:
-    """Why each row of a selection was taken, in one line."""
+    """Why each row of a selection was chosen, in one line."""
     name, sampler = plan.config.sampler, rows.sampler
     if isinstance(sampler, Greedy):
         texts = [f"{name}: choice {step:,}, gain {value:.4g}" for step, value in zip(steps, gain, strict=True)]

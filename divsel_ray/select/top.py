@@ -1,4 +1,4 @@
-"""Top quality: the best rows of the pool, whatever they are about. The baseline without diversity."""
+"""Top quality: the best rows of the pool regardless of topic. The baseline without diversity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uniform sampling of the whole pool, the baseline that every other sampler has to beat."""
+"""Uniform sampling of the whole pool: the baseline for every other sampler."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from divsel_ray.select.sampler import Candidates, Keyed, Keys
 
 
 def uniform_keys(candidates: Candidates, config: SelectConfig, seed: int) -> Keys:
-    """Keys that favour no row."""
+    """Keys with equal rates for all rows."""
     return exponential_keys(candidates.row_ids, np.zeros(len(candidates)), seed)
 
 
-SAMPLER = Keyed("every row of the pool alike", by_cluster=False, keys=uniform_keys)
+SAMPLER = Keyed("uniform over the whole pool", by_cluster=False, keys=uniform_keys)

@@ -1,9 +1,9 @@
-"""Cluster weights moved by what the model learned (Yu et al. 2024, Eq. 4-6).
+"""Cluster weights updated by what the model learned (Yu et al. 2024, Eq. 4-6).
 
 Eq. 4: `S_i = score(x, y_gold) - score(x, y_generated)`; Eq. 5: `s_j` is its mean over the scored rows of cluster j.
-Eq. 6 as printed, `w_j s_j / sum s`, neither sums to one nor keeps its order for negative scores. The default here is
-`w_j exp((s^_j - m) / tau)`: S in units of its pooled standard deviation, and `s^_j` the cluster mean shrunk towards the
-overall mean m by its noise (`gaps.py`). `guards.py` bounds the result.
+Eq. 6 as printed, `w_j s_j / sum s`, neither sums to one nor preserves the order for negative scores. The default here is
+`w_j exp((s^_j - m) / tau)`, with S in units of its pooled standard deviation and `s^_j` the cluster mean, shrunk towards the
+overall mean m according to its noise (`gaps.py`). `guards.py` bounds the result.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _LARGEST_EXPONENT = 50.0
 
 @dataclass(frozen=True)
 class WeightUpdate:
-    """How a round moves the weights, and why.
+    """How a round changes the weights, and why.
 
     Attributes:
-        before: (k,) weights that the round drew by.
+        before: (k,) weights used by the round.
         after: (k,) weights of the next round.
-        guard: (k,) what held a cluster's weight: "floor", "ceiling", "step"; or kept it: "disagreement" of the two signals,
+        guard: (k,) what bounded a cluster's weight: "floor", "ceiling", "step"; or kept it: "disagreement" of the two signals,
             "unscored", "exhausted" (no row left to draw); or None.
-        gaps: by cluster, as they were used.
-        second: those of the second signal, or None without one.
+        gaps: gaps by cluster, as used.
+        second: gaps of the second signal, or None without one.
         source: (k,) the cluster whose gaps each got: itself, unless shuffled.
-        trend: what lengths explain of the gaps, whether or not that was taken out.
+        trend: effect of length on the gaps, whether or not it was removed.
     """
 
     before: np.ndarray
@@ -46,7 +46,7 @@ class WeightUpdate:
     trend: LengthTrend
 
     def facts(self, config: WeightsConfig) -> dict[str, Any]:
-        """The update as a whole. Gap, unit and length slope are in the scorer's units, `between` in squared pooled units."""
+        """Summary of the update. Gap, unit and length slope are in the scorer's units, `between` in squared pooled units."""
         agreement = None if self.second is None else agreeing(self.gaps, self.second)[self.gaps.scored > 0]
         return {
             "weights": self.after.tolist(),
@@ -73,11 +73,11 @@ def move_weights(
 
     Args:
         before: (k,) this round's weights, summing to 1.
-        rows: the scored rows; never those held out.
+        rows: the scored rows; never held-out ones.
         exhausted: (k,) clusters without a row left to draw.
         config: update rule, controls and guards.
-        seed: of the job; only the shuffled control depends on it.
-        number: of the round, likewise.
+        seed: seed of the job; only the shuffled control depends on it.
+        number: number of the round; likewise.
     """
     k = len(before)
     controlled, trend = remove_length(rows.gap, rows.longer)
@@ -99,17 +99,17 @@ def update_weights(
     second: ClusterGaps | None = None,
     exhausted: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The next round's weights, (k,) summing to 1, and what held each, (k,) as in `WeightUpdate.guard`.
+    """The next round's weights, (k,) summing to 1, and what bounded each, (k,) as in `WeightUpdate.guard`.
 
-    The clusters that may move are renormalised among themselves to the mass they had; every other keeps its weight, unless
-    the ceiling forces it: one without a scored row, one without a row left to draw (the draw spreads what its weight stands
-    for over the others), and one whose two signals disagree. Gaps that tell no clusters apart move nothing.
+    Movable clusters are renormalised among themselves to their total mass. The others keep their weight unless the ceiling
+    forces a change: clusters without a scored row, without a row left to draw (the draw spreads their share over the others),
+    or with disagreeing signals. Gaps that do not distinguish clusters change nothing.
 
     Args:
         before: (k,) this round's weights, summing to 1.
         gaps: from `cluster_gaps`.
         config: update rule, direction, temperature and guards.
-        second: those of a second signal; only clusters move for which both name the same direction.
+        second: gaps of a second signal; a cluster moves only if both signals agree on the direction.
         exhausted: (k,) clusters without a row left to draw; None for none.
     """
     spent = np.zeros(len(before), bool) if exhausted is None else exhausted
@@ -129,23 +129,23 @@ def update_weights(
 
 
 def agreeing(gaps: ClusterGaps, second: ClusterGaps) -> np.ndarray:
-    """(k,) whether a cluster was scored by both signals, and both put it on the same side of their overall mean."""
+    """(k,) whether both signals scored a cluster and put it on the same side of their overall means."""
     both = (gaps.scored > 0) & (second.scored > 0)
     return np.asarray(both & (np.sign(gaps.effect) == np.sign(second.effect)))
 
 
 def _factors(effect: np.ndarray, mean: np.ndarray, config: WeightsConfig) -> np.ndarray:
     if config.update == "paper":
-        # Eq. 6 needs positive scores: else they are shifted so that the lowest keeps a hundredth of a standard deviation.
+        # Eq. 6 needs positive scores; others are shifted so that the lowest keeps a hundredth of a standard deviation.
         return mean if mean.min() > 0 else np.asarray(effect - effect.min() + 0.01)
     return np.exp(np.clip(effect / config.tau, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
 
 
 def explain_weights(sizes: list[int], update: WeightUpdate) -> list[dict[str, Any]]:
-    """One plain row per cluster: its gaps in units of their pooled standard deviation, its weight, and what held it.
+    """One plain row per cluster: its gaps in units of their pooled standard deviation, its weight, and what bounded it.
 
     Args:
-        sizes: (k,) rows of each cluster.
+        sizes: (k,) number of rows of each cluster.
         update: from `move_weights`.
     """
     k = len(sizes)

@@ -45,7 +45,7 @@ def test_clusters_without_a_target_serve_only_when_the_others_are_empty():
 
 
 def test_more_rows_than_the_clusters_hold_are_refused():
-    with pytest.raises(ValueError, match="hold 5"):
+    with pytest.raises(ValueError, match="contain 5"):
         allocate(np.array([1.0, 1.0]), np.array([2, 3]), total=6)
 
 

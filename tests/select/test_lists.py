@@ -25,7 +25,7 @@ def test_ids_are_read_from_text_json_lines_and_parquet(tmp_path):
 
 def test_what_is_no_row_id_is_named_with_its_line(tmp_path):
     (tmp_path / "a.txt").write_text(f"{IDS[0].decode()}\nrow 7\n")
-    with pytest.raises(InputError, match=r"a\.txt line 2: 'row 7' is no row id; expected 32 hex digits"):
+    with pytest.raises(InputError, match=r"a\.txt line 2: 'row 7' is not a row id; expected 32 hex digits"):
         read_ids(tmp_path / "a.txt")
 
 

@@ -92,7 +92,9 @@ def test_where_nothing_is_alike_the_file_is_empty(rows, tmp_path, without_ray):
 
 def test_embeddings_of_other_rows_are_refused(rows, tmp_path, without_ray):
     clusters, embeddings, quality = write_files(tmp_path, rows, 2)
-    with pytest.raises(ValueError, match=r"embeddings/part-00001.parquet: other rows than .*clusters/part-00000.parquet"):
+    with pytest.raises(
+        ValueError, match=r"embeddings/part-00001.parquet: its rows differ from those of .*clusters/part-00000.parquet"
+    ):
         drop((clusters, embeddings[::-1], quality), tmp_path / "out")
 
 

@@ -112,7 +112,9 @@ def removed(files, tmp_path):
 def test_a_budget_that_the_last_round_could_not_reach_is_refused_by_the_first(cluster, files, tmp_path, leave_out):
     config = leave_out(files, tmp_path)
     plan = DrawPlan(config, 0, [20], reserved=71)
-    with pytest.raises(InputError, match=r"^budget 71 exceeds the 70 rows that may be drawn: .*; lower it, .*--allow-fewer.*$"):
+    with pytest.raises(
+        InputError, match=r"^budget 71 exceeds the 70 rows that may be drawn: .*; lower the budget, .*--allow-fewer.*$"
+    ):
         draw_round(files, K, plan, tmp_path)
     assert draw_round(files, K, replace(plan, reserved=70), tmp_path)["rows"] == 20
     assert draw_round(files, K, replace(plan, allow_fewer=True), tmp_path)["rows"] == 20
@@ -217,9 +219,9 @@ def test_what_a_source_lacks_of_its_quota_comes_from_the_others_where_fewer_are_
 def test_a_quota_that_cannot_be_met_is_refused_with_the_numbers(cluster, files, tmp_path):
     with pytest.raises(InputError, match=r"quota of small.jsonl 21 exceeds the pool's 20 rows"):
         draw(files, tmp_path / "a", [40], quotas={"small.jsonl": 21})
-    with pytest.raises(InputError, match=r"no such source in the pool; there are large.jsonl, small.jsonl"):
+    with pytest.raises(InputError, match=r"no such source in the pool; its sources include large.jsonl, small.jsonl"):
         draw(files, tmp_path / "b", [40], quotas={"other.jsonl": 1})
-    with pytest.raises(InputError, match="they add up to more than the budget of 5"):
+    with pytest.raises(InputError, match="their sum exceeds the budget of 5"):
         draw(files, tmp_path / "c", [5], quotas={"small.jsonl": 6})
 
 
@@ -263,9 +265,9 @@ def test_included_rows_are_new_in_the_first_round_only(cluster, files, tmp_path)
 def test_lists_that_contradict_each_other_or_the_budget_are_refused(cluster, files, tmp_path):
     ids = sorted(column(files, "source"))
     lists = {"include": listed(tmp_path / "in.txt", ids[:6]), "exclude": listed(tmp_path / "out.txt", ids[5:8])}
-    with pytest.raises(InputError, match=f"both hold 1 row ids, the first is {ids[5]}"):
+    with pytest.raises(InputError, match=f"1 row ids are in both, the first is {ids[5]}"):
         draw(files, tmp_path / "a", [30], **lists)
-    with pytest.raises(InputError, match=r"budget 4 is less than the 6 rows of select.include"):
+    with pytest.raises(InputError, match=r"budget 4 is less than the 6 rows in select.include"):
         draw(files, tmp_path / "b", [4], include=lists["include"])
 
 
@@ -303,6 +305,6 @@ def test_removed_rows_and_rows_without_quality_stay_out(cluster, files, tmp_path
 
 def test_a_sampler_that_needs_more_memory_than_there_is_says_what_to_do(cluster, files, tmp_path):
     with pytest.raises(
-        InputError, match=r"select.sampler facility: 120 rows in 4 dimensions take about .* GiB here, .*thin the pool"
+        InputError, match=r"select.sampler facility: 120 rows in 4 dimensions need about .* GiB of memory, .*reduce the pool"
     ):
         draw(files, tmp_path / "a", [8], memory=1000, sampler="facility")

@@ -186,7 +186,7 @@ def test_an_array_of_scores_is_refused_for_two_input_files_and_parquet_is_not(cl
     assert done.exit_code == 2
     [line] = done.stderr.splitlines()
     assert "quality.source: " in line
-    assert "there can be but one input file, and there are 2" in line
+    assert "works with one input file only; there are 2" in line
     every = ids(select(tmp_path / "data", tmp_path / "all.jsonl", encoder, "--budget", 40))
     pq.write_table(pa.table({"row_id": sorted(every), "quality": np.arange(40.0)}), tmp_path / "scores.parquet")
     done = divsel(*arguments, "--quality", f"given:{tmp_path / 'scores.parquet'}")

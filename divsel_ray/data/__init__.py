@@ -1,1 +1,1 @@
-"""From any instruction files to one clean pool: readers, formats, conversations, ids, quarantine, export."""
+"""From instruction files of any format to one clean pool: readers, formats, conversations, ids, quarantine, export."""

@@ -1,9 +1,9 @@
-"""What users bring for the rows of their pool: vectors or scores, lined up by row id or by place in the input.
+"""Vectors or scores supplied by users for the rows of their pool, aligned by row id or by position in the input.
 
-| file | lined up by |
+| file | aligned by |
 |---|---|
-| `.parquet`, or a folder of them, with `row_id` | row id, as every pool and every selection names it |
-| `.npy`, `.npy.gz` | place: its row i belongs to record i of the one input file, bad records counted too |
+| `.parquet`, or a folder of them, with `row_id` | row id, as in every pool and selection |
+| `.npy`, `.npy.gz` | position: row i belongs to record i of the only input file, including bad records |
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _COPIED_BYTES = 1 << 22
 
 
 def given_files(path: str, setting: str) -> list[Path]:
-    """The files behind a path that a user gave.
+    """The files behind a user's path.
 
     Raises:
-        InputError: there are none, or they are of another kind.
+        InputError: no file exists, or it is of another kind.
     """
     files = named_files(path, setting)
     if files[0].suffix != ".parquet" and not files[0].name.endswith(_NUMPY):
@@ -43,16 +43,16 @@ def given_files(path: str, setting: str) -> list[Path]:
 
 
 def check_given(path: str, setting: str, column: str, records: Mapping[str, int]) -> None:
-    """Refuse, before any work, what cannot be lined up.
+    """Raise, before any work, if the files cannot be aligned with the pool.
 
     Args:
-        path: of the file or folder.
+        path: file or folder.
         setting: its name in the configuration.
-        column: the column that Parquet has to have.
-        records: records of each input file.
+        column: the column required in Parquet files.
+        records: number of records of each input file.
 
     Raises:
-        InputError: a column is missing, or an array has not one row for each record of one input file.
+        InputError: a column is missing, or an array does not have one row per record of a single input file.
     """
     first = given_files(path, setting)[0]
     if first.suffix == ".parquet":
@@ -66,17 +66,17 @@ def check_given(path: str, setting: str, column: str, records: Mapping[str, int]
         return
     if len(records) > 1:
         raise InputError(
-            f"{setting}: {path}: an array has no row ids, so there can be but one input file, and there are {len(records)}; "
-            f"give Parquet with row_id and {column}"
+            f"{setting}: {path}: an array has no row ids and works with one input file only; there are {len(records)}; "
+            f"use Parquet with row_id and {column}"
         )
     shape, expected = array_shape(first, setting), next(iter(records.values()), 0)
     rows = shape[0] if shape else 1
     if rows != expected:
-        raise InputError(f"{setting}: {path}: {rows:,} rows for an input of {expected:,} records; expected one for each")
+        raise InputError(f"{setting}: {path}: {rows:,} rows for an input of {expected:,} records; expected one row per record")
 
 
 def width_of(path: str, setting: str, column: str) -> int:
-    """Numbers in each value: the dimension of vectors; 0 where values are single numbers, or there are none."""
+    """Length of each value: the dimension of vectors; 0 if values are single numbers or the file has none."""
     first = given_files(path, setting)[0]
     if first.suffix != ".parquet":
         shape = array_shape(first, setting)
@@ -87,10 +87,10 @@ def width_of(path: str, setting: str, column: str) -> int:
 
 
 def array_shape(path: Path, setting: str) -> tuple[int, ...]:
-    """The shape of a NumPy array; of a compressed one only the header is read.
+    """The shape of a NumPy array; only the header is read if it is compressed.
 
     Raises:
-        InputError: the file holds none.
+        InputError: the file contains no array.
     """
     if path.suffix != ".gz":
         return load_array(path, setting).shape
@@ -98,15 +98,15 @@ def array_shape(path: Path, setting: str) -> tuple[int, ...]:
     with _told(path, setting), gzip.open(path) as stream:
         shape, _, kind = readers[np.lib.format.read_magic(stream)](stream)
         if kind.hasobject:
-            raise ValueError("it holds objects")
+            raise ValueError("it contains objects")
         return shape
 
 
 def load_array(path: Path, setting: str) -> np.ndarray:
-    """A NumPy array, mapped from the file where it is not compressed.
+    """A NumPy array, memory-mapped if it is not compressed.
 
     Raises:
-        InputError: the file holds none.
+        InputError: the file contains no array.
     """
     with _told(path, setting):
         if path.suffix == ".gz":
@@ -116,15 +116,15 @@ def load_array(path: Path, setting: str) -> np.ndarray:
 
 
 def mappable(given: str, folder: Path) -> Path | None:
-    """Where `unpack` is to write an array that many tasks ask for; None of a file that needs no unpacking."""
+    """Where `unpack` should write an array shared by many tasks; None if the file needs no unpacking."""
     return folder / Path(given).name.removesuffix(".gz") if given.endswith(".npy.gz") else None
 
 
 def unpack(given: str, target: Path, setting: str) -> None:
-    """Write a compressed array to a file that tasks can map, so that none has to hold all of it. Done once.
+    """Decompress an array to a file that tasks can memory-map instead of loading. Skipped if already done.
 
     Raises:
-        InputError: it is damaged.
+        InputError: the array is damaged.
     """
     if not target.exists():
         path = Path(given).expanduser()
@@ -134,7 +134,7 @@ def unpack(given: str, target: Path, setting: str) -> None:
 
 @contextlib.contextmanager
 def _told(path: Path, setting: str) -> Iterator[None]:
-    """Say in one line what is wrong with an array."""
+    """Report in one line what is wrong with an array."""
     try:
         yield
     except (ValueError, OSError, EOFError, KeyError, zlib.error) as error:
@@ -142,7 +142,7 @@ def _told(path: Path, setting: str) -> Iterator[None]:
 
 
 def rows_read(path: str, setting: str, pool_files: Sequence[str]) -> float:
-    """How often `take_given` reads a row of Parquet files for all of a pool, on average; 1 where they are sorted by row id."""
+    """How often `take_given` reads each Parquet row for the whole pool, on average; 1 if the files are sorted by row id."""
     groups = [group for file in given_files(path, setting) for group in _ranges(file)]
     parts = [ranges for file in pool_files if (ranges := _ranges(file))]
     bounds = [(min(low for low, *_ in part), max(high for _, high, _ in part)) for part in parts]
@@ -151,7 +151,7 @@ def rows_read(path: str, setting: str, pool_files: Sequence[str]) -> float:
 
 
 def _ranges(file: str | Path) -> list[tuple[str, str, int]]:
-    """Of each row group with rows: its lowest and highest row id, as far as the footer knows, and its rows."""
+    """Lowest and highest row id (if in the footer) and number of rows of each non-empty row group."""
     metadata = pq.read_metadata(file)
     column = metadata.schema.names.index("row_id")
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
@@ -162,12 +162,12 @@ def _ranges(file: str | Path) -> list[tuple[str, str, int]]:
 def take_given(path: str, setting: str, column: str, part: pa.Table) -> np.ndarray:
     """The values of some rows of the pool, (m,) or (m, d) float, NaN where the files have none.
 
-    Of Parquet, only the row groups whose ids can be among them are read.
+    Only Parquet row groups that may contain these rows are read.
 
     Args:
-        path: of the file or folder.
+        path: file or folder.
         setting: its name in the configuration.
-        column: of Parquet.
+        column: column of the Parquet files.
         part: row_id and position of m rows.
 
     Raises:
@@ -195,11 +195,11 @@ def _to_numpy(column: pa.ChunkedArray, name: str) -> np.ndarray:
     kind: Any = column.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
         return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
-    # Flattened, a null vector would leave no gap, and those behind it would belong to other rows.
+    # A null vector would leave no gap when flattened, shifting the vectors after it to other rows.
     vectors = column.drop_null().combine_chunks()
     lengths = pc.unique(pc.list_value_length(vectors)).to_pylist()
     if len(lengths) > 1:
-        raise InputError(f"{name}: vectors of {min(lengths):,} and of {max(lengths):,} numbers; expected one length")
+        raise InputError(f"{name}: vectors of lengths {min(lengths):,} and {max(lengths):,}; expected a single length")
     flat = vectors.flatten().to_numpy(zero_copy_only=False)
     width = max(lengths, default=0)
     matrix = np.full((len(column), width), np.nan, np.promote_types(flat.dtype, np.float16))

@@ -1,4 +1,4 @@
-"""The records of a JSON array, streamed: of a file of any size, little more than the largest record is held."""
+"""The records of a JSON array, streamed: memory is little more than the largest record, whatever the file size."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from divsel_ray.data.decoding import BrokenDataError
 _READ_BYTES = 1 << 18
 _DECODER = json.JSONDecoder()
 _SKIPPER = json.JSONDecoder(parse_int=str)
-"""Finds the end of a record with an integer of more digits than Python reads."""
+"""Finds the end of a record that contains an integer with more digits than Python parses."""
 _MARK = re.compile(r"[^ \t\n\r]")
 _TOO_LONG = object()
 _CUTTABLE = ("true", "false", "null", "NaN", "Infinity", "-Infinity", ".0", "e+0", "e-0", "E+0", "E-0")
-"""What may be half there where the text ends, beside strings."""
+"""Tokens other than strings that may be truncated at the end of the text."""
 
 
 class BrokenArrayError(Exception):
-    """A syntax error, after which nothing more of an array can be read.
+    """A syntax error, after which the rest of an array cannot be read.
 
     Attributes:
-        lost: share of the text from the record with the error on, over that before it; None where that is the first record.
-        characters: of the text from there on.
+        lost: length of the text from the broken record on, relative to the text before it; None if it is the first record.
+        characters: length of the text from the broken record on.
     """
 
     def __init__(self, reason: str, lost: float | None, characters: int) -> None:
@@ -35,14 +35,14 @@ class BrokenArrayError(Exception):
 
 
 def array_records(stream: io.BufferedReader) -> Iterator[object]:
-    """The records of an array, with which the stream begins, as `json` reads them, so with NaN and Infinity.
+    """The records of the array that the stream starts with, parsed as by `json`, including NaN and Infinity.
 
-    In place of one that ends but cannot be read come its bytes: it is not UTF-8, or a number in it is too long.
+    A complete record that cannot be read is yielded as bytes: it is not UTF-8, or a number in it is too long.
 
     Raises:
         EOFError: the stream ends inside the array.
-        BrokenArrayError: a syntax error, or a record that is nested too deeply; the records before it were given.
-        BrokenDataError: the compressed data is broken; the records before that were given.
+        BrokenArrayError: a syntax error, or a record that is nested too deeply; the records before it were yielded.
+        BrokenDataError: the compressed data is broken; the records before that point were yielded.
     """
     text = _Text(stream)
     try:
@@ -66,7 +66,7 @@ def _records(text: _Text) -> Iterator[object]:
 
 
 class _Text:
-    """The part of the text that is looked at; bytes that are not UTF-8 stand there as lone surrogates."""
+    """The current window of the text; bytes that are not UTF-8 appear as lone surrogates."""
 
     def __init__(self, stream: io.BufferedReader) -> None:
         self._stream, self._decode = stream, codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
@@ -75,14 +75,14 @@ class _Text:
         self._broken: BrokenDataError | None = None
 
     def next_mark(self) -> str:
-        """The next character that is no white space, not taken; nothing at the end."""
+        """The next character that is not white space, without consuming it; empty at the end."""
         while not (found := _MARK.search(self._text, self._at)) and self._widen():
             pass
         self._at = found.start() if found else len(self._text)
         return found[0] if found else ""
 
     def take(self, mark: str) -> None:
-        """Go behind the next character, which has to be this."""
+        """Consume the next character, which must be `mark`."""
         found = self.next_mark()
         if not found:
             raise EOFError
@@ -91,7 +91,7 @@ class _Text:
         self._at += 1
 
     def take_record(self) -> object:
-        """The value that comes next, or its bytes."""
+        """Consume the next value; returns it, or its bytes."""
         self.next_mark()
         while True:
             try:
@@ -111,11 +111,11 @@ class _Text:
         return raw if value is _TOO_LONG else value
 
     def error(self, message: str) -> json.JSONDecodeError:
-        """What is wrong at this place."""
+        """An error at the current position."""
         return json.JSONDecodeError(message, self._text, self._at)
 
     def broken(self, reason: str) -> BrokenArrayError:
-        """What is wrong at this place, and how much text is lost with it."""
+        """An error at the current position, with the amount of text lost."""
         before, rest = self._dropped + self._at, len(self._text) - self._at
         with contextlib.suppress(BrokenDataError):
             while data := self._stream.read1(_READ_BYTES):
@@ -130,14 +130,14 @@ class _Text:
         except ValueError:
             value, end = _TOO_LONG, _SKIPPER.raw_decode(self._text, self._at)[1]
         if self._text[end - 1] not in '}]"':
-            # A number with which the text ends may be but the beginning of one.
+            # A number at the end of the text may be truncated.
             rest = json.JSONDecodeError("Expecting ',' delimiter", self._text, end)
             if _may_go_on(rest):
                 raise rest
         return value, end
 
     def _widen(self) -> bool:
-        """Read at least as much as is left, lest a large record be parsed too often; whether there can have been any."""
+        """Read at least as much as is left, so that large records are not parsed too often; False at the end of the stream."""
         if self._broken:
             raise self._broken
         if self._ended:
@@ -159,7 +159,7 @@ class _Text:
 
 
 def _may_go_on(error: json.JSONDecodeError) -> bool:
-    """Whether the error is none if more text follows."""
+    """Whether more text could resolve the error."""
     rest = error.doc[error.pos : error.pos + 10]
     if error.msg.startswith("Invalid \\u"):
         return len(rest) <= len("uD83D")

@@ -1,9 +1,9 @@
 """The steps that clean a pool, on files and without Ray.
 
-1. `write_benchmarks`: the runs of words of the benchmark texts.
-2. `screen_part`: of one pool file, which rows are too short, too long or hold benchmark text, and sketches of the others.
-3. The steps of `twins.py`: near duplicates among the rows that are left.
-4. `write_clean_part`: one pool file without what was removed, and the list of that.
+1. `write_benchmarks`: indexes the word n-grams of the benchmark texts.
+2. `screen_part`: finds the rows of one pool file that are too short, too long or contain benchmark text; sketches the others.
+3. The steps of `twins.py`: near duplicates among the remaining rows.
+4. `write_clean_part`: writes one pool file without the removed rows, and a list of those.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from divsel_ray.store import atomic_path, read_json, write_json, write_table
 
 REMOVED = "removed.jsonl"
 STEPS = ("min_tokens", "max_tokens", "benchmark", "near_duplicate")
-"""What removes rows, in this order: a row is counted for the first that applies."""
+"""Steps that remove rows, in this order: a row is counted for the first that applies."""
 _INDEX_ARRAYS = ("hashes", "row", "starts")
 _SCREENED, _COUNTS = "screened.jsonl", "counts.json"
 
 
 @dataclass(frozen=True)
 class CleanLayout:
-    """Where the files of a cleaning lie.
+    """Locations of the files of a cleaning stage.
 
     Attributes:
-        folder: the stage's folder; temporary files lie in its `raw`.
+        folder: the stage's folder; temporary files go to its `raw`.
         pool_files: the pool's Parquet files; part i is `pool_files[i]`.
     """
 
@@ -55,7 +55,7 @@ class CleanLayout:
 
     @property
     def raw(self) -> Path:
-        """The folder of everything temporary."""
+        """The folder of temporary files."""
         return self.folder / "raw"
 
     @property
@@ -64,11 +64,11 @@ class CleanLayout:
         return self.raw / "benchmarks"
 
     def part_folder(self, part: int) -> Path:
-        """What screening one pool file gives."""
+        """The folder with the result of screening one pool file."""
         return self.raw / f"part-{part:05d}"
 
     def removed(self, part: int) -> Path:
-        """What is removed of one pool file."""
+        """The list of rows removed from one pool file."""
         return self.raw / f"removed-{part:05d}.jsonl"
 
     def clean_part(self, part: int) -> Path:
@@ -76,16 +76,16 @@ class CleanLayout:
         return self.folder / Path(self.pool_files[part]).name
 
     def twin_files(self, threshold: float, pieces: int = 1) -> TwinFiles:
-        """Where near duplicates are searched."""
+        """The files of the search for near duplicates."""
         folders = tuple(self.part_folder(part) for part in range(len(self.pool_files)))
         return TwinFiles(self.raw / "twins", folders, threshold, pieces)
 
 
 def write_benchmarks(layout: CleanLayout, benchmarks: Sequence[Input], ngram: int) -> None:
-    """Index the benchmark files in `layout.benchmarks`. Done once. About 16 bytes of memory for each word.
+    """Index the benchmark files in `layout.benchmarks`; skipped if already done. Needs about 16 bytes of memory per word.
 
     Raises:
-        InputError: a file has a row that cannot be read: rows of the pool that should go would stay.
+        InputError: a row of a file cannot be read; ignoring it would leave contaminated rows in the pool.
     """
     if layout.benchmarks.exists():
         return
@@ -99,17 +99,17 @@ def write_benchmarks(layout: CleanLayout, benchmarks: Sequence[Input], ngram: in
 
 
 def _benchmark_rows(benchmarks: Sequence[Input], places: list[str]) -> Iterator[object]:
-    """The rows of all files; where each was read is appended to `places`."""
+    """The rows of all files; the location of each is appended to `places`."""
     for name, file in zip(source_names(benchmarks), benchmarks, strict=True):
         for record in read_records(file):
             if record.reason is not None:
-                raise InputError(f"clean.benchmarks: {file}: {record.position}: {record.reason}; mend or remove that row")
+                raise InputError(f"clean.benchmarks: {file}: {record.position}: {record.reason}; fix or remove that row")
             places.append(f"{name} {record.position}")
             yield record.value
 
 
 def _load_benchmarks(layout: CleanLayout) -> tuple[BenchmarkIndex, list[str]]:
-    """The index, its arrays mapped, and where each benchmark row was read."""
+    """The index with memory-mapped arrays, and the location of each benchmark row."""
     saved = read_json(layout.benchmarks / "places.json")
     arrays = {
         name: np.load(layout.benchmarks / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray)
@@ -119,7 +119,7 @@ def _load_benchmarks(layout: CleanLayout) -> tuple[BenchmarkIndex, list[str]]:
 
 
 def screen_part(layout: CleanLayout, part: int, config: CleanConfig) -> None:
-    """Find what goes of one pool file by itself, and sketch the rest where near duplicates are to go. Done once."""
+    """Screen one pool file on its own, and sketch the rest if near duplicates are removed. Skipped if already done."""
     if layout.part_folder(part).exists():
         return
     columns = ["row_id", "messages", "source", "n_tokens"]
@@ -141,7 +141,7 @@ def screen_part(layout: CleanLayout, part: int, config: CleanConfig) -> None:
 
 
 class _Screen:
-    """Looks at one row at a time, with what one process remembers."""
+    """Screens one row at a time, with caches for one process."""
 
     def __init__(self, layout: CleanLayout, config: CleanConfig) -> None:
         self._config, self._hasher = config, WordHasher()
@@ -150,18 +150,18 @@ class _Screen:
             self._index, self._places = _load_benchmarks(layout)
 
     def look_at(self, row: dict[str, Any]) -> dict[str, Any] | NDArray[np.uint64]:
-        """Why a row goes, or its words (none where nothing asks for them)."""
+        """Why a row is removed, or else its words (empty if no later step needs them)."""
         reason = _length_reason(row["n_tokens"], self._config)
         if reason is not None or not self._needs_words:
             return reason if reason is not None else np.empty(0, np.uint64)
         words = [self._hasher(message["content"]) for message in row["messages"]]
         if self._config.benchmarks:
-            # The prompt and the completion: what the row would be trained on.
+            # The prompt and the completion, since both are used in training.
             overlap = find_overlap(self._index, [join_words(words[:-1]), words[-1]])
             if overlap is not None:
                 reason_text = f"shares a run of {overlap.words} words with a benchmark row"
                 return {"step": "benchmark", "reason": reason_text, "of": self._places[overlap.row]}
-        # System messages are left out: rows that share a long one would all look alike.
+        # Without system messages: rows that share a long one would all look similar.
         roles = [message["role"] for message in row["messages"]]
         return join_words([text for text, role in zip(words, roles, strict=True) if role != "system"])
 
@@ -175,10 +175,10 @@ def _length_reason(tokens: int, config: CleanConfig) -> dict[str, Any] | None:
 
 
 def write_clean_part(layout: CleanLayout, part: int, near_duplicates: float | None) -> dict[str, Any]:
-    """Write one pool file without the removed rows, and those in `layout.removed`. Done once.
+    """Write one pool file without the removed rows, and the list of these to `layout.removed`. Skipped if already done.
 
     Returns:
-        `rows`, `tokens` that are left and `removed` (step to rows).
+        remaining `rows` and `tokens`, and `removed` (step to rows).
     """
     facts_path = layout.part_folder(part) / _COUNTS
     if not (facts_path.exists() and layout.clean_part(part).exists()):
@@ -192,7 +192,7 @@ def write_clean_part(layout: CleanLayout, part: int, near_duplicates: float | No
         _write_removed(layout.removed(part), table, going)
         counts = Counter(entry["step"] for entry in going.values())
         facts = {"rows": len(left), "tokens": pc.sum(left["n_tokens"]).as_py() or 0, "removed": {s: counts[s] for s in STEPS}}
-        # The facts come before the rows: where a part was written by this stage, they exist.
+        # The facts are written before the rows, so that they exist for every part written by this stage.
         write_json(facts_path, facts)
         write_table(layout.clean_part(part), left, compression="zstd")
     return dict(read_json(facts_path))
@@ -203,7 +203,7 @@ def _twins_of(layout: CleanLayout, part: int, threshold: float) -> dict[int, dic
     return {
         row: {
             "step": "near_duplicate",
-            "reason": f"Jaccard {twin.jaccard:.3f} to the row that stays"
+            "reason": f"Jaccard {twin.jaccard:.3f} to the row that is kept"
             + ("" if twin.jaccard >= threshold else ", linked by rows in between"),
             "of": twin.kept,
         }

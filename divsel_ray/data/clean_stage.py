@@ -1,4 +1,4 @@
-"""Cleaning on Ray: one task per pool file, per band of the sketches, and two that join; the driver sees counts only."""
+"""Cleaning on Ray: one task per pool file, one per band of the sketches, and two that join; the driver sees counts only."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ from divsel_ray.store import remove_folder
 from divsel_ray.tasks import run_tasks
 
 BAND_ROWS = 1 << 24
-"""Rows whose keys one task holds."""
+"""Maximum number of rows whose keys one task holds."""
 
 
 def build_clean(pool_files: Sequence[str], config: CleanConfig, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Clean a pool: files of the same names with the rows that stay, and `removed.jsonl` with all others.
+    """Clean a pool: write files of the same names with the kept rows, and `removed.jsonl` with all others.
 
-    Too short or too long rows go first, then those that share words with benchmarks, then near duplicates of what is left.
-    A line of `removed.jsonl` holds row_id, source, step (min_tokens, max_tokens, benchmark, near_duplicate), reason and
-    `of`: the benchmark row, or the id of the row that stays instead. The result does not depend on how the pool is cut
-    into files or on the number of workers. A folder in which an earlier call was stopped is continued. While the stage runs,
-    sketches of about 750 bytes a row and 4 a word lie on disk; one task holds one pool file, or 40 bytes for each of at most
-    16 million rows, or 100 bytes for each pair of near duplicates.
+    Rows that are too short or too long are removed first, then those that share words with benchmarks, then near duplicates
+    among the rest. A line of `removed.jsonl` contains row_id, source, step (min_tokens, max_tokens, benchmark,
+    near_duplicate), reason and `of`: the benchmark row, or the id of the row kept instead. The result does not depend on how
+    the pool is split into files or on the number of workers. A call on the folder of an interrupted one resumes it. While the
+    stage runs, sketches take about 750 bytes per row and 4 per word on disk; one task holds one pool file, or 40 bytes for
+    each of at most 16 million rows, or 100 bytes per pair of near duplicates.
 
     Args:
         pool_files: Parquet with row_id, messages, source, n_tokens and any other columns.
-        config: what goes.
+        config: what to remove.
         folder: the stage's folder; the caller commits it.
-        progress: told of the files and bands as they are done.
+        progress: receives the number of finished files and bands.
 
     Returns:
-        `rows` and `tokens` that are left, `removed` (step to rows). Rows in = `rows` + all of `removed`.
+        remaining `rows` and `tokens`, and `removed` (step to rows). Rows in = `rows` + all of `removed`.
 
     Raises:
-        InputError: a benchmark file is missing or cannot be read whole, or nothing is left.
+        InputError: a benchmark file is missing or not fully readable, or no row is left.
     """
     layout, parts = CleanLayout(folder, tuple(pool_files)), range(len(pool_files))
     if config.benchmarks:
@@ -66,10 +66,10 @@ def build_clean(pool_files: Sequence[str], config: CleanConfig, folder: Path, pr
 
 
 def benchmark_files(config: CleanConfig) -> list[Input]:
-    """The files of evaluation data that the settings name.
+    """The evaluation data files named by the settings.
 
     Raises:
-        InputError: something is not there.
+        InputError: a file does not exist.
     """
     return find_inputs(config.benchmarks, "clean.benchmarks")
 
@@ -89,6 +89,6 @@ def _sum(parts: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     if not rows:
         raise InputError(
             f"clean: none of {removed.total():,} rows is left ({', '.join(f'{removed[s]:,} {s}' for s in STEPS if removed[s])}); "
-            f"all are listed in {folder / REMOVED}; loosen the limits"
+            f"see {folder / REMOVED}; relax the limits"
         )
     return {"rows": rows, "tokens": sum(part["tokens"] for part in parts), "removed": {step: removed[step] for step in STEPS}}

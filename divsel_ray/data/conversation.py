@@ -1,8 +1,8 @@
-"""What a conversation is, in the one form the rest of the program sees.
+"""Conversations, in the canonical form used by the rest of the program.
 
 A conversation is a list of messages `{"role": ..., "content": ...}` with the roles system, user, assistant and tool. It
-ends with the assistant message that a model is trained to write, and a user message comes before it. Everything before
-the last message is the prompt, the last message is the completion.
+contains a user message and ends with the assistant message that a model is trained to write. Everything before the last
+message is the prompt; the last message is the completion.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class BadRow(Exception):  # noqa: N818
     """A row that cannot become a conversation.
 
     Attributes:
-        reason: why.
-        kind: the same in words that many rows share, to count them by.
+        reason: why not.
+        kind: the reason in generic words shared by many rows, for counting.
     """
 
     def __init__(self, reason: str, kind: str | None = None) -> None:
@@ -42,7 +42,7 @@ class BadRow(Exception):  # noqa: N818
 def row_id(messages: Sequence[Message]) -> str:
     """The identity of a conversation: 128-bit BLAKE2b of its canonical JSON, 32 hex digits.
 
-    Nothing but roles and contents enters, so the same conversation has the same id in every file, format and run.
+    It depends on roles and contents only, so the same conversation has the same id in every file, format and run.
     """
     plain = [{"content": message["content"], "role": message["role"]} for message in messages]
     return hashlib.blake2b(_CANONICAL.encode(plain).encode(), digest_size=16).hexdigest()
@@ -51,16 +51,16 @@ def row_id(messages: Sequence[Message]) -> str:
 def canonicalise(messages: Sequence[Message], turns: Literal["all", "first"] = "all") -> list[Message]:
     """The part of a conversation that can be trained on.
 
-    `all` drops what stands between the system messages and the first user message (an answer to nothing) and whatever
-    follows the last assistant message (a question without an answer). `first` keeps the system messages and the first
-    user message that is directly followed by an assistant message, both non-blank.
+    `all` drops messages between the system messages and the first user message (answers without a question) and those
+    after the last assistant message (questions without an answer). `first` keeps the system messages and the first user
+    message that is directly followed by an assistant message, both non-blank.
 
         system S, assistant A0, user U1, assistant A1, user U2
         -> all and first: system S, user U1, assistant A1
 
     Raises:
-        BadRow: no user message with a reply is left, the last reply is blank, or a text holds characters that UTF-8 or
-            a tokenizer cannot carry.
+        BadRow: no user message with a reply is left, the last reply is blank, or a text contains characters that UTF-8 or
+            a tokenizer cannot represent.
     """
     for message in messages:
         _check_text(message["content"])
@@ -68,10 +68,10 @@ def canonicalise(messages: Sequence[Message], turns: Literal["all", "first"] = "
 
 
 def check_length(messages: Sequence[Message], max_chars: int) -> None:
-    """Refuse a conversation whose contents together are longer.
+    """Raise if the contents of a conversation are longer than `max_chars` in total.
 
     Raises:
-        BadRow: it is.
+        BadRow: they are longer.
     """
     length = sum(len(message["content"]) for message in messages)
     if length > max_chars:
@@ -79,7 +79,7 @@ def check_length(messages: Sequence[Message], max_chars: int) -> None:
 
 
 def prompt_text(messages: Sequence[Message]) -> str:
-    """All contents before the last message, blank ones left out, joined by a blank line."""
+    """All non-blank contents before the last message, joined by blank lines."""
     return "\n\n".join(message["content"] for message in messages[:-1] if message["content"].strip())
 
 
@@ -113,9 +113,9 @@ def _first_exchange(messages: Sequence[Message]) -> list[Message]:
 
 def _check_text(text: str) -> None:
     if "\0" in text:
-        raise BadRow("a text holds a NUL character")
-    # Encoding is the fastest test for lone surrogates that Python offers.
+        raise BadRow("a text contains a NUL character")
+    # Encoding is Python's fastest test for lone surrogates.
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadRow("a text holds a lone surrogate, which is not valid Unicode") from None
+        raise BadRow("a text contains a lone surrogate, which is not valid Unicode") from None

@@ -1,4 +1,4 @@
-"""The bytes of a file, decompressed on the way, such that nothing before a break is lost."""
+"""Streaming decompression of files that loses nothing before a point of damage."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _BUFFER_BYTES = 1 << 16
 
 
 class BrokenDataError(Exception):
-    """The compressed data cannot be read from here on: damaged, or cut off."""
+    """The compressed data cannot be read beyond this point: damaged or truncated."""
 
 
 def open_stream(file: Input, compression: str) -> io.BufferedReader:
-    """A file's bytes, of a compressed file what it holds.
+    """A file's bytes, decompressed if necessary.
 
     Args:
         file: the file.
-        compression: the end of its suffix: `.gz`, `.zst` or nothing.
+        compression: end of its suffix: `.gz`, `.zst` or empty.
 
     Raises:
-        BrokenDataError: on reading on where the compressed data is broken; everything before was handed over.
+        BrokenDataError: while reading, where the compressed data is broken; everything before that point has been returned.
     """
     if compression == ".gz":
         return io.BufferedReader(_Gzip(file), _BUFFER_BYTES)
@@ -44,13 +44,13 @@ class _Gzip(io.RawIOBase):
         self._stream = gzip.GzipFile(fileobj=cast(Any, self._bytes))
 
     def readable(self) -> bool:
-        """Say yes."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
         """Fill the buffer from one read."""
         try:
-            # One read of the file below at most: `read` would lose what it had when it met the break.
+            # At most one read of the underlying file: `read` would lose what it has gathered when it reaches the damage.
             data = self._stream.read1(len(buffer))
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise BrokenDataError(str(error)) from None
@@ -58,14 +58,14 @@ class _Gzip(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
-        """Close the file below too."""
+        """Close the underlying file too."""
         self._stream.close()
         self._bytes.close()
         super().close()
 
 
 class _Zstandard(io.RawIOBase):
-    """Arrow's decompressor loses what a failed read had gathered, so such a read is done again byte by byte."""
+    """Repeats failed reads byte by byte, since Arrow's decompressor loses what a failed read has gathered."""
 
     def __init__(self, file: Input) -> None:
         self._file, self._given, self._failed = file, 0, False
@@ -75,11 +75,11 @@ class _Zstandard(io.RawIOBase):
         return pa.CompressedInputStream(pa.PythonFile(open_bytes(self._file), "r"), "zstd")
 
     def readable(self) -> bool:
-        """Say yes."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer, after a failed read with one byte."""
+        """Fill the buffer; after a failed read, with one byte only."""
         data = self._read(1 if self._failed else len(buffer))
         self._given += len(data)
         buffer[: len(data)] = data
@@ -96,7 +96,7 @@ class _Zstandard(io.RawIOBase):
         return self._read(1)
 
     def _reopen(self) -> None:
-        """Come back to the place before the failed read."""
+        """Return to the position before the failed read."""
         self._stream.close()
         self._stream = self._open()
         left = self._given
@@ -104,6 +104,6 @@ class _Zstandard(io.RawIOBase):
             left -= len(self._stream.read(min(left, _BUFFER_BYTES)))
 
     def close(self) -> None:
-        """Close the file below too."""
+        """Close the underlying file too."""
         self._stream.close()
         super().close()

@@ -1,4 +1,4 @@
-"""The chosen rows as files that trainers read."""
+"""Writing selections as files that trainers read."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from divsel_ray.errors import InputError
 from divsel_ray.store import atomic_path
 
 COLUMNS = ("messages", "row_id", "cluster", "quality", "round", "source", "weight", "budget", "why")
-"""What a selection holds, in this order; columns that a table lacks are left out."""
+"""Columns of a selection, in this order; those missing from a table are left out."""
 SELECTION = "selection"
-"""What a run's files of the rows chosen are called."""
+"""Name of a run's selection files, without suffix."""
 _BATCH_ROWS = 1024
 
 
 def write_selection(table: pa.Table, folder: Path, name: str = SELECTION) -> None:
-    """Write `selection.jsonl` and `selection.parquet`, each atomically; the same rows give the same bytes."""
+    """Write `selection.jsonl` and `selection.parquet`, each atomically; the same rows yield the same bytes."""
     for suffix in (".jsonl", ".parquet"):
         write_rows(table, folder / f"{name}{suffix}")
 
 
 def write_rows(table: pa.Table, path: Path) -> None:
-    """Write a selection as JSON Lines or as Parquet, whichever the suffix says, atomically.
+    """Write a selection atomically, as JSON Lines or Parquet according to the suffix.
 
-    JSON Lines: one object a line, `messages` first, UTF-8 not escaped, floats in Python's shortest exact form, null for
-    what is missing or not a number.
+    JSON Lines: one object per line, `messages` first, unescaped UTF-8, floats in Python's shortest exact form, null for
+    missing values and non-finite numbers.
 
     Raises:
-        InputError: the suffix is neither .jsonl nor .parquet, or there is a folder of that name.
+        InputError: the suffix is neither .jsonl nor .parquet, or the path is a folder.
     """
     suffix = check_target(path)
     chosen = table.select([name for name in COLUMNS if name in table.column_names]).replace_schema_metadata(None)
@@ -45,20 +45,20 @@ def write_rows(table: pa.Table, path: Path) -> None:
 
 
 def check_target(path: Path) -> str:
-    """The file's suffix, if a selection can be written to it (see `write_rows`)."""
+    """The file's suffix; raises as `write_rows` does if a selection cannot be written to the path."""
     suffix = Path(path).suffix.lower()
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file to write")
     if suffix not in (".jsonl", ".parquet"):
-        raise InputError(f"{path}: cannot tell how to write it; give a name that ends in .jsonl or .parquet")
+        raise InputError(f"{path}: unknown output format; use a name that ends in .jsonl or .parquet")
     return suffix
 
 
 def _write_parquet(table: pa.Table, path: Path) -> None:
-    """Row groups of few rows, for no reader takes texts of more than 2 GiB from one."""
+    """Write small row groups, since readers accept at most 2 GiB of text from one."""
     with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
         for start in range(0, max(len(table), 1), _BATCH_ROWS):
-            # Each of one chunk: else the bytes would tell how the table was put together.
+            # One chunk each: otherwise the bytes would depend on how the table was assembled.
             writer.write_table(table.slice(start, _BATCH_ROWS).combine_chunks())
 
 

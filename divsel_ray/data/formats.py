@@ -1,18 +1,18 @@
-"""Row formats: each converter turns one parsed row into canonical messages or says why it cannot.
+"""Row formats: each converter turns one parsed row into canonical messages or reports why it cannot.
 
 | format | row |
 |---|---|
 | sharegpt | `conversations`: a list of `{"from": ..., "value": ...}` |
 | messages | `messages`: a list of `{"role": ..., "content": ...}` |
 | openai | the same with `tool_calls` or `function_call` and `"content": null` |
-| lima | `conversations`: a list of strings, by the user and the assistant in turn |
+| lima | `conversations`: a list of strings, alternately by the user and the assistant |
 | self_instruct | `instruction` and `instances`: a list of `{"input": ..., "output": ...}`; each is a conversation |
 | alpaca | `instruction`, `input`, `output` |
-| prompt_completion | `prompt` and `completion`, or one of their other names; texts or lists of messages |
+| prompt_completion | `prompt` and `completion`, or synonymous keys; texts or lists of messages |
 
-A list of turns may also be called `conversation` or `items`, and its turns may mix the names of roles and texts. A text
-in the key `system` or `system_prompt` of any row becomes a system message. Where no format fits, `with_columns` takes
-the parts of a conversation from keys that the user names.
+A list of turns may also be called `conversation` or `items`, and its turns may mix the key names of several formats. A text
+under the key `system` or `system_prompt` of any row becomes a system message. If no format fits, `with_columns` reads the
+parts of a conversation from keys named by the user.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Conversations = list[list[Message]]
 Converter = Callable[[object], Conversations]
 
 UNKNOWN = "unknown"
-"""What `detect` answers when no row looks like a known format."""
+"""Returned by `detect` if no row matches a known format."""
 COLUMNS = "columns"
-"""What the format of a file is called whose keys the user names."""
+"""Format name of a file whose keys are named by the user."""
 
 _CHOICES = ("choices", "options", "endings")
-"""Names of the answers to choose from."""
+"""Keys of multiple-choice answers."""
 _TURN_LISTS = ("conversations", "messages", "conversation", "items")
 _MESSAGE_LISTS = ("messages", "conversations", "conversation", "items")
 _SYSTEM = ("system", "system_prompt")
@@ -60,7 +60,7 @@ def from_sharegpt(row: object) -> list[Message]:
         {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 
-    Roles are matched without case; `turns.ROLES` has all their names.
+    Role names are case-insensitive and listed in `turns.ROLES`.
 
     Raises:
         BadRow: the row has another shape, or a role is unknown.
@@ -69,7 +69,7 @@ def from_sharegpt(row: object) -> list[Message]:
 
 
 def from_messages(row: object) -> list[Message]:
-    """A row of chat messages, as OpenAI's and Hugging Face's tools write them.
+    """A row of chat messages, as written by OpenAI's and Hugging Face's tools.
 
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
@@ -89,11 +89,11 @@ def from_openai(row: object) -> list[Message]:
         [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content":
           "<tool_call>\\n{\\"name\\": \\"sky\\", \\"arguments\\": {\\"day\\": 1}}\\n</tool_call>"}]
 
-    Parts of a text are joined by a newline. The ids of calls, `tool_call_id`, `name`, `weight`, and the definitions of
-    the tools in `tools` and `functions` are left out: they are no turn of the conversation.
+    Parts of a text are joined by a newline. Call ids, `tool_call_id`, `name`, `weight`, and the tool definitions in `tools`
+    and `functions` are ignored: they are not turns of the conversation.
 
     Raises:
-        BadRow: the row has another shape, a role is unknown, or a part of a content is no text.
+        BadRow: the row has another shape, a role is unknown, or a part of a content is not text.
     """
     return _from_turns(row, _MESSAGE_LISTS)
 
@@ -111,7 +111,7 @@ def from_lima(row: object) -> list[Message]:
 
 
 def from_self_instruct(row: object) -> Conversations:
-    """A task of Self-Instruct: one conversation for each of its instances, all of them or none.
+    """A Self-Instruct task: one conversation per instance, all of them or none.
 
         {"instruction": "Translate.", "instances": [{"input": "Bonjour", "output": "Hello"}, {"input": "Oui", "output": "Yes"}]}
         [[{"role": "user", "content": "Translate.\\n\\nBonjour"}, {"role": "assistant", "content": "Hello"}],
@@ -136,7 +136,7 @@ def from_alpaca(row: object) -> list[Message]:
          {"role": "user", "content": "Translate.\\n\\nBonjour"}, {"role": "assistant", "content": "Hello"}]
 
     Raises:
-        BadRow: instruction or output is missing, a field is not a string, or the history is no list of pairs.
+        BadRow: instruction or output is missing, a field is not a string, or the history is not a list of pairs.
     """
     fields = _as_object(row)
     instruction, output = text_of(fields, "instruction"), text_of(fields, "output")
@@ -146,14 +146,14 @@ def from_alpaca(row: object) -> list[Message]:
 
 
 def from_prompt_completion(row: object) -> list[Message]:
-    """A row of two parts, each a text or a list of messages.
+    """A row with two parts, each a text or a list of messages.
 
         {"prompt": "2 + 2?", "completion": "4"}
         {"prompt": [{"role": "user", "content": "2 + 2?"}], "completion": [{"role": "assistant", "content": "4"}]}
         [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
 
-    Other names are instruction, question, query and input for the one, response, output and answer for the other. An
-    `input` or `context` beside it follows the prompt, as in Alpaca, and a `history` comes before it.
+    Synonyms are instruction, question, query and input for the prompt, and response, output and answer for the completion.
+    An additional `input` or `context` follows the prompt, as in Alpaca, and a `history` precedes it.
 
     Raises:
         BadRow: a field is missing or has another shape, or the answer is one of several `choices`.
@@ -162,14 +162,14 @@ def from_prompt_completion(row: object) -> list[Message]:
     prompt, completion = _pair(fields) or _PAIRS[0]
     for key in _CHOICES:
         if isinstance(fields.get(key), list | Mapping):
-            raise BadRow(f"{key}: a question with answers to choose from is no conversation; write them into the prompt")
+            raise BadRow(f"{key}: a multiple-choice question is not a conversation; write the answers into the prompt")
     asked = _part(fields, prompt, "user")
     extras = _extras(fields, prompt, completion)
     return [*_system(fields), *_history(fields), *_followed(asked, extras), *_part(fields, completion, "assistant")]
 
 
 def from_unknown(row: object) -> list[Message]:
-    """Refuse a row of a file whose format could not be told.
+    """Reject a row of a file whose format is unknown.
 
     Raises:
         BadRow: always.
@@ -179,20 +179,20 @@ def from_unknown(row: object) -> list[Message]:
 
 
 def with_columns(columns: Mapping[ConversationPart, str]) -> Converter:
-    """A converter for rows whose parts are under keys of the user's: `{"prompt": "data.ask", "completion": "reply"}`.
+    """A converter for rows with user-defined keys: `{"prompt": "data.ask", "completion": "reply"}`.
 
         {"data": {"ask": "Hi"}, "reply": "Hello."}
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 
-    A dot leads into an object where no key is called like the whole. `prompt` and `completion` are texts or lists of
-    messages, `messages` is a list of turns in any dialect; `system` comes first, `input` after the prompt and a blank
-    line, and both may be null.
+    A dot descends into an object unless a key has the whole name. `prompt` and `completion` are texts or lists of messages,
+    `messages` is a list of turns in any dialect; `system` comes first, `input` after the prompt and a blank line, and both
+    may be null.
 
     Args:
         columns: part (prompt, input, completion, system, messages) to key.
 
     Raises:
-        InputError: the parts do not make a conversation. The converter raises BadRow where a key is missing.
+        InputError: the parts do not form a conversation. The converter raises BadRow if a key is missing.
     """
     parts = set(columns)
     is_pair = {"prompt", "completion"} <= parts and "messages" not in parts
@@ -218,13 +218,13 @@ CONVERTERS: dict[str, Converter] = {
     "prompt_completion": _single(from_prompt_completion),
     UNKNOWN: _single(from_unknown),
 }
-"""What makes a row's conversations, one in all formats but one."""
+"""Converters by format name; only self_instruct may return several conversations per row."""
 
 
 def detect(rows: Iterable[object]) -> str:
-    """The format that most of these rows (the first ones of a file) have; `unknown` when none has any."""
+    """The most common format of these rows (the first ones of a file); `unknown` if none is recognised."""
     votes = Counter(name for row in rows if (name := _shape(row)) != UNKNOWN)
-    # One tool call among chat messages makes them OpenAI's.
+    # A single tool call among chat messages makes the file OpenAI's format.
     if votes["openai"]:
         votes["openai"] += votes.pop("messages", 0)
     # Ties go to the format that comes first in the table, never to the row that happened to come first.
@@ -248,7 +248,7 @@ def _holds_turns(row: Fields, key: str) -> bool:
     turns = row.get(key)
     if not isinstance(turns, list) or key in _TURN_LISTS[:2]:
         return isinstance(turns, list)
-    # The other names are everyday words: a list under one of them counts only if it begins like a conversation.
+    # The other names are common words: a list under one of them counts only if it starts like a conversation.
     return bool(turns) and isinstance(turns[0], Mapping) and ("from" in turns[0] or "role" in turns[0])
 
 
@@ -270,7 +270,7 @@ def _from_turns(row: object, keys: Sequence[str]) -> list[Message]:
 
 
 def _pair(fields: Fields) -> tuple[str, str] | None:
-    """The names of prompt and completion in a row: the first two with values, else the first two that are there."""
+    """The keys of prompt and completion in a row: the first pair with values, else the first pair present."""
     for prompt, completion in _PAIRS:
         if fields.get(prompt) is not None and fields.get(completion) is not None:
             return prompt, completion
@@ -305,36 +305,36 @@ def _part(fields: Fields, key: str, role: Literal["user", "assistant"]) -> list[
 
 
 def _side(value: object, key: str, role: Literal["user", "assistant"]) -> list[Message]:
-    """One side of a pair: a text by this role, or messages that have roles of their own."""
+    """One side of a pair: a text by this role, or messages with their own roles."""
     return read_turns(value, key) if isinstance(value, list) else [{"role": role, "content": as_text(value, key)}]
 
 
 def _followed(asked: list[Message], extras: Sequence[str]) -> list[Message]:
-    """The turns up to the question, which then ends with these texts, as far as they are not blank and not the question."""
+    """The turns up to the question, with these texts appended to it unless blank or equal to the question."""
     for turn in asked[-1:]:
         turn["content"] = _joined(turn["content"], *(text for text in extras if text != turn["content"]))
     return asked
 
 
 def _extras(fields: Fields, prompt: str, completion: str) -> list[str]:
-    """Texts that belong to a prompt, by their names."""
+    """Texts that belong to a prompt, judging by their keys."""
     beside = [key for key in ("input", "context") if key != prompt]
     if completion != "output" and fields.get("output") is not None:
-        # An input with an output of its own is another pair.
+        # An input with its own output is a separate pair.
         beside = [key for key in beside if key != "input"]
     if prompt != "instruction":
-        # Of an instruction they are part by convention; elsewhere a `context` may also be an object of facts about the row.
+        # By convention they belong to an instruction; elsewhere a `context` may also be an object with metadata of the row.
         beside = [key for key in beside if isinstance(fields.get(key), str)]
     return [_optional(fields.get(key), key) for key in beside]
 
 
 def _history(fields: Fields) -> list[Message]:
-    """Earlier exchanges, as LLaMA-Factory writes them: pairs of question and answer."""
+    """Earlier exchanges in LLaMA-Factory's form: pairs of question and answer."""
     pairs = fields.get("history")
     if pairs is None:
         return []
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise BadRow("history is no list of pairs [question, answer]")
+        raise BadRow("history is not a list of pairs [question, answer]")
     turns: list[Message] = []
     for question, answer in pairs:
         turns.append({"role": "user", "content": as_text(question, "history")})

@@ -1,7 +1,7 @@
-"""Randomness that depends on the row and not on its place: a hash of seed, purpose and row id.
+"""Randomness that depends on the row and not on its position: a hash of seed, purpose and row id.
 
-A draw made this way is the same whatever the order of the rows, the number of workers or the shape of the blocks.
-Every purpose gets its own stream, so that two draws over the same rows are independent.
+Such draws do not depend on the order of the rows, the number of workers or the shape of the blocks. Every purpose has its
+own stream, so that two draws over the same rows are independent.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from numpy.typing import ArrayLike, NDArray
 
 _HEX_DIGITS = 32
 _CHUNK = 1 << 20
-"""Rows hashed at a time: the steps between need ten times the memory of the result."""
+"""Rows hashed at a time: intermediate steps need ten times the memory of the result."""
 
 
 def uniform_hash(seed: int, purpose: str, row_ids: ArrayLike) -> NDArray[np.uint64]:
     """A uniform 64-bit integer per row.
 
-    The two 64-bit words of the id are mixed, one after the other, with the two words of BLAKE2b(seed, purpose) by the
-    finaliser of SplitMix64.
+    The two 64-bit words of the id are mixed in turn with the two words of BLAKE2b(seed, purpose) by the SplitMix64 finaliser.
 
     Args:
         seed: the job's seed.
-        purpose: what the draw is for; another purpose gives an independent hash.
+        purpose: purpose of the draw; different purposes give independent hashes.
         row_ids: (n,) row ids, 32 hex digits each, as str or bytes.
 
     Returns:
@@ -47,7 +46,7 @@ def uniform_hash(seed: int, purpose: str, row_ids: ArrayLike) -> NDArray[np.uint
 
 
 def finalise(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64: 64-bit words whose every bit depends on all bits of the word that was there.
+    """The SplitMix64 finaliser: every bit of the resulting 64-bit words depends on all bits of the input word.
 
     Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """
@@ -57,10 +56,10 @@ def finalise(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def id_array(column: pa.ChunkedArray | pa.Array) -> NDArray[np.bytes_]:
-    """Row ids of a Parquet column as bytes of 32 characters, (n,), without a Python object for each.
+    """Row ids of a Parquet column as bytes of 32 characters, (n,), without creating a Python object per id.
 
     Raises:
-        ValueError: one is null or has another length.
+        ValueError: an id is null or has another length.
     """
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     parts = [_id_bytes(chunk) for chunk in chunks if len(chunk)]
@@ -83,14 +82,14 @@ def _words(row_ids: NDArray[Any]) -> NDArray[np.uint64]:
     text = np.ascontiguousarray(ids).view(np.uint8).reshape(len(ids), -1)
     pairs = np.ascontiguousarray(text[:, :_HEX_DIGITS]).view(np.uint16)
     values = _PAIRS[pairs]
-    # A shorter id ends in NULs, which are no digits.
+    # A shorter id ends in NULs, which are not digits.
     if values.min() < 0 or text[:, _HEX_DIGITS:].any():
         raise ValueError("row ids must be 32 hex digits")
     return values.astype(np.uint8).view(">u8").astype(np.uint64)
 
 
 def _pair_table() -> NDArray[np.int16]:
-    """The byte that two hex digits stand for, by the digits as they lie in memory; -1 for what are none."""
+    """Table from two hex digits, as stored in memory, to the byte they encode; -1 for other characters."""
     table = np.full(1 << 16, -1, dtype=np.int16)
     digits = b"0123456789abcdef"
     for value in range(256):

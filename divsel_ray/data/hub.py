@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub: `hf:OWNER/NAME`, `hf:OWNER/NAME@REVISION`, `hf:OWNER/NAME/data/*.parquet`."""
+"""Data sets on the Hugging Face hub: `hf:OWNER/NAME`, `hf:OWNER/NAME@REVISION`, `hf:OWNER/NAME/data/*.parquet`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from divsel_ray.errors import InputError, first_line
 HUB = "hf:"
 _REFERENCE = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>(refs/(convert|pr)/)?[^/]+))?(/(?P<path>.+))?")
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
-"""Files that hold no rows and look as if they did."""
+"""Metadata files with a data suffix but no rows."""
 
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A reference in parts.
+    """A parsed reference.
 
     Attributes:
         name: OWNER/NAME.
         revision: branch, tag or commit; None for the newest.
-        path: file, folder or glob inside; empty for everything.
+        path: file, folder or glob inside the data set; empty for everything.
     """
 
     name: str
@@ -31,10 +31,10 @@ class HubDataset:
 
 
 def parse_reference(reference: str) -> HubDataset:
-    """The parts of a reference.
+    """Parse a reference.
 
     Raises:
-        InputError: it is none.
+        InputError: the reference is malformed.
     """
     match = _REFERENCE.fullmatch(reference)
     if match is None:
@@ -43,12 +43,12 @@ def parse_reference(reference: str) -> HubDataset:
 
 
 def download(reference: str, suffixes: Sequence[str]) -> Path:
-    """The folder with a data set's files of these suffixes, fetched into the hub's cache unless they are there already.
+    """Download a data set's files with these suffixes into the hub's cache unless cached; returns their folder.
 
     Raises:
         InputError: no such data set or revision, no access, or no network and nothing cached.
     """
-    # Imported here: the hub's client takes half a second that only these references should cost.
+    # Imported here because the hub's client takes half a second to import.
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -64,15 +64,15 @@ def download(reference: str, suffixes: Sequence[str]) -> Path:
             )
         )
     except errors.GatedRepoError:
-        problem = "access must be asked for on the hub first; then set HF_TOKEN"
+        problem = "access is restricted; request it on the hub, then set HF_TOKEN"
     except errors.RepositoryNotFoundError:
-        problem = "no such data set on the Hugging Face hub, or a private one: check the name, or set HF_TOKEN"
+        problem = "no such data set on the Hugging Face hub, or it is private; check the name or set HF_TOKEN"
     except errors.RevisionNotFoundError:
         problem = f"no revision {dataset.revision}"
     except errors.LocalEntryNotFoundError:
         problem = "the Hugging Face hub cannot be reached and the data set is not in the local cache"
     except Exception as error:
-        # Its transports raise errors of their own.
+        # The client's transports raise their own errors.
         problem = first_line(error)
     raise InputError(f"{reference}: {problem}")
 
@@ -80,5 +80,5 @@ def download(reference: str, suffixes: Sequence[str]) -> Path:
 def _patterns(path: str, suffixes: Sequence[str]) -> list[str]:
     if not path:
         return [f"*{suffix}" for suffix in suffixes]
-    # In the hub's patterns `**/` stands for at least one folder, in a glob for none too.
+    # In the hub's patterns `**/` matches at least one folder, in a glob also none.
     return sorted({path, path.replace("**/", ""), f"{path}/*"})

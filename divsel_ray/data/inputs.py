@@ -1,4 +1,4 @@
-"""Which files a job reads, and what identifies their content."""
+"""The input files of a job, and the fingerprint of their content."""
 
 from __future__ import annotations
 
@@ -24,21 +24,20 @@ _KINDS = "a file, a folder, a glob, s3://..., gs://..., hf:OWNER/NAME or package
 def find_inputs(data: Sequence[str], setting: str) -> list[Input]:
     """The files behind a list of references, sorted by path, each once.
 
-    A reference is a file, a folder, a glob, any of them behind s3://, gs:// or file://, `hf:OWNER/NAME` (with
-    `@REVISION`, `/FILE`, `/FOLDER` or `/GLOB` after it; fetched into the hub's cache), or `package:NAME`. A folder gives
-    its files at any depth, a glob those it matches; both leave out files with another suffix and, as elsewhere in the
-    Parquet world, names that begin with a dot or an underscore, and the folders that selections keep their stages in.
+    A reference is a file, a folder, a glob, any of these with s3://, gs:// or file://, `hf:OWNER/NAME` (optionally followed
+    by `@REVISION`, `/FILE`, `/FOLDER` or `/GLOB`; fetched into the hub's cache), or `package:NAME`. A folder stands for its
+    files at any depth, a glob for those it matches. Both skip files with other suffixes, names that start with a dot or an
+    underscore, as is usual for Parquet data sets, and the folders in which selections keep their stages.
 
     Args:
         data: the references.
-        setting: that names them, for messages.
+        setting: their setting, for messages.
 
     Raises:
-        InputError: something does not exist, cannot be reached, holds nothing readable, or has a suffix that no reader
-            knows.
+        InputError: a reference does not exist, cannot be reached, contains nothing readable, or has an unknown suffix.
     """
     if not data:
-        raise InputError(f"{setting}: empty; give {_KINDS}")
+        raise InputError(f"{setting}: empty; expected {_KINDS}")
     try:
         files = sorted({_absolute(file) for reference in data for file in _expand(reference)}, key=str, reverse=True)
     except InputError as error:
@@ -65,7 +64,7 @@ def named_files(path: str, setting: str) -> list[Path]:
 
 
 def source_names(files: Sequence[Input]) -> list[str]:
-    """A name for each file: its file name, with as many parent folders before it as make it unique."""
+    """A name for each file: its file name, prefixed with as many parent folders as needed to make it unique."""
     parts = {file: _absolute(file).parts for file in files}
     depth = dict.fromkeys(files, 1)
     while True:
@@ -79,14 +78,14 @@ def source_names(files: Sequence[Input]) -> list[str]:
 
 
 def fingerprint_inputs(files: Sequence[Input], setting: str) -> str:
-    """What identifies the input: 16 hex digits of every file's name and bytes; remote files are read for it too.
+    """Fingerprint of the input: 16 hex digits from every file's name and bytes; remote files are read in full.
 
-    It does not depend on the folder the files lie in or on their order; one changed byte changes it. A file's name
-    counts because it becomes the rows' `source`.
+    It does not depend on the folder or order of the files, and changes with every byte. A file's name counts because it
+    becomes the `source` of its rows.
 
     Args:
         files: from `find_inputs`.
-        setting: that names them, for messages.
+        setting: their setting, for messages.
 
     Raises:
         InputError: a file cannot be read.
@@ -118,7 +117,7 @@ def _expand(reference: str) -> Iterable[Input]:
     if reference.startswith(PACKAGE):
         return packaged_data(reference)
     if reference.startswith(HUB):
-        # The cache holds whatever other programs fetched of the data set.
+        # The cache also contains files of the data set that other programs fetched.
         found = _local(reference, download(reference, SUFFIXES) / parse_reference(reference).path)
         return [file for file in found if file.name not in DESCRIPTIONS]
     if is_address(reference):
@@ -128,17 +127,17 @@ def _expand(reference: str) -> Iterable[Input]:
 
 
 def _local(reference: str, path: Path) -> Sequence[Input]:
-    """What there is of a reference at a path of this machine."""
+    """The files of a reference at a local path."""
     if path.is_file():
         return _readable(reference, [path])
     if path.is_dir():
         return _readable(reference, [p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))])
     if glob.has_magic(str(path)):
         matches = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (takes absolute patterns)
-        # A hidden folder before the first wildcard is meant.
+        # A hidden folder before the first wildcard was named on purpose.
         named = next(place for place, part in enumerate(path.parts) if glob.has_magic(part))
         return _readable(reference, [m for m in matches if m.is_file() and not _hidden(Path(*m.parts[named:]))])
-    hint = f"for a Hugging Face data set write hf:{reference}" if _looks_like_a_dataset(reference) else f"expected {_KINDS}"
+    hint = f"for a Hugging Face data set use hf:{reference}" if _looks_like_a_dataset(reference) else f"expected {_KINDS}"
     raise InputError(f"{reference}: no such file or folder; {hint}")
 
 
@@ -156,7 +155,7 @@ def _readable(reference: str, files: Sequence[Input]) -> Sequence[Input]:
     kept = [file for file in files if known_suffix(file)]
     if not kept:
         seen = ", ".join(sorted({Path(file.name).suffix or file.name for file in files})[:5])
-        raise InputError(f"{reference}: no {READABLE} file there" + (f" (only {seen})" if seen else ""))
+        raise InputError(f"{reference}: contains no {READABLE} file" + (f" (only {seen})" if seen else ""))
     return kept
 
 

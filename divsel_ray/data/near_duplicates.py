@@ -1,8 +1,8 @@
-"""Which rows say the same in nearly the same words: MinHash, banding and exact Jaccard similarity, on arrays.
+"""Near-duplicate texts by MinHash, banding and exact Jaccard similarity, on arrays.
 
-A text is the set of its runs of five words. Texts whose MinHash signatures agree in a whole band are candidates (Broder
-1997; Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", section 3.4); of those, the pairs that are kept have an
-exact Jaccard similarity of at least the threshold, so nothing is called a duplicate by chance. Pairs join into groups.
+A text is represented by the set of its 5-word shingles. Texts whose MinHash signatures agree in a whole band are candidates
+(Broder 1997; Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", section 3.4). Only pairs with an exact Jaccard
+similarity of at least the threshold are kept, so nothing counts as a duplicate by chance. Pairs are joined into groups.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from divsel_ray.data.words import run_hashes
 RUN_WORDS = 5
 PERMUTATIONS = 128
 CROWD = 1000
-"""Rows of a bucket that are compared with each other; a larger bucket is split by further bands first."""
+"""Largest bucket whose rows are all compared with each other; larger buckets are split by further bands first."""
 _SEED = 0
 _RECALL = 0.99
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def shingle_set(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The distinct runs of five words of a text; of a shorter text, the whole as one run; of an empty one, nothing.
+    """The distinct runs of five words of a text; a shorter text is a single run, an empty one has none.
 
     Args:
         words: (n,) word hashes.
@@ -38,7 +38,7 @@ def shingle_set(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def jaccard(a: NDArray[np.unsignedinteger], b: NDArray[np.unsignedinteger]) -> float:
-    """|a and b| / |a or b| of two sets, each given as distinct values; at least one is not empty."""
+    """|a and b| / |a or b| of two sets, each given as distinct values; at least one must not be empty."""
     common = len(np.intersect1d(a, b, assume_unique=True))
     return common / (len(a) + len(b) - common)
 
@@ -60,7 +60,7 @@ def signatures(sets: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint32]:
 
 
 def banding(threshold: float) -> tuple[int, int]:
-    """How many bands of how many signature entries: the longest bands that find 99 % of the pairs at the threshold.
+    """Number of bands and signature entries per band: the longest bands that find 99 % of the pairs at the threshold.
 
     A pair of similarity s agrees in at least one of b bands of r entries with probability 1 - (1 - s^r)^b.
     """
@@ -70,7 +70,7 @@ def banding(threshold: float) -> tuple[int, int]:
 
 
 def band_keys(signature: NDArray[np.uint32], bands: int, rows: int) -> NDArray[np.uint64]:
-    """One number per band and row, equal where all entries of the band are equal: (bands, n) uint64."""
+    """One key per band and row, equal if all entries of the band are equal: (bands, n) uint64."""
     entries = signature[:, : bands * rows].reshape(len(signature), bands, rows).astype(np.uint64)
     keys = np.zeros((len(signature), bands), dtype=np.uint64)
     for row in range(rows):
@@ -80,7 +80,7 @@ def band_keys(signature: NDArray[np.uint32], bands: int, rows: int) -> NDArray[n
 
 
 def buckets(keys: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
-    """The positions of equal keys, where there are at least two; ascending inside a bucket."""
+    """Positions of each key that occurs at least twice; ascending within a bucket."""
     order = np.argsort(keys, kind="stable")
     ends = np.flatnonzero(np.diff(keys[order])) + 1
     starts, stops = np.r_[0, ends], np.r_[ends, len(keys)]
@@ -91,16 +91,16 @@ def buckets(keys: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
 def thin_out(
     rows: NDArray[np.int64], further: Callable[[int, NDArray[np.int64]], NDArray[np.uint64]], depths: int, crowd: int = CROWD
 ) -> Iterator[NDArray[np.int64]]:
-    """Split a bucket that is too large to compare all with all: by the keys of further bands, as long as it takes.
+    """Split a bucket that is too large for all comparisons by the keys of further bands, as often as needed.
 
-    Rows that agree in one band and are no duplicates share a boilerplate. Each further band they must agree in leaves
-    rows together that are nearer duplicates. Where all bands agree the rows are alike almost surely: they are compared
-    in pieces that share their first row.
+    Rows that agree in one band without being duplicates share boilerplate. Each further band in which they must agree
+    leaves closer duplicates together. Rows that agree in all bands are almost surely duplicates: they are compared in
+    pieces that share their first row.
 
     Args:
         rows: (m,) rows of the bucket.
-        further: depth and rows to their keys in that further band.
-        depths: how many further bands there are.
+        further: (depth, rows) to the keys of the rows in that further band.
+        depths: number of further bands.
         crowd: largest bucket that is not split.
 
     Yields:
@@ -124,21 +124,21 @@ def alike_pairs(
     set_of: Callable[[int], NDArray[np.unsignedinteger]],
     threshold: float,
 ) -> list[tuple[int, int]]:
-    """Pairs of a bucket with a Jaccard similarity of at least `threshold`, as many as connect the rows all such pairs connect.
+    """Pairs of a bucket with a Jaccard similarity of at least `threshold`, enough to connect all rows that such pairs connect.
 
-    A row is compared with those not yet connected to anything before it, so a bucket of m duplicates takes m comparisons
-    and one of m strangers m (m - 1) / 2. Exact similarity is computed only where set sizes and signatures allow it.
+    A row is compared only with those not yet connected to an earlier one, so a bucket of m duplicates takes m comparisons
+    and one of m dissimilar rows m (m - 1) / 2. Exact similarity is computed only if set sizes and signatures allow a match.
 
     Args:
         signature: (m, 128) signatures.
         sizes: (m,) sizes of the sets.
-        met: (m, e) numbers, equal in a column for rows that were compared before; such pairs are left out.
+        met: (m, e) numbers, equal in a column for rows that have already been compared; such pairs are skipped.
         set_of: row to its set of distinct hashes.
-        threshold: least similarity.
+        threshold: minimum similarity.
     """
     if (met == met[:1]).all(axis=0).any():
         return []
-    # Four standard deviations of the estimate: of true pairs, 3 in 100,000 are passed over.
+    # Four standard deviations of the estimate: 3 in 100,000 true pairs are missed.
     least = PERMUTATIONS * threshold - 4 * np.sqrt(PERMUTATIONS * threshold * (1 - threshold))
     left, connected, pairs = np.arange(len(sizes)), deque[int](), list[tuple[int, int]]()
     while len(left):
@@ -156,10 +156,10 @@ def alike_pairs(
 
 
 def smallest_connected(n: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each of n nodes, the smallest node that a chain of pairs connects it to (itself where there is none): (n,).
+    """For each of n nodes, the smallest node connected to it by a chain of pairs (or itself): (n,).
 
-    Labels fall along the edges and their trees are flattened by pointer jumping (Shiloach and Vishkin 1982), so the number
-    of passes grows with the logarithm of n.
+    Labels propagate along the edges and their trees are flattened by pointer jumping (Shiloach and Vishkin 1982), so the
+    number of passes grows with the logarithm of n.
 
     Args:
         n: number of nodes.

@@ -1,8 +1,8 @@
-"""Rows that hold evaluation data: runs of words shared with benchmark texts.
+"""Decontamination: rows that share runs of words with benchmark texts.
 
-A run of `ngram` words that a benchmark text and a pool text share is an overlap (13 words: Brown et al. 2020, "Language
-Models are Few-Shot Learners", appendix C). A benchmark text that is shorter, down to half as many words, overlaps where a
-pool text holds it whole; still shorter ones, such as labels and answers of one word, say nothing and are left out.
+A run of `ngram` words shared by a benchmark text and a pool text is an overlap (13 words: Brown et al. 2020, "Language
+Models are Few-Shot Learners", appendix C). A shorter benchmark text, down to half as many words, overlaps with a pool text
+that contains all of it. Texts shorter still, such as labels and one-word answers, carry no evidence and are ignored.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from divsel_ray.data.words import WordHasher, run_hashes
 
 @dataclass(frozen=True)
 class BenchmarkIndex:
-    """The runs of words that pool rows must not hold.
+    """The runs of words that pool rows must not contain.
 
     Attributes:
         hashes: (m,) uint64 hashes of the runs, ascending and distinct.
-        row: (m,) int64 number of the first benchmark row that has the run.
-        lengths: the lengths of the runs in words, longest first.
-        starts: (s,) uint64 hashes of the first `shortest_text(ngram)` words of texts shorter than `ngram`, ascending: a pool
-            text without any of them holds none of those texts.
-        ngram: words in a run that make an overlap.
+        row: (m,) int64 number of the first benchmark row with the run.
+        lengths: lengths of the runs in words, longest first.
+        starts: (s,) uint64 hashes of the first `shortest_text(ngram)` words of texts shorter than `ngram`, ascending; a pool
+            text without any of them contains none of those texts.
+        ngram: number of words in a run that count as an overlap.
     """
 
     hashes: NDArray[np.uint64]
@@ -41,7 +41,7 @@ class Overlap:
     """A run of words that a pool text shares with a benchmark row.
 
     Attributes:
-        words: its length.
+        words: number of words in the run.
         row: number of the benchmark row.
     """
 
@@ -50,16 +50,16 @@ class Overlap:
 
 
 def shortest_text(ngram: int) -> int:
-    """Words that a benchmark text must have to be looked for."""
+    """Minimum number of words in a benchmark text for it to be searched for."""
     return max(1, ngram // 2)
 
 
 def build_index(rows: Iterable[object], ngram: int) -> BenchmarkIndex:
-    """Index all texts of benchmark rows, about 16 bytes for each word.
+    """Index all texts of benchmark rows, about 16 bytes per word.
 
     Args:
         rows: parsed rows of any shape; every string in them is a text.
-        ngram: words in a run that make an overlap.
+        ngram: number of words in a run that count as an overlap.
     """
     hasher, starts = WordHasher(), set[int]()
     hashes, numbers, lengths = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], set[int]()
@@ -79,7 +79,7 @@ def build_index(rows: Iterable[object], ngram: int) -> BenchmarkIndex:
 
 
 def texts_of(value: object) -> Iterator[str]:
-    """Every string inside a parsed row, keys of objects left out."""
+    """Every string inside a parsed row, except object keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -88,11 +88,11 @@ def texts_of(value: object) -> Iterator[str]:
 
 
 def find_overlap(index: BenchmarkIndex, texts: Iterable[NDArray[np.uint64]]) -> Overlap | None:
-    """The first overlap of a row, the longest runs looked for first; None where there is none.
+    """The first overlap of a row, searching the longest runs first; None if there is none.
 
     Args:
         index: the benchmark texts.
-        texts: hashed words of each text of the row; a run never goes from one to the next.
+        texts: hashed words of each text of the row; runs do not cross from one text to the next.
     """
     texts = list(texts)
     for length in index.lengths:
@@ -113,5 +113,5 @@ def _may_hold_a_short_text(index: BenchmarkIndex, words: NDArray[np.uint64]) -> 
 
 
 def _places(ascending: NDArray[np.uint64], values: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Where each value would be found; any place where it is not there."""
+    """The position of each value; an arbitrary valid position if it is absent."""
     return np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)

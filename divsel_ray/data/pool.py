@@ -1,10 +1,10 @@
 """The three steps that make a pool, on files and without Ray.
 
 1. `parse_file`: one input file becomes conversations, split by row id into partitions, and a quarantine of bad rows.
-2. `write_keys` and `find_threshold`: which rows belong to a sample of the whole pool (only when one is asked for).
-3. `write_part`: one partition is sorted by row id, freed of exact duplicates, thinned to the sample and written.
+2. `write_keys` and `find_threshold`: which rows belong to a sample of the whole pool (only if one is requested).
+3. `write_part`: one partition is sorted by row id, deduplicated exactly, reduced to the sample and written.
 
-Rows are ordered by id everywhere, so that the pool does not depend on how its input was split into files.
+Rows are always ordered by id, so that the pool does not depend on how its input was split into files.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ class FileTask:
     Attributes:
         file: the file.
         source: its name in the pool.
-        n_partitions: how many partitions the pool has.
+        n_partitions: number of partitions of the pool.
         format: a key of `formats.CONVERTERS`, or auto.
-        columns: part of a conversation to key of a row; where there are any, the format does not matter.
+        columns: part of a conversation to key of a row; if given, the format is ignored.
         turns: whole conversations, or the first exchange.
-        max_chars: longest conversation.
-        score_column: numeric key kept as score.
+        max_chars: maximum length of a conversation.
+        score_column: numeric key stored as score.
     """
 
     file: Input
@@ -84,13 +84,13 @@ class FileTask:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the files of a pool in the making lie.
+    """Locations of the files of a pool under construction.
 
     Attributes:
-        folder: the stage's folder; temporary files lie in its `raw`.
+        folder: the stage's folder; temporary files go to its `raw`.
         sources: names of the input files, sorted; file i is parsed into `file_folder(i)`.
-        n_partitions: how many partitions the pool has.
-        seed: of the sample.
+        n_partitions: number of partitions of the pool.
+        seed: seed of the sample.
     """
 
     folder: Path
@@ -100,11 +100,11 @@ class Layout:
 
     @property
     def raw(self) -> Path:
-        """The folder of everything temporary."""
+        """The folder of temporary files."""
         return self.folder / "raw"
 
     def file_folder(self, index: int) -> Path:
-        """Where one input file is parsed into."""
+        """The folder into which one input file is parsed."""
         return self.raw / f"file-{index:05d}"
 
     def key_file(self, partition: int) -> Path:
@@ -116,11 +116,11 @@ class Layout:
         return self.folder / f"part-{partition:05d}.parquet"
 
     def part_facts(self, partition: int) -> Path:
-        """What is counted of it."""
+        """The counts of one file of the pool."""
         return self.raw / f"part-{partition:05d}.json"
 
     def batches(self, partition: int) -> Iterator[tuple[str, pa.RecordBatch]]:
-        """One partition's raw rows with their source, in source order, then file order."""
+        """The raw rows of one partition with their source, in source order, then file order."""
         for index, source in enumerate(self.sources):
             for batch in spill.read_partition(self.file_folder(index), partition):
                 yield source, batch
@@ -136,10 +136,10 @@ class Threshold:
 
 @dataclass(frozen=True)
 class PartPlan:
-    """What becomes of every partition's rows.
+    """How the rows of every partition are processed.
 
     Attributes:
-        threshold: where the sample ends, None to keep every row.
+        threshold: end of the sample, None to keep every row.
         tokenizer: model reference, for `n_tokens`.
         with_score: whether the pool has the column `score`.
     """
@@ -150,12 +150,12 @@ class PartPlan:
 
 
 def parse_file(task: FileTask, folder: Path) -> dict[str, Any]:
-    """Parse one file into `folder`: its rows by partition, its quarantine and its facts. Done once.
+    """Parse one file into `folder`: its rows by partition, its quarantine and its facts. Skipped if already done.
 
     Returns:
-        `format`, `rows` (records of the file), `good`, `bad`, `conversations` (where good rows gave several), `duplicates`
-        (those seen already), `reasons` (reason to count), `first_bad` (up to three `position: reason`), `unreadable` (why the
-        end of the file is lost, or None) and `lost` (about how many rows are lost with it).
+        `format`, `rows` (records of the file), `good`, `bad`, `conversations` (if good rows yielded several), `duplicates`
+        (found so far), `reasons` (reason to count), `first_bad` (up to three `position: reason`), `unreadable` (why the end of
+        the file is unreadable, or None) and `lost` (estimated number of rows lost with it).
     """
     if not folder.exists():
         with atomic_path(folder) as temporary:
@@ -205,7 +205,7 @@ def _rows_or_fault(record: Record, position: int, convert: Converter, task: File
 
 
 def _converter(task: FileTask, head: Sequence[Record]) -> tuple[str, Converter]:
-    """The format of a file, told from its first rows unless it is given, and what reads it."""
+    """The format of a file, detected from its first rows unless given, and its converter."""
     if task.columns:
         return COLUMNS, with_columns(task.columns)
     name = detect(record.value for record in head if record.reason is None) if task.format == "auto" else task.format
@@ -213,7 +213,7 @@ def _converter(task: FileTask, head: Sequence[Record]) -> tuple[str, Converter]:
 
 
 def _rows(record: Record, position: int, convert: Converter, task: FileTask) -> list[dict[str, Any]]:
-    """The pool's rows of a record."""
+    """The pool rows made from one record."""
     if record.reason is not None:
         raise BadRow(record.reason)
     conversations = [canonicalise(messages, task.turns) for messages in convert(record.value)]
@@ -236,19 +236,19 @@ def _number(row: Any, column: str) -> float | None:
 
 
 def _counted(reasons: Counter[str], reason: str) -> str:
-    """The name under which a reason is counted: the facts stay small whatever the garbage."""
+    """The name under which a reason is counted; limited in number to keep the facts small for any input."""
     return reason if reason in reasons or len(reasons) < _COUNTED_REASONS else "other reasons"
 
 
 def bad_rows_allowed(rows: int, limit: int | None) -> int:
-    """Bad rows tolerated of so many: the limit, or the larger of 100 and 1 % where there is none."""
+    """Number of bad rows tolerated among `rows`: the limit, or the larger of 100 and 1 % if it is None."""
     return max(_BAD_ROWS, rows // 100) if limit is None else limit
 
 
 def quarantine_line(source: str, record: Record, reason: str) -> str:
-    """A bad row as the quarantine lists it: file, position, reason and the start of the row, one line of JSON.
+    """A bad row as a line of the quarantine: file, position, reason and the start of the row, in JSON.
 
-    Strings may hold lone surrogates: write it with errors="backslashreplace".
+    Strings may contain lone surrogates: write the line with errors="backslashreplace".
     """
     try:
         text = record.value if isinstance(record.value, str) else json.dumps(record.value, ensure_ascii=False, default=_shown)
@@ -271,9 +271,9 @@ def join_quarantines(layout: Layout) -> None:
 
 
 def write_keys(layout: Layout, partition: int, sample: int) -> None:
-    """Write the (key, row_id) of those rows of a partition that can be in the sample, and of one more. Done once.
+    """Write (key, row_id) of the rows of a partition that may be in the sample, plus one more. Skipped if already done.
 
-    The one more tells a partition that is larger than the sample from one that is all of it.
+    The extra row distinguishes a partition larger than the sample from one that equals it.
     """
     path = layout.key_file(partition)
     if path.exists():
@@ -287,7 +287,7 @@ def write_keys(layout: Layout, partition: int, sample: int) -> None:
 
 
 def find_threshold(layout: Layout, sample: int) -> Threshold | None:
-    """The row at which the `sample` smallest (key, row_id) of the whole pool end; None when it has no more rows than that."""
+    """The last of the `sample` smallest (key, row_id) of the whole pool; None if the pool has no more rows than that."""
     files = [np.load(layout.key_file(partition), mmap_mode="r", allow_pickle=False) for partition in range(layout.n_partitions)]
     keys = np.concatenate([file["key"] for file in files])
     if len(keys) <= sample:
@@ -298,10 +298,10 @@ def find_threshold(layout: Layout, sample: int) -> Threshold | None:
 
 
 def write_part(layout: Layout, partition: int, plan: PartPlan) -> dict[str, int]:
-    """Write one partition of the pool, sorted by row id. Done once.
+    """Write one partition of the pool, sorted by row id. Skipped if already done.
 
     Returns:
-        `rows`, `tokens`, `duplicates` removed here, `unique` rows before the sample, `score_missing`.
+        `rows`, `tokens`, `duplicates` removed here, `unique` rows before sampling, `score_missing`.
     """
     path, facts_path = layout.part(partition), layout.part_facts(partition)
     if not (path.exists() and facts_path.exists()):
@@ -309,21 +309,21 @@ def write_part(layout: Layout, partition: int, plan: PartPlan) -> dict[str, int]
         part = _finish(_sampled(table, layout, plan.threshold), plan)
         tokens, missing = pc.sum(part["n_tokens"]).as_py() or 0, part["score"].null_count if plan.with_score else 0
         counts = {"rows": len(part), "tokens": tokens, "duplicates": duplicates, "unique": len(table), "score_missing": missing}
-        # The facts come first: where a part was written by this stage, they exist.
+        # The facts are written first, so that they exist for every part written by this stage.
         write_json(facts_path, counts)
         write_table(path, part, compression="zstd")
     return dict(read_json(facts_path))
 
 
 def _load_partition(layout: Layout, partition: int) -> tuple[pa.Table, int]:
-    """One partition's rows sorted by id, each id once (its first source and place, its largest score), and the number removed."""
+    """One partition's rows sorted by id, each id once (first source and position, largest score), and the number removed."""
     schema = spill.SCHEMA.append(pa.field("source", pa.string()))
     batches = [
         batch.append_column("source", pa.array([source] * batch.num_rows, pa.string()))
         for source, batch in layout.batches(partition)
     ]
     table = pa.Table.from_batches(batches, schema).combine_chunks()
-    # np.unique gives the first place of every id, in id order.
+    # np.unique returns the first position of every id, in id order.
     _, first, which = np.unique(id_array(table["row_id"]), return_index=True, return_inverse=True)
     best = np.full(len(first), -np.inf)
     np.maximum.at(best, which, table["score"].fill_null(-np.inf).to_numpy())
@@ -355,5 +355,5 @@ def _finish(table: pa.Table, plan: PartPlan) -> pa.Table:
 
 
 def read_rows(path: str, wanted: Sequence[str]) -> pa.Table:
-    """The rows of one pool file with these ids, in the file's order."""
+    """The rows of one pool file with these ids, in file order."""
     return pq.read_table(path, filters=pc.field("row_id").isin(pa.array(wanted, pa.string())))

@@ -1,8 +1,8 @@
 """Rows of one file, streamed: JSON arrays, JSON Lines, CSV and TSV, also compressed by gzip or Zstandard, and Parquet.
 
-Whatever is wrong with a file is said row by row and never raised: a broken line is one bad row and reading goes on; a
-JSON array with a syntax error, or a file cut off by a stopped download, gives every whole record and then one bad row
-that says from where on nothing can be read. Only a store that stops answering raises, for its file is not broken.
+Defects of a file are reported row by row and never raised. A broken line is one bad row, and reading continues. A JSON array
+with a syntax error, or a file truncated by an interrupted download, yields every complete record and then one bad row that
+states from where on nothing can be read. Only a store that stops responding raises, since its file is not broken.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ READABLE = f"{', '.join(_TEXTS)} (each also .gz or .zst) or .parquet"
 _BATCH_ROWS = 512
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UNKNOWN_ROW = 1_000
-"""Bytes that a row is taken to have where none could be read."""
+"""Assumed bytes per row if none could be read."""
 _CELL_CHARS = 1 << 26
-"""A cell longer than this is taken for one whose closing quote is missing."""
+"""A cell longer than this is assumed to lack its closing quote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,11 @@ class Record:
     """One row of a file, good or bad.
 
     Attributes:
-        position: where it stands, counted from 1: `line 12`, `record 3`, `row 5`.
-        value: the parsed row; of a bad row, its text as far as there is any.
+        position: position in the file, counted from 1: `line 12`, `record 3`, `row 5`.
+        value: the parsed row; for a bad row, its text if available.
         reason: why the row cannot be read, None for a good one.
         ends: whether nothing after this row can be read.
-        lost: about how many rows follow that cannot be read for that reason.
+        lost: estimated number of following rows that cannot be read for that reason.
     """
 
     position: str
@@ -53,19 +53,19 @@ class Record:
 
 
 def known_suffix(file: Input) -> str | None:
-    """The suffix by which the file would be read, None where there is no reader for it."""
+    """The suffix that determines the reader of the file, None if there is no reader for it."""
     return next((suffix for suffix in SUFFIXES if file.name.lower().endswith(suffix)), None)
 
 
 def read_records(file: Input) -> Iterator[Record]:
     """Stream the rows of one file; memory is bounded by its largest row (Parquet: by its largest row group).
 
-    A `.json` file that does not begin with `[` is read as JSON Lines, for many are. The first line of CSV and TSV names
-    the columns; every value there is a string.
+    A `.json` file that does not start with `[` is read as JSON Lines, a common mislabelling. The first line of CSV and TSV
+    names the columns; every value there is a string.
 
     Raises:
         ValueError: no reader for the suffix.
-        InputError: a remote file whose store does not answer.
+        InputError: the store of a remote file does not respond.
     """
     suffix = known_suffix(file)
     if suffix is None:
@@ -97,7 +97,7 @@ def _broken(position: str, error: BrokenDataError) -> Record:
 
 
 def _first_byte(stream: io.BufferedReader) -> bytes:
-    """The first byte that is no white space, not consumed."""
+    """The first byte that is not white space, without consuming it."""
     while head := stream.peek(1):
         rest = head.lstrip()
         stream.read(len(head) - len(rest))
@@ -152,14 +152,14 @@ def _parse_line(position: str, line: bytes) -> Record:
 class _CsvRow(NamedTuple):
     position: str
     fields: list[str] | str
-    """The values; of a row that cannot be read, its text."""
+    """The values, or the text of a row that cannot be read."""
     reason: str | None
     ends: bool
     lost: int = 0
 
 
 class _TextLines:
-    """Lines for `csv`, which asks for as many as a row has; bytes that are not UTF-8 are replaced and remembered."""
+    """Lines for `csv`, which reads as many as a row has; bytes that are not UTF-8 are replaced and flagged."""
 
     def __init__(self, stream: io.BufferedReader) -> None:
         self._stream = stream
@@ -182,13 +182,13 @@ def _read_csv(stream: io.BufferedReader, delimiter: str) -> Iterator[Record]:
     rows = _csv_rows(stream, delimiter)
     for position, fields, reason, *_ in rows:
         header = [name.strip() for name in fields]
-        reasons = [reason, "a name stands twice" if len({*header}) < len(header) else None]
+        reasons = [reason, "duplicate column name" if len({*header}) < len(header) else None]
         wrong = next(filter(None, reasons), None)
         if wrong is None:
             yield from _named(rows, header)
         else:
             lost = sum(1 for _ in rows)
-            yield Record(position, fields, f"the header cannot be used ({wrong}), nor what follows", ends=True, lost=lost)
+            yield Record(position, fields, f"unusable header ({wrong}): nothing can be read", ends=True, lost=lost)
         return
 
 
@@ -203,8 +203,8 @@ def _named(rows: Iterable[_CsvRow], header: list[str]) -> Iterator[Record]:
 
 
 def _csv_rows(stream: io.BufferedReader, delimiter: str) -> Iterator[_CsvRow]:
-    """Every row that is not blank."""
-    # The module's own limit would refuse long conversations.
+    """All non-blank rows."""
+    # The module's default limit would reject long conversations.
     csv.field_size_limit(_CELL_CHARS)
     lines = _TextLines(stream)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -221,7 +221,7 @@ def _csv_rows(stream: io.BufferedReader, delimiter: str) -> Iterator[_CsvRow]:
         except csv.Error as error:
             ends = str(error) == "unexpected end of data"
             what = str(error).partition(" - ")[0]
-            reason = "a quote is opened and never closed: the rest is lost" if ends else f"not valid CSV: {what}"
+            reason = "a quote is never closed: the rest is lost" if ends else f"not valid CSV: {what}"
             yield _CsvRow(position, lines.last.strip(), reason, ends, rows.line_num - first if ends else 0)
             continue
         if fields:
@@ -246,7 +246,7 @@ def _read_parquet(file: Input) -> Iterator[Record]:
 
 def _open_parquet(file: Input) -> pq.ParquetFile:
     if isinstance(file, RemoteFile):
-        # A row group's columns in few large requests.
+        # A row group's columns in a few large requests.
         return pq.ParquetFile(file.open(random_access=True), pre_buffer=True, page_checksum_verification=True)
     return pq.ParquetFile(file, page_checksum_verification=True)
 

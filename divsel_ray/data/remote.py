@@ -1,7 +1,7 @@
-"""Input files behind an address: s3://, gs:// and file://, through pyarrow's file systems.
+"""Input files at an address: s3://, gs:// and file://, through pyarrow's file systems.
 
-Options of the file system may follow as in a web address: `s3://bucket/rows/*.jsonl?region=eu-west-1`,
-`gs://anonymous@bucket/rows.parquet`. Credentials are found where the store's own tools look for them.
+Options of the file system may be appended as in a URL: `s3://bucket/rows/*.jsonl?region=eu-west-1`,
+`gs://anonymous@bucket/rows.parquet`. Credentials are read from where the store's own tools look for them.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from pyarrow import fs
 from divsel_ray.errors import InputError, first_line
 
 WORK_SUFFIX = ".divsel"
-"""What the folder beside a selection ends with, in which its stages are kept."""
+"""Suffix of the folder next to a selection that contains its stages."""
 _SCHEMES = ("s3", "gs", "file")
 _BUFFER_BYTES = 8 << 20
-"""Of one request to the store; a stream without a buffer makes one for every few kilobytes."""
+"""Size of one request to the store; an unbuffered stream would make one every few kilobytes."""
 _GCS_PATIENCE = "retry_limit_seconds=30"
-"""Left to itself, the client of Google's store goes on trying for a quarter of an hour."""
+"""By default, the client of Google's store retries for a quarter of an hour."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file behind an address. It answers like a `pathlib.Path` where a reader asks, and holds no connection.
+    """One file at an address. Offers the parts of `pathlib.Path` that readers need, and holds no connection.
 
     Attributes:
-        root: what the file system is made from: the bucket with its options, `s3://bucket?region=eu-west-1`.
-        path: the file's path there, `bucket/folder/rows.jsonl`.
-        size: bytes, when the address was listed.
+        root: URI of the file system: the bucket with its options, `s3://bucket?region=eu-west-1`.
+        path: the file's path in the file system, `bucket/folder/rows.jsonl`.
+        size: size in bytes when the address was listed.
     """
 
     root: str
@@ -60,10 +60,10 @@ class RemoteFile:
         return (f"{self.root.partition('://')[0]}://", *self.path.split("/"))
 
     def open(self, *, random_access: bool = False) -> io.RawIOBase:
-        """The bytes, from the beginning to the end, or in any order.
+        """A stream of the file's bytes, sequential or with random access.
 
         Raises:
-            InputError: the store does not give the file; while reading, too.
+            InputError: the store does not return the file, here or while reading.
         """
         with _told(str(self)):
             filesystem = _filesystem(self.root)
@@ -77,12 +77,12 @@ Input = Path | RemoteFile
 
 
 def size_of(file: Input) -> int:
-    """Bytes of a file."""
+    """Size of a file in bytes."""
     return file.size if isinstance(file, RemoteFile) else file.stat().st_size
 
 
 def open_bytes(file: Input) -> io.RawIOBase | io.BufferedReader:
-    """A file's bytes as they lie there, from the beginning to the end."""
+    """A sequential stream of a file's raw bytes."""
     return file.open() if isinstance(file, RemoteFile) else file.open("rb")
 
 
@@ -92,17 +92,17 @@ def is_address(reference: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether folders and globs leave out what has this name: hidden files, as in the Parquet world, and folders of stages."""
+    """Whether folders and globs skip this name: hidden files, as is usual for Parquet data sets, and folders of stages."""
     return name.startswith((".", "_")) or name.endswith(WORK_SUFFIX)
 
 
 def list_remote(reference: str) -> list[RemoteFile]:
-    """The files behind an address, whatever their suffix: one file, those of a folder at any depth, or those a glob matches.
+    """The files at an address, with any suffix: one file, those of a folder at any depth, or those matched by a glob.
 
-    Hidden names (see `is_hidden`) are left out, and so is what lies in a folder of such a name.
+    Hidden names (see `is_hidden`) are skipped, as are the contents of folders with such names.
 
     Raises:
-        InputError: another scheme, nothing there, or the store does not answer.
+        InputError: another scheme, no such file, or the store does not respond.
     """
     root, path = _split(reference)
     with _told(_shown(reference)):
@@ -119,13 +119,13 @@ def list_remote(reference: str) -> list[RemoteFile]:
 
 
 class _Stream(io.RawIOBase):
-    """Arrow's stream as Python's, whose errors are the store's and never taken for broken content."""
+    """Arrow's stream as a Python stream; its errors are reported as the store's, never as broken content."""
 
     def __init__(self, stream: pa.NativeFile, name: str) -> None:
         self._stream, self._name = stream, name
 
     def readable(self) -> bool:
-        """Say yes."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
@@ -133,20 +133,20 @@ class _Stream(io.RawIOBase):
         return bool(self._stream.seekable())
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer, if there is so much."""
+        """Fill the buffer as far as data is available."""
         with _told(self._name):
             return cast(int, self._stream.readinto(buffer))
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place."""
+        """Set the position."""
         return cast(int, self._stream.seek(offset, whence))
 
     def tell(self) -> int:
-        """The place."""
+        """The position."""
         return cast(int, self._stream.tell())
 
     def close(self) -> None:
-        """Close the stream below too."""
+        """Close the underlying stream too."""
         self._stream.close()
         super().close()
 
@@ -157,9 +157,9 @@ def _filesystem(root: str) -> fs.FileSystem:
 
 
 def _split(reference: str) -> tuple[str, str]:
-    """What the file system is made from, and the path in it."""
+    """The URI of the file system, and the path in it."""
     scheme, _, rest = reference.partition("://")
-    # A question mark is a wildcard too; only `?name=` begins options.
+    # A question mark is also a wildcard; only `?name=` starts the options.
     place, *options = re.split(r"\?(?=\w+=)", rest, maxsplit=1)
     if scheme == "file" and place.startswith("/"):
         return "file:///", "/" + unquote(place).strip("/")
@@ -173,7 +173,7 @@ def _split(reference: str) -> tuple[str, str]:
 
 
 def _split_glob(path: str) -> tuple[str, list[str]]:
-    """The folder before the first part with a wildcard, and the parts from there on; none without a wildcard."""
+    """The folder before the first part with a wildcard, and the parts from there on; no parts without a wildcard."""
     parts = path.split("/")
     first = next((place for place, part in enumerate(parts) if glob.has_magic(part)), len(parts))
     return "/".join(parts[:first]), parts[first:]
@@ -184,7 +184,7 @@ def _below(path: str, folder: str) -> list[str]:
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether path parts match a glob's, as in `glob`: `*` stays within a part, `**` is any number of parts."""
+    """Whether path parts match those of a glob, as in `glob`: `*` stays within a part, `**` matches any number of parts."""
     if not pattern:
         return not parts
     if pattern[0] == "**":
@@ -196,13 +196,13 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _shown(reference: str) -> str:
-    """An address without the credentials that it may carry."""
+    """The address without any credentials it contains."""
     return re.sub(r"://[^/@]*@", "://", re.split(r"\?(?=\w+=)", reference, maxsplit=1)[0])
 
 
 @contextlib.contextmanager
 def _told(name: str) -> Iterator[None]:
-    """Turn the store's errors into one line."""
+    """Convert the store's errors into one-line input errors."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:

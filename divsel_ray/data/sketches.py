@@ -1,7 +1,7 @@
-"""The sketches of a pool's rows on disk: one folder per pool file, read by seeking, never all at once.
+"""Sketches of a pool's rows on disk: one folder per pool file, read by seeking, never all at once.
 
-A sketch is what near duplicates are found by: row id, MinHash signature, band keys and the set of word runs. On disk it
-takes about 750 bytes and 4 for every word.
+A sketch contains what the search for near duplicates needs: row id, MinHash signature, band keys and the set of word runs.
+It takes about 750 bytes on disk, plus 4 per word.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _RUNS, _OFFSETS = "runs", "offsets"
 def write_sketches(
     folder: Path, rows: Sequence[int], row_ids: Sequence[str], words: Sequence[NDArray[np.uint64]], bands: tuple[int, int]
 ) -> None:
-    """Write the sketches of one pool file; rows without a word have none.
+    """Write the sketches of one pool file; rows without words have none.
 
     Args:
-        folder: exists and is empty of sketches.
+        folder: existing folder without sketches.
         rows: (n,) ascending row numbers in the pool file.
-        row_ids: (n,) their ids.
+        row_ids: (n,) ids of these rows.
         words: n texts as word hashes.
-        bands: number of bands and entries per band, of `near_duplicates.banding`.
+        bands: number of bands and entries per band, from `near_duplicates.banding`.
     """
     kept = [place for place, text in enumerate(words) if len(text)]
     sets = [shingle_set(words[place]) for place in kept]
     signature = signatures(sets)
-    # The upper half of a hash tells the runs of two texts apart as well, at half the size.
+    # The upper half of a hash distinguishes the runs of two texts equally well, at half the size.
     halves = [np.unique((runs >> np.uint64(32)).astype(np.uint32)) for runs in sets]
     arrays = {
         _ROWS: np.array([rows[place] for place in kept], dtype=np.int64),
@@ -49,17 +49,17 @@ def write_sketches(
 
 
 def count_sketches(folders: Sequence[Path]) -> NDArray[np.int64]:
-    """The place of each folder's first row, and the number of all rows: (n_folders + 1,)."""
+    """Position of each folder's first row, followed by the total number of rows: (n_folders + 1,)."""
     counts = [len(np.load(folder / f"{_ROWS}.npy", mmap_mode="r", allow_pickle=False)) for folder in folders]
     return np.cumsum([0, *counts], dtype=np.int64)
 
 
 class Sketches:
-    """The sketches of several folders as one table; a row is known by its place in it.
+    """The sketches of several folders as one table; rows are identified by their position in it.
 
     Args:
-        folders: each filled by `write_sketches`.
-        starts: of `count_sketches`.
+        folders: folders filled by `write_sketches`.
+        starts: result of `count_sketches`.
     """
 
     def __init__(self, folders: Sequence[Path], starts: NDArray[np.int64]) -> None:
@@ -67,11 +67,11 @@ class Sketches:
         self._open = functools.lru_cache(maxsize=4096)(self._map)
 
     def _map(self, part: int, name: str) -> NDArray:
-        # A plain view: each slice of a memmap object costs ten times as much.
+        # A plain view: slicing a memmap object is ten times as slow.
         return np.load(self._folders[part] / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray)
 
     def keys(self, band: int) -> Iterator[NDArray[np.uint64]]:
-        """The keys of one band, folder after folder."""
+        """The keys of one band, folder by folder."""
         return (self._open(part, _BANDS)[band] for part in range(len(self._folders)))
 
     def keys_of(self, band: int, places: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -98,7 +98,7 @@ class Sketches:
         return np.asarray(self._open(part, _RUNS)[begin:end])
 
     def rows(self, part: int) -> NDArray[np.int64]:
-        """The row numbers in their pool file of one folder's rows."""
+        """Row numbers of one folder's rows in their pool file."""
         return np.asarray(self._open(part, _ROWS))
 
     def _gather(self, column: Callable[[int], NDArray], places: NDArray[np.int64]) -> NDArray:

@@ -1,8 +1,8 @@
-"""A file of rows split into partitions: what one parsing task hands to every partition task.
+"""A file of rows split into partitions: the output of a parsing task, read by every partition task.
 
-The rows of a chunk are written partition after partition as Arrow record batches, and an index says where each begins.
-One data file and one index per input file, whatever the number of partitions: no more than one file is open at a time
-and a partition is read by seeking. (The layout of Spark's sort-based shuffle.)
+The rows of a chunk are written partition after partition as Arrow record batches, with an index of where each begins.
+There is one data file and one index per input file regardless of the number of partitions: at most one file is open at a
+time, and a partition is read by seeking. (The layout of Spark's sort-based shuffle.)
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def partition_of(row_id: str, n_partitions: int) -> int:
 class SpillWriter:
     """Writes rows, each to its partition, with memory bounded by one chunk. A context manager.
 
-    A row whose id is already in the chunk is counted in `duplicates` and left out: the first one stands, with the larger score.
+    A row whose id is already in the chunk is counted in `duplicates` and dropped: the first is kept, with the larger score.
     """
 
     def __init__(self, folder: Path, n_partitions: int, chunk_bytes: int = CHUNK_BYTES) -> None:
@@ -58,7 +58,7 @@ class SpillWriter:
         self._stream.close()
 
     def add(self, row: dict[str, Any]) -> None:
-        """Take one row with the columns of `SCHEMA`."""
+        """Add one row with the columns of `SCHEMA`."""
         if (first := self._rows.get(row["row_id"])) is not None:
             self.duplicates += 1
             first["score"] = max((one for one in (first["score"], row["score"]) if one is not None), default=None)

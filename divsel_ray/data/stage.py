@@ -1,4 +1,4 @@
-"""The pool on Ray: one task per input file, then one per partition; the driver sees counts and paths only."""
+"""The pool on Ray: one task per input file, then one per partition; the driver only sees counts and paths."""
 
 from __future__ import annotations
 
@@ -40,38 +40,38 @@ from divsel_ray.store import remove_folder
 from divsel_ray.tasks import run_tasks
 
 CHUNK_ROWS = 1024
-"""Rows whose texts fit into 2 GiB, which is all that one array of Arrow's nested texts holds."""
+"""Number of rows whose texts fit into 2 GiB, the limit of one nested text array in Arrow."""
 _LEAST_BYTES, _SHARED_BY = 1 << 18, 16
-"""An input is cut into so many partitions at least, unless they would be smaller than that."""
+"""Minimum bytes per partition, and the minimum number of partitions unless they would be smaller than that."""
 _FILE_FACTS = ("format", "rows", "good", "bad", "conversations")
 
 
 def build_pool(
     inputs: Sequence[Input], config: PoolConfig, seed: int, tokenizer: str, folder: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Make a pool of the input files: `part-00000.parquet` ... sorted by row id, and `quarantine.jsonl`.
+    """Build a pool from the input files: `part-00000.parquet` ... sorted by row id, and `quarantine.jsonl`.
 
-    Columns: row_id, messages, prompt, completion, source, position (of the record in its source among good and bad ones,
-    from 0), n_tokens, and score where `config.score_column` is set. The rows and their order do not depend on the order
-    of the files, on how rows are split over files, or on the number of workers. A folder in which an earlier call was
-    stopped is continued. Input bytes are written to disk once more while the stage runs.
+    Columns: row_id, messages, prompt, completion, source, position (of the record in its source, counting good and bad ones
+    from 0), n_tokens, and score if `config.score_column` is set. The rows and their order do not depend on the order of the
+    files, on how rows are split over files, or on the number of workers. A call on the folder of an interrupted one resumes
+    it. Input bytes are copied on disk while the stage runs.
 
     Args:
         inputs: files, from `inputs.find_inputs`.
         config: the pool's settings.
-        seed: of the sample.
-        tokenizer: model reference; its tokens are counted in prompt, newline and completion (first 100,000 characters).
+        seed: seed of the sample.
+        tokenizer: model reference; tokens are counted over prompt, newline and completion (first 100,000 characters).
         folder: the stage's folder; the caller commits it.
-        progress: told of files and partitions as they are done.
+        progress: receives the number of finished files and partitions.
 
     Returns:
-        `files` (source to format, rows, good, bad, and conversations where good rows gave several), `rows_read`,
-        `bad_rows`, `bad_reasons`, `lost_rows` (about so many cannot be read after a bad one), `duplicates`, `sampled_from`
-        (distinct rows), `rows`, `tokens`, `score_missing`.
+        `files` (source to format, rows, good, bad, and conversations if good rows yielded several), `rows_read`,
+        `bad_rows`, `bad_reasons`, `lost_rows` (estimated number of unreadable rows after bad ones), `duplicates`,
+        `sampled_from` (distinct rows), `rows`, `tokens`, `score_missing`.
 
     Raises:
-        InputError: no good row, more bad rows than allowed (`quarantine.jsonl` stays to be looked at), a score column
-            without a number, `config.columns` that make no conversation, a store that does not answer, or no such
+        InputError: no good row, more bad rows than allowed (`quarantine.jsonl` is kept for inspection), a score column
+            without a number, `config.columns` that form no conversation, a store that does not respond, or no such
             tokenizer.
     """
     resolve_model(tokenizer)
@@ -93,25 +93,25 @@ def build_pool(
     facts = _facts(files, parts)
     if facts["bad_rows"]:
         often, count = next(iter(facts["bad_reasons"].items()))
-        progress.note(f"{facts['bad_rows']:,} bad rows, most often ({count:,}): {often}; all are in {folder / QUARANTINE}")
+        progress.note(f"{facts['bad_rows']:,} bad rows, most often ({count:,}): {often}; see {folder / QUARANTINE}")
     if config.score_column and facts["score_missing"] == facts["rows"]:
         raise InputError(
-            f"pool.score_column {config.score_column}: no row has a number under that key; name a numeric column of the input"
+            f"pool.score_column {config.score_column}: no row has a number under that key; use a numeric column of the input"
         )
     return facts
 
 
 def partitions_of(input_bytes: int, partition_bytes: int) -> int:
-    """Partitions of a pool: as small as asked for, and of a small input more, so that several workers have something to do."""
+    """Number of partitions of a pool: as configured, but more for a small input so that several workers can share it."""
     most, least = math.ceil(input_bytes / partition_bytes), math.ceil(input_bytes / _LEAST_BYTES)
     return max(1, most, min(least, _SHARED_BY))
 
 
 def take_rows(pool_files: Sequence[str], row_ids: Sequence[str]) -> pa.Table:
-    """The pool's rows with these ids, in the order given; read by one task per file, so only they reach the caller.
+    """The pool's rows with these ids, in the given order; read by one task per file, so only they reach the caller.
 
     Raises:
-        KeyError: an id is in none of the files.
+        KeyError: none of the files contains an id.
     """
     ordered = sorted(set(row_ids))
     calls = [(path, ids) for path in pool_files if (ids := _ids_within(path, ordered))]
@@ -127,8 +127,8 @@ def take_rows(pool_files: Sequence[str], row_ids: Sequence[str]) -> pa.Table:
 
 
 def take_numbered(table: pa.Table, numbers: NDArray[np.int64]) -> pa.Table:
-    """Rows of these numbers, in this order, in chunks of `CHUNK_ROWS`."""
-    # `take` of a whole table would join its chunks first, whose texts may not fit into one.
+    """The rows with these numbers, in this order, in chunks of `CHUNK_ROWS`."""
+    # `take` of a whole table would first join its chunks, whose texts may not fit into one.
     batches = table.to_batches()
     starts = np.concatenate([[0], np.cumsum([batch.num_rows for batch in batches])]).astype(np.int64)
     chunks = []
@@ -141,12 +141,12 @@ def take_numbered(table: pa.Table, numbers: NDArray[np.int64]) -> pa.Table:
 
 
 def by_row_id(table: pa.Table) -> pa.Table:
-    """The rows of a table with texts in the order of their ids; `sort_by` takes no texts of more than 2 GiB."""
+    """The rows of a table with texts, sorted by id; `sort_by` does not support more than 2 GiB of text."""
     return take_numbered(table, np.argsort(np.array(table["row_id"].to_pylist(), dtype=str), kind="stable"))
 
 
 def _ids_within(path: str, ordered: list[str]) -> list[str]:
-    """Those of the sorted ids that the file's footer says it may hold."""
+    """The sorted ids that the file may contain according to its footer."""
     metadata = pq.read_metadata(path)
     if not metadata.num_rows:
         return []
@@ -186,8 +186,8 @@ def _check(files: dict[str, dict[str, Any]], config: PoolConfig, quarantine: Pat
     bad = read - good
     first = "; ".join([f"{source} {text}" for source, facts in files.items() for text in facts["first_bad"]][:3])
     if not good:
-        found = f"all {read:,} rows are bad: {first}" if read else "the input holds no row"
-        expected = "conversations, messages, instruction/output or prompt/completion, or name the keys in pool.columns"
+        found = f"all {read:,} rows are bad: {first}" if read else "the input contains no rows"
+        expected = "conversations, messages, instruction/output or prompt/completion; name other keys in pool.columns"
         if config.format != "auto":
             expected = f"rows of pool.format {config.format}; with pool.format=auto the format is detected"
         raise InputError(f"pool.data: {_some(files)}: {found}; expected {expected}")
@@ -195,8 +195,8 @@ def _check(files: dict[str, dict[str, Any]], config: PoolConfig, quarantine: Pat
     if bad + lost > limit:
         after = f", and about {lost:,} more cannot be read after them" if lost else ""
         raise InputError(
-            f"pool.data: {bad:,} of {read:,} rows are bad{after}, {limit:,} are allowed: {first}; all are in {quarantine}; "
-            "mend the data or raise pool.max_bad_rows"
+            f"pool.data: {bad:,} of {read:,} rows are bad{after}, {limit:,} are allowed: {first}; see {quarantine} for all; "
+            "fix the data or raise pool.max_bad_rows"
         )
 
 

@@ -1,4 +1,4 @@
-"""Token counts, for sizes and batch orders."""
+"""Token counts, for sizes and batch order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def count_tokens(tokenizer: str, texts: Sequence[str]) -> list[int]:
         texts: (n,) texts.
 
     Raises:
-        InputError: nothing there can be loaded as a tokenizer.
+        InputError: the reference cannot be loaded as a tokenizer.
     """
     count = _counter(tokenizer)
     return [n for begin in range(0, len(texts), _BATCH) for n in count([text[:_CHARS] for text in texts[begin : begin + _BATCH]])]
@@ -31,8 +31,8 @@ def count_tokens(tokenizer: str, texts: Sequence[str]) -> list[int]:
 
 @functools.lru_cache(maxsize=2)
 def _counter(reference: str) -> Callable[[list[str]], list[int]]:
-    """The counting function of a tokenizer, made once per process."""
-    # Tasks run side by side already; threads of their own would only get in each other's way.
+    """The counting function of a tokenizer, created once per process."""
+    # Tasks already run in parallel; threads of the tokenizer would only compete with them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     name = resolve_model(reference)
     try:
@@ -46,7 +46,7 @@ def _counter(reference: str) -> Callable[[list[str]], list[int]]:
 
 
 def _from_file(path: Path) -> Callable[[list[str]], list[int]]:
-    # Not through transformers: importing it takes every worker seconds, for the same counts.
+    # Not through transformers, which takes every worker seconds to import and yields the same counts.
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(path))

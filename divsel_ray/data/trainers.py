@@ -1,6 +1,6 @@
-"""A selection as what a trainer takes: a file of conversations, and the entry that makes the trainer read it.
+"""Selections in the form a trainer accepts: a file of conversations, and the entry that makes the trainer read it.
 
-- LLaMA-Factory: an entry in `dataset_info.json` (its data/README.md), beside those that are there;
+- LLaMA-Factory: an entry in `dataset_info.json` (its data/README.md), added to existing ones;
 - axolotl: `axolotl.yaml`, a `datasets` section of type chat_template (its docs/dataset-formats/conversation.qmd);
 - TRL: `trl.yaml`, for `trl sft --config` (its docs/source/clis.md).
 """
@@ -24,7 +24,7 @@ from divsel_ray.store import atomic_path, write_text
 
 DATASET_INFO = "dataset_info.json"
 ENTRIES = {"llama-factory": DATASET_INFO, "axolotl": "axolotl.yaml", "trl": "trl.yaml"}
-"""The file by which each trainer finds the data."""
+"""The file in which each trainer looks up the data."""
 _OURS = "# Written by divsel-ray."
 _BATCH_ROWS = 1024
 _LLAMA_FACTORY_ENTRY = {
@@ -48,51 +48,51 @@ class _Row(NamedTuple):
 
 
 class _UnfitError(Exception):
-    """A conversation that the trainer would skip; the text says why."""
+    """A conversation that the trainer would skip; the message says why."""
 
 
 def export_selection(selection: Path, trainer: str, out: Path, name: str | None = None) -> list[Path]:
-    """Write a selection for a trainer: `<name>.jsonl` with the key `messages` alone, and the trainer's entry for it.
+    """Write a selection for a trainer: `<name>.jsonl` with the key `messages` only, and the trainer's entry for it.
 
-    LLaMA-Factory skips conversations that do not alternate, with nothing but a line in its log. So for it several system
-    messages at the start become one, and neighbours of one role become one, joined by a blank line; the other trainers
-    get the messages as they are.
+    LLaMA-Factory skips conversations that do not alternate, noting it only in its log. For it, several system messages at
+    the start are merged, as are consecutive messages of one role, joined by blank lines. Other trainers receive the
+    messages unchanged.
 
     Args:
-        selection: `.parquet` or `.jsonl` with `messages`, such as a run's.
+        selection: `.parquet` or `.jsonl` with `messages`, such as that of a run.
         trainer: llama-factory, axolotl or trl.
-        out: folder; for LLaMA-Factory its `data` folder, or one that `dataset_dir` is set to.
-        name: of the data set. Default: the selection's file name, or where that is `selection`, its folder's.
+        out: folder; for LLaMA-Factory its `data` folder, or the one set as `dataset_dir`.
+        name: name of the data set. Default: the name of the selection file, or of its folder if that is `selection`.
 
     Returns:
         The files written: the conversations, then the entry.
 
     Raises:
-        InputError: the selection cannot be read, holds conversations that the trainer would skip, or something of the
-            user's would be overwritten.
+        InputError: the selection cannot be read, contains conversations that the trainer would skip, or one of the user's
+            files would be overwritten.
     """
     if trainer not in ENTRIES:
         raise InputError(f"--to {trainer!r}: expected one of {', '.join(ENTRIES)}")
     if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file; name a folder to write into")
+        raise InputError(f"--out {out}: is a file; expected a folder")
     name = _plain_name(name if name is not None else _default_name(selection))
     data, entry = out / f"{name}.jsonl", out / ENTRIES[trainer]
     text = _dataset_info(entry, name, data) if trainer == "llama-factory" else _yaml_entry(entry, trainer, data)
     if data.exists() and (data.resolve() == selection.resolve() or not _says(entry, text)):
-        raise InputError(f"{data}: another file is there, or its entry was changed; choose another folder or name")
+        raise InputError(f"{data}: another file exists, or its entry was changed; choose another folder or name")
     _write_conversations(selection, data, alternate if trainer == "llama-factory" else _as_they_are, trainer)
     write_text(entry, text)
     return [data, entry]
 
 
 def alternate(messages: list[Message]) -> list[Message]:
-    """A conversation in which the user or a tool and the assistant take turns, after one system message at most.
+    """A conversation in which the user or a tool alternates with the assistant, after at most one system message.
 
         system A, system B, user C, user D, assistant E
         -> system "A\\n\\nB", user "C\\n\\nD", assistant E
 
     Raises:
-        _UnfitError: a system message stands later, a user and a tool speak next to each other, or the assistant comes first.
+        _UnfitError: a later system message, adjacent user and tool messages, or the assistant speaks first or not last.
     """
     joined = [
         Message(role=role, content="\n\n".join(message["content"] for message in run))
@@ -103,7 +103,7 @@ def alternate(messages: list[Message]) -> list[Message]:
         if turn["role"] == "system":
             raise _UnfitError("a system message after the first turn")
         if (turn["role"] == "assistant") != (place % 2 == 1):
-            raise _UnfitError("the assistant speaks first" if place == 0 else "a user and a tool message next to each other")
+            raise _UnfitError("the assistant speaks first" if place == 0 else "adjacent user and tool messages")
     if len(turns) % 2:
         raise _UnfitError("the assistant does not speak last")
     return joined
@@ -118,13 +118,13 @@ def _default_name(selection: Path) -> str:
 
 
 def _says(entry: Path, text: str) -> bool:
-    """Whether the entry is as this export would write it: then an earlier one wrote the data that it names."""
+    """Whether the entry is what this export would write, so that an earlier export wrote the data it names."""
     there = entry.read_text(encoding="utf-8") if entry.is_file() else ""
     return there == text or (entry.name == DATASET_INFO and there != "" and json.loads(there) == json.loads(text))
 
 
 def _plain_name(name: str) -> str:
-    """The name with nothing but letters, digits, dots, hyphens and underscores, for lists separated by commas."""
+    """The name reduced to letters, digits, dots, hyphens and underscores, safe in comma-separated lists."""
     plain = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("._")
     if not plain:
         raise InputError(f"name {name!r}: expected letters or digits")
@@ -143,7 +143,7 @@ def _write_conversations(selection: Path, data: Path, convert: Callable[[list[Me
                     first = first or f"{row.place}: {error}"
         if unfit:
             raise InputError(
-                f"{selection}: {trainer} would skip {unfit:,} rows, the first is {first}; leave them out (select.exclude) or "
+                f"{selection}: {trainer} would skip {unfit:,} rows, the first is {first}; exclude them (select.exclude) or "
                 "export for another trainer"
             )
 
@@ -193,7 +193,7 @@ def _read_lines(selection: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _dataset_info(path: Path, name: str, data: Path) -> str:
-    """The text of `dataset_info.json` with our entry in it and all others as they were."""
+    """The text of `dataset_info.json` with our entry added and all others unchanged."""
     entries: Any = {}
     if path.exists():
         try:
@@ -201,18 +201,18 @@ def _dataset_info(path: Path, name: str, data: Path) -> str:
         except (json.JSONDecodeError, UnicodeDecodeError):
             entries = None
         if not isinstance(entries, dict):
-            raise InputError(f"{path}: expected a JSON object of data sets, as LLaMA-Factory has it; mend or move it")
+            raise InputError(f"{path}: expected a JSON object of data sets, as for LLaMA-Factory; fix or move the file")
     ours = {"file_name": data.name, **_LLAMA_FACTORY_ENTRY}
     there = entries.get(name, ours)
     if not isinstance(there, dict) or there.get("file_name") != data.name:
-        raise InputError(f"{path}: already has another data set {name}; give this one another name")
+        raise InputError(f"{path}: already contains another data set {name}; choose another name")
     return json.dumps({**entries, name: ours}, indent=2, ensure_ascii=False) + "\n"
 
 
 def _yaml_entry(path: Path, trainer: str, data: Path) -> str:
     if path.exists() and not path.read_text(encoding="utf-8").startswith(_OURS):
-        raise InputError(f"{path}: a file of your own is there; choose another folder")
-    # Absolute, for both look for relative paths where they are started.
+        raise InputError(f"{path}: would overwrite a file that divsel-ray did not write; choose another folder")
+    # Absolute, because both resolve relative paths from where they are started.
     location = data.absolute().as_posix()
     axolotl = {
         "path": location,

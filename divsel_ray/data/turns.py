@@ -1,4 +1,4 @@
-"""Turns of a conversation in every dialect that instruction files have."""
+"""Turns of a conversation in all dialects found in instruction files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROLES: dict[str, Role] = {
     "observation": "tool",
     "ipython": "tool",
 }
-"""What a speaker is called, in small letters, and which role that is."""
+"""Names of speakers, in lower case, and their roles."""
 _ROLE_KEYS = ("role", "from")
 _TEXT_KEYS = ("content", "value", "text")
 _KINDS = {
@@ -48,18 +48,18 @@ _KINDS = {
 
 
 def read_turns(turns: object, key: str) -> list[Message]:
-    """Messages of a list of turns: objects of a role and a text, or strings in turn by the user and the assistant.
+    """Messages from a list of turns: objects with a role and a text, or strings alternately by user and assistant.
 
         [{"from": "human", "value": "Hi"}, {"role": "assistant", "content": [{"type": "text", "text": "Hello."}]}]
         ["Hi", "Hello."]
         -> [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 
     Args:
-        turns: what the row has under a key.
+        turns: value of the row under a key.
         key: that key.
 
     Raises:
-        BadRow: it is no list, or a turn has another shape or an unknown role.
+        BadRow: the value is not a list, or a turn has another shape or an unknown role.
     """
     if not isinstance(turns, list):
         raise BadRow(f"{key} is {kind_of(turns)}, expected a list")
@@ -69,7 +69,7 @@ def read_turns(turns: object, key: str) -> list[Message]:
 
 
 def has_tool_turns(turns: Sequence[object]) -> bool:
-    """Whether a turn calls a tool or has no text, as only OpenAI's format allows."""
+    """Whether any turn calls a tool or has no text, as only OpenAI's format allows."""
     return any(isinstance(turn, Mapping) and (_has_calls(turn) or _is_null(turn)) for turn in turns)
 
 
@@ -77,7 +77,7 @@ def text_of(fields: Fields, key: str) -> str:
     """The string under a key.
 
     Raises:
-        BadRow: there is no such key, or no string.
+        BadRow: the key is missing, or its value is not a string.
     """
     if key not in fields:
         raise BadRow(f"no key {key}")
@@ -85,10 +85,10 @@ def text_of(fields: Fields, key: str) -> str:
 
 
 def as_text(value: object, key: str) -> str:
-    """A value that is a string.
+    """The value, if it is a string.
 
     Raises:
-        BadRow: it is none.
+        BadRow: the value is not a string.
     """
     if not isinstance(value, str):
         raise BadRow(f"{key} is {kind_of(value)}, expected a string")
@@ -96,12 +96,12 @@ def as_text(value: object, key: str) -> str:
 
 
 def kind_of(value: object) -> str:
-    """What JSON would call a value."""
+    """The JSON type of a value, in words."""
     return "null" if value is None else _KINDS.get(type(value), f"of type {type(value).__name__}")
 
 
 def first_given(fields: Fields, keys: Sequence[str]) -> str | None:
-    """The first of the keys with a value, else the first that is there at all, else None."""
+    """The first of the keys with a value, else the first that is present, else None."""
     for key in keys:
         if fields.get(key) is not None:
             return key
@@ -164,7 +164,7 @@ def _with_calls(turn: Fields) -> str:
 
 
 def _rendered(call: object) -> str:
-    """A tool call as the Hermes models write it: JSON between two tags."""
+    """A tool call in the form used by Hermes models: JSON between two tags."""
     if not isinstance(call, Mapping):
         raise BadRow(f"a tool call is {kind_of(call)}, expected an object")
     function = call["function"] if isinstance(call.get("function"), Mapping) else call

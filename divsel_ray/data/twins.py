@@ -1,12 +1,12 @@
-"""Near duplicates of a whole pool, on files: from the sketches of its rows to who goes and who stays.
+"""Near duplicates of a whole pool, on files: from the sketches of its rows to the rows removed and kept.
 
-1. `write_starts`: how many rows there are.
-2. `write_crowds`, a task for each band: rows whose bucket is too large to compare all with all.
-3. `write_pairs`, a task for each band: pairs of near duplicates that agree in it.
-4. `write_twins`: groups of them, and the row of each that stays.
+1. `write_starts`: counts the rows.
+2. `write_crowds`, one task per band: rows whose bucket is too large for comparing all pairs.
+3. `write_pairs`, one task per band: pairs of near duplicates that agree in it.
+4. `write_twins`: groups of near duplicates, and the kept row of each.
 
-Of a group the row with the smallest id stays. Ids are hashes of the text, so it is any of them, and the same one however
-the pool is cut into files.
+The row with the smallest id of a group is kept. Ids are hashes of the text, so the choice is arbitrary but independent of
+how the pool is split into files.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _BATCH_ROWS = 1 << 14
 
 @dataclass(frozen=True)
 class TwinFiles:
-    """Where the files of a search for near duplicates lie.
+    """Locations of the files of a search for near duplicates.
 
     Attributes:
-        folder: of what is written here.
-        sketches: folders of the sketches, one for each pool file.
-        threshold: least Jaccard similarity of near duplicates.
-        pieces: into how many equal ranges the keys of a band are cut; a task holds about 40 bytes for each row in one.
+        folder: output folder.
+        sketches: folders of the sketches, one per pool file.
+        threshold: minimum Jaccard similarity of near duplicates.
+        pieces: number of equal ranges into which the keys of a band are split; a task holds about 40 bytes per row of one.
     """
 
     folder: Path
@@ -50,16 +50,16 @@ class TwinFiles:
 
     @property
     def starts(self) -> Path:
-        """Where each pool file's sketches begin among all."""
+        """Position of each pool file's first sketch among all."""
         return self.folder / "starts.npy"
 
     @property
     def twins(self) -> Path:
-        """Every near duplicate that goes, with the row that stays."""
+        """Every removed near duplicate, with the row kept instead."""
         return self.folder / "twins.npy"
 
     def crowds(self, band: int, piece: int) -> Path:
-        """Rows of the buckets that are too large."""
+        """Rows of buckets that are too large."""
         return self.folder / f"crowds-{band:03d}-{piece:05d}.npy"
 
     def pairs(self, band: int, piece: int) -> Path:
@@ -71,17 +71,17 @@ class TwinFiles:
         return [(band, piece) for band in range(self.bands) for piece in range(self.pieces)]
 
     def load(self) -> Sketches:
-        """The sketches of all rows, once they are counted."""
+        """The sketches of all rows; they must have been counted."""
         return Sketches(self.sketches, np.load(self.starts, allow_pickle=False))
 
 
 @dataclass(frozen=True)
 class Twin:
-    """A near duplicate that goes.
+    """A removed near duplicate.
 
     Attributes:
-        kept: id of the row that stays.
-        jaccard: its similarity to that row; below the threshold where rows in between link them.
+        kept: id of the row kept instead.
+        jaccard: similarity to that row; may be below the threshold if rows in between link them.
     """
 
     kept: str
@@ -89,14 +89,14 @@ class Twin:
 
 
 def write_starts(files: TwinFiles) -> int:
-    """Count the sketches of all pool files; returns how many there are. Done once."""
+    """Count the sketches of all pool files; returns the total. Skipped if already done."""
     if not files.starts.exists():
         write_array(files.starts, count_sketches(files.sketches))
     return int(np.load(files.starts, allow_pickle=False)[-1])
 
 
 def write_crowds(files: TwinFiles, band: int, piece: int) -> None:
-    """Write the places of all rows in buckets larger than `CROWD`, ascending. Done once."""
+    """Write the positions of all rows in buckets larger than `CROWD`, ascending. Skipped if already done."""
     if not files.crowds(band, piece).exists():
         keys, places = _keys_within(files.load(), band, piece, files.pieces)
         crowds = [places[bucket] for bucket in buckets(keys) if len(bucket) > CROWD]
@@ -104,7 +104,7 @@ def write_crowds(files: TwinFiles, band: int, piece: int) -> None:
 
 
 def write_pairs(files: TwinFiles, band: int, piece: int) -> None:
-    """Write the near duplicates among rows that agree in one band, as pairs of places. Done once."""
+    """Write the near duplicates among rows that agree in one band, as pairs of positions. Skipped if already done."""
     if files.pairs(band, piece).exists():
         return
     sketches, pairs = files.load(), [np.empty((0, 2), np.int64)]
@@ -123,7 +123,7 @@ def write_pairs(files: TwinFiles, band: int, piece: int) -> None:
 def _keys_within(sketches: Sketches, band: int, piece: int, pieces: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     keys, places = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     for start, column in zip(sketches.starts, sketches.keys(band), strict=False):
-        # The key's upper half times the number of pieces: which of the equal ranges it falls into.
+        # The key's upper half times the number of pieces gives the range it falls into.
         within = np.flatnonzero(((column >> np.uint64(32)) * np.uint64(pieces)) >> np.uint64(32) == piece)
         keys.append(column[within])
         places.append(within + start)
@@ -131,11 +131,11 @@ def _keys_within(sketches: Sketches, band: int, piece: int, pieces: int) -> tupl
 
 
 def _compared(files: TwinFiles, sketches: Sketches, band: int, piece: int) -> Iterator[NDArray[np.int64]]:
-    """The rows to compare with each other, a bucket or a part of a crowd at a time."""
+    """The rows to compare with each other, one bucket or part of a crowd at a time."""
     keys, places = _keys_within(sketches, band, piece, files.pieces)
 
     def further(depth: int, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """Keys of the rows in a band after this one, the first following the last."""
+        """Keys of the rows in a later band, wrapping around to the first after the last."""
         return sketches.keys_of((band + 1 + depth) % files.bands, rows)
 
     for bucket in buckets(keys):
@@ -143,7 +143,7 @@ def _compared(files: TwinFiles, sketches: Sketches, band: int, piece: int) -> It
 
 
 def _batches(compared: Iterator[NDArray[np.int64]]) -> Iterator[list[NDArray[np.int64]]]:
-    """Buckets whose sketches are read together."""
+    """Groups of buckets whose sketches are read together."""
     batch, rows = list[NDArray[np.int64]](), 0
     for bucket in compared:
         batch.append(bucket)
@@ -158,7 +158,7 @@ def _batches(compared: Iterator[NDArray[np.int64]]) -> Iterator[list[NDArray[np.
 def _met(sketches: Sketches, band: int, places: NDArray[np.int64], crowd: NDArray[np.int64]) -> NDArray[np.uint64]:
     """A number per row, equal for rows that were compared in an earlier band."""
     keys = sketches.keys_of(band, places)
-    # Of a crowd not all rows were compared: there, no two count as met.
+    # Not all rows of a crowd were compared, so none of them count as met.
     return np.where(np.isin(places, crowd), ~places.astype(np.uint64), keys)
 
 
@@ -178,7 +178,7 @@ def _runs_at(sketches: Sketches, rows: NDArray[np.int64], position: int) -> NDAr
 
 
 def write_twins(files: TwinFiles) -> None:
-    """Join pairs into groups and write who goes and who stays, by place. Done once. About 100 bytes for each pair."""
+    """Join pairs into groups and write removed and kept rows by position; skipped if done. About 100 bytes per pair."""
     if files.twins.exists():
         return
     pairs = np.concatenate([np.load(files.pairs(*task), allow_pickle=False) for task in files.tasks()])
@@ -195,7 +195,7 @@ def write_twins(files: TwinFiles) -> None:
 
 
 def twins_of(files: TwinFiles, part: int) -> dict[int, Twin]:
-    """The near duplicates that go of one pool file: row number to the row that stays."""
+    """The near duplicates removed from one pool file: row number to the row kept instead."""
     twins, sketches = np.load(files.twins, mmap_mode="r", allow_pickle=False), files.load()
     start, stop = sketches.starts[part : part + 2]
     begin, end = np.searchsorted(twins["place"], [start, stop])

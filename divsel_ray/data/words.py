@@ -1,4 +1,4 @@
-"""Texts as words, and runs of words as 64-bit numbers: what overlap and near duplicates are measured in.
+"""Texts as words, and runs of words as 64-bit numbers: the units of overlap and near-duplicate detection.
 
 Words are lower-case runs of letters, digits and underscores after Unicode normalisation (NFKC). Chinese and Japanese are
 written without spaces, so each of their characters is a word.
@@ -31,7 +31,7 @@ def split_words(text: str) -> list[str]:
 
 
 class WordHasher:
-    """Turns texts into one 64-bit hash per word, the same in every process; remembers the words it has seen."""
+    """Converts texts into one 64-bit hash per word, identical in every process; caches the words it has seen."""
 
     def __init__(self) -> None:
         self._known = _Known()
@@ -50,16 +50,16 @@ class _Known(dict[str, int]):
 
 
 def join_words(texts: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
-    """Several hashed texts as one."""
+    """Concatenate several hashed texts."""
     return np.concatenate([np.empty(0, dtype=np.uint64), *texts])
 
 
 def run_hashes(words: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
-    """A hash for every run of so many words: a polynomial in the word hashes, modulo 2^64 (Karp and Rabin 1987).
+    """A hash for every run of `length` words: a polynomial in the word hashes, modulo 2^64 (Karp and Rabin 1987).
 
     Args:
         words: (n,) word hashes.
-        length: words in a run; runs of different lengths have different hashes.
+        length: number of words in a run; runs of different lengths have different hashes.
 
     Returns:
         (max(0, n - length + 1),) uint64, in the order of the runs' first words.

@@ -88,7 +88,7 @@ def test_what_cannot_be_lined_up_is_refused_before_any_work(tmp_path):
     for name, (records, message) in cases.items():
         with pytest.raises(InputError, match=message):
             check_given(str(tmp_path / name), "s", "embedding", records)
-    with pytest.raises(InputError, match="there can be but one input file, and there are 2"):
+    with pytest.raises(InputError, match="works with one input file only; there are 2"):
         check_given(str(tmp_path / "v.npy"), "s", "embedding", {"a": 3, "b": 3})
     check_given(str(tmp_path / "v.npy"), "s", "embedding", {"a": 6})
 

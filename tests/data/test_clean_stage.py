@@ -194,7 +194,7 @@ def test_a_row_linked_through_others_says_so(clean):
     for entry in removed:
         share = jaccard(by_id[entry["row_id"]], by_id[entry["of"]])
         linked = ", linked by rows in between" if share < 0.8 else ""
-        assert entry["reason"] == f"Jaccard {share:.3f} to the row that stays{linked}"
+        assert entry["reason"] == f"Jaccard {share:.3f} to the row that is kept{linked}"
     assert any("linked" in entry["reason"] for entry in removed)
 
 
@@ -239,7 +239,7 @@ def test_a_row_is_counted_for_the_first_step_that_removes_it(clean, tmp_path, li
 
 
 def test_a_pool_of_which_nothing_is_left_is_refused_and_the_rows_are_listed(clean, tmp_path):
-    with pytest.raises(InputError, match=r"clean: none of 4 rows is left \(4 min_tokens\).*removed\.jsonl; loosen the limits"):
+    with pytest.raises(InputError, match=r"clean: none of 4 rows is left \(4 min_tokens\).*removed\.jsonl; relax the limits"):
         clean([pool_row(conversation(f"{i}")) for i in range(4)], min_tokens=100)
     assert len(removed_of(tmp_path / "clean")) == 4
 

@@ -152,14 +152,14 @@ def test_earlier_exchanges_come_before_the_instruction(name):
     assert [turn["role"] for turn in only(name, row)] == ["user", "assistant"] * 3
     assert len(only(name, {**row, "history": []})) == len(only(name, {**row, "history": None})) == 2
     for history in ("Who came?", ["so"], [["Who came?"]], [["Who came?", "Tom.", "When?"]]):
-        with pytest.raises(BadRow, match="history is no list of pairs"):
+        with pytest.raises(BadRow, match="history is not a list of pairs"):
             only(name, {**row, "history": history})
 
 
 @pytest.mark.parametrize("key", ["choices", "options", "endings"])
 @pytest.mark.parametrize("answers", [["a", "b"], {"text": ["a", "b"], "label": ["A", "B"]}])
 def test_a_question_with_answers_to_choose_from_is_refused(key, answers):
-    with pytest.raises(BadRow, match=rf"^{key}: a question with answers to choose from is no conversation"):
+    with pytest.raises(BadRow, match=rf"^{key}: a multiple-choice question is not a conversation"):
         only("prompt_completion", {"question": "q", key: answers, "answer": "B"})
     assert only("prompt_completion", {"question": "q", key: "none", "answer": "r"}) == EXCHANGE
 

@@ -83,8 +83,8 @@ def test_only_data_files_below_the_path_are_fetched_and_read(hub, path, names):
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("hf:o/other", "hf:o/other: no such data set on the Hugging Face hub, or a private one: .* HF_TOKEN$"),
-        ("hf:o/n/README.md", r"hf:o/n/README\.md: no .* file there \(only \.md\)"),
+        ("hf:o/other", "hf:o/other: no such data set on the Hugging Face hub, or it is private; .* HF_TOKEN$"),
+        ("hf:o/n/README.md", r"hf:o/n/README\.md: contains no .* file \(only \.md\)"),
         ("hf:o/n/none.jsonl", r"hf:o/n/none\.jsonl: no such file or folder"),
     ],
 )

@@ -110,7 +110,7 @@ def test_a_remote_file_answers_like_a_path_and_goes_through_pickle(folder):
         ("file://relative/a.jsonl", "expected s3://BUCKET/PATH"),
         ("s3://", "s3://: expected s3://BUCKET/PATH"),
         ("file:///no/such/file.jsonl", r"file:///no/such/file\.jsonl: no such file or folder$"),
-        ("file:///no/such/*.jsonl", r"no \.json, .* file there$"),
+        ("file:///no/such/*.jsonl", r"contains no \.json, .* file$"),
     ],
 )
 def test_an_address_that_leads_nowhere_is_named(reference, message):

@@ -131,7 +131,7 @@ def test_a_cut_off_array_is_used_as_far_as_it_goes_and_the_user_is_told(pool, tm
     assert len(rows) == 50
     assert facts["bad_reasons"] == {"file ends inside record 51": 1}
     assert progress.notes[0] == "cut.json: file ends inside record 51; the 50 good rows before that are used"
-    assert progress.notes[1].startswith("1 bad rows, most often (1): file ends inside record 51; all are in ")
+    assert progress.notes[1].startswith("1 bad rows, most often (1): file ends inside record 51; see ")
     assert (1, 1, "files") in progress.steps
     assert (3, 3, "partitions") in progress.steps
 
@@ -171,7 +171,7 @@ def test_rows_of_another_format_than_the_named_one_are_refused_with_that_setting
 
 
 def test_empty_input_is_refused(pool, tmp_path, lines):
-    with pytest.raises(InputError, match=r"a\.jsonl: the input holds no row"):
+    with pytest.raises(InputError, match=r"a\.jsonl: the input contains no rows"):
         pool([lines(tmp_path / "a.jsonl", [])])
 
 

@@ -124,7 +124,7 @@ def test_a_section_is_written_again_but_never_over_a_file_of_the_users(tmp_path,
     assert export_selection(picked, trainer, tmp_path) == [data, entry]
     data.unlink()
     entry.write_text("base_model: mine\n")
-    with pytest.raises(InputError, match="a file of your own is there"):
+    with pytest.raises(InputError, match="would overwrite a file that divsel-ray did not write"):
         export_selection(picked, trainer, tmp_path)
     assert entry.read_text() == "base_model: mine\n"
 
@@ -133,11 +133,11 @@ def test_a_section_is_written_again_but_never_over_a_file_of_the_users(tmp_path,
 def test_neither_the_selection_nor_another_file_is_overwritten(tmp_path, trainer):
     picked = selection(tmp_path / "picked.jsonl")
     before = picked.read_bytes()
-    with pytest.raises(InputError, match=r"picked\.jsonl: another file is there"):
+    with pytest.raises(InputError, match=r"picked\.jsonl: another file exists"):
         export_selection(picked, trainer, tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "picked.jsonl").write_text("mine")
-    with pytest.raises(InputError, match=r"picked\.jsonl: another file is there"):
+    with pytest.raises(InputError, match=r"picked\.jsonl: another file exists"):
         export_selection(picked, trainer, tmp_path / "out")
     assert picked.read_bytes() == before
     assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["mine"]
@@ -149,7 +149,7 @@ def test_a_data_set_that_the_user_has_in_llama_factory_is_not_overwritten(tmp_pa
     out.mkdir()
     (out / "picked.jsonl").write_text("mine")
     (out / "dataset_info.json").write_text(json.dumps({name: {"file_name": "picked.jsonl"}}))
-    with pytest.raises(InputError, match=r"picked\.jsonl: another file is there"):
+    with pytest.raises(InputError, match=r"picked\.jsonl: another file exists"):
         export_selection(selection(tmp_path / "picked.jsonl"), "llama-factory", out)
     assert (out / "picked.jsonl").read_text() == "mine"
     assert json.loads((out / "dataset_info.json").read_text()) == {name: {"file_name": "picked.jsonl"}}
@@ -168,7 +168,7 @@ def test_a_file_whose_name_is_but_part_of_one_in_the_section_is_not_overwritten(
     out = tmp_path / "out"
     export_selection(selection(tmp_path / "my_picked.parquet"), trainer, out)
     (out / "picked.jsonl").write_text("mine")
-    with pytest.raises(InputError, match=r"out/picked\.jsonl: another file is there"):
+    with pytest.raises(InputError, match=r"out/picked\.jsonl: another file exists"):
         export_selection(selection(tmp_path / "picked.parquet"), trainer, out)
     assert (out / "picked.jsonl").read_text() == "mine"
 
@@ -177,14 +177,14 @@ def test_a_file_whose_name_is_but_part_of_one_in_the_section_is_not_overwritten(
     ("talk", "reason"),
     [
         (messages("user a", "assistant b", "system c", "user d", "assistant e"), "a system message after the first turn"),
-        (messages("user a", "assistant b", "tool c", "user d", "assistant e"), "a user and a tool message next to each other"),
+        (messages("user a", "assistant b", "tool c", "user d", "assistant e"), "adjacent user and tool messages"),
         (messages("assistant a", "user b", "assistant c"), "the assistant speaks first"),
         (messages("user a", "assistant b", "user c"), "the assistant does not speak last"),
     ],
 )
 def test_conversations_that_llama_factory_would_skip_are_refused_and_counted(tmp_path, talk, reason):
     picked = selection(tmp_path / "picked.jsonl", [TALKS[0], talk, talk])
-    with pytest.raises(InputError, match=f"llama-factory would skip 2 rows, the first is 0{{31}}1: {reason}; leave them out"):
+    with pytest.raises(InputError, match=f"llama-factory would skip 2 rows, the first is 0{{31}}1: {reason}; exclude them"):
         export_selection(picked, "llama-factory", tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.jsonl"))
     assert not (tmp_path / "out" / "dataset_info.json").exists()

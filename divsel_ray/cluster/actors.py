@@ -1,7 +1,7 @@
-"""The actors of k-means: some hold partitions of the rows, one runs the loops over them.
+"""The Ray actors of k-means: shard actors hold partitions of the rows, a coordinator runs the loops over them.
 
-Centroids go out; what clusters gain and lose, and the farthest rows, come back. Rows never pass through the driver or the
-coordinator. On a single machine one actor is both, with a thread for each partition.
+Centroids are sent to the shard actors; changes in the clusters' sums and counts, and the farthest rows, come back. Rows never
+pass through the driver or the coordinator. On a single machine one actor plays both roles, with one thread per partition.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Blocks:
     Attributes:
         first: global number of the first row.
         references: the blocks, in order.
-        column: of the vectors, in tables.
+        column: name of the vectors' column in tables.
     """
 
     first: int
@@ -56,9 +56,9 @@ class Holding:
     """How shard actors hold their rows.
 
     Attributes:
-        streamed: read files anew on every pass.
+        streamed: read the files on every pass instead of keeping the rows in memory.
         normalised: scale rows to unit length.
-        workers: how many actors, with which resources.
+        workers: number and resources of the actors.
     """
 
     streamed: bool = False
@@ -67,12 +67,12 @@ class Holding:
 
 
 class ShardActor:
-    """Holds the rows of some partitions; reads them at the first question after each start.
+    """Holds the rows of some partitions; reads them on the first call after each start.
 
     Args:
         sources: the partitions.
         holding: how their rows are held.
-        threads: partitions that are asked at the same time, each on as many CPUs as a worker has.
+        threads: partitions processed at the same time, each on as many CPUs as a worker has.
     """
 
     def __init__(self, sources: list[Source], holding: Holding, threads: int = 1) -> None:
@@ -82,7 +82,7 @@ class ShardActor:
         torch.set_num_threads(self._cpus)
 
     def ready(self) -> bool:
-        """Answers once the actor has a place."""
+        """Return once the actor has been scheduled."""
         return True
 
     def held(self) -> LocalShards:
@@ -97,20 +97,20 @@ class ShardActor:
         return Shard(open_source(source, self._holding), source.first)
 
     def ask(self, question: Any, *args: Any, **kwargs: Any) -> list[Any]:
-        """One answer per partition."""
+        """Return one answer per partition."""
         return self.held().map(question, *args, **kwargs)
 
     def total(self, question: Any, *args: Any, **kwargs: Any) -> Any:
-        """The sum of the answers of all partitions."""
+        """Return the sum of all partitions' answers."""
         return self.held().total(question, *args, **kwargs)
 
     def run(self, task: Any, *args: Any) -> Any:
-        """Call a function that needs none of the partitions."""
+        """Call a function that does not use the partitions."""
         return task(*args)
 
 
 def open_source(source: Source, holding: Holding) -> Held | Streamed:
-    """The rows of a partition, held or streamed."""
+    """Open the rows of a partition, in memory or streamed."""
     device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
     if isinstance(source, Partition) and holding.streamed:
         return Streamed(source, device, normalised=holding.normalised)
@@ -128,7 +128,7 @@ def _vectors(block: Any, column: str) -> Rows:
     """The vectors of a Ray Data block, as float16 or float32."""
     if isinstance(block, pa.Table) and pa.types.is_fixed_size_list(block[column].type):
         return rows.to_matrix(block[column])
-    # Half a second to import, in every actor.
+    # The import takes half a second in every actor.
     from ray.data.block import BlockAccessor
 
     values = BlockAccessor.for_block(block).to_numpy(column)
@@ -137,11 +137,11 @@ def _vectors(block: Any, column: str) -> Rows:
 
 
 class RayShards:
-    """The partitions as shard actors hold them, in the order of the rows.
+    """Partitions held by shard actors, in the order of the rows.
 
     Attributes:
-        actors: they hold the partitions.
-        coordinator: the actor that runs loops over them, or None.
+        actors: the shard actors.
+        coordinator: the actor that runs loops over the partitions, or None.
     """
 
     def __init__(self, actors: Sequence[Any], coordinator: Any = None) -> None:
@@ -149,11 +149,11 @@ class RayShards:
         self._stored: list[tuple[Any, Any]] = []
 
     def map(self, question: Callable[Concatenate[Shard, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
-        """Ask all partitions at once."""
+        """Ask all partitions at the same time."""
         return [answer for answers in self._ask("ask", question, args, kwargs) for answer in answers]
 
     def total(self, question: Callable[Concatenate[Shard, P], Fields], *args: P.args, **kwargs: P.kwargs) -> Fields:
-        """The same, added up first by each actor and then here."""
+        """The sum of all answers, added up first by each actor and then here."""
         return shards.add(self._ask("total", question, args, kwargs))
 
     def _ask(self, method: str, question: Any, args: Any, kwargs: Any) -> list[Any]:
@@ -163,7 +163,7 @@ class RayShards:
         return answers
 
     def _store(self, array: Any) -> Any:
-        """The array in the object store; one that was asked with in the last question is there already."""
+        """Put the array into the object store; an array that the previous call sent is reused."""
         for known, reference in self._stored:
             if known is array:
                 return reference
@@ -173,13 +173,13 @@ class RayShards:
 
 
 class Looping(ABC):
-    """Runs a loop over partitions, and says meanwhile where it is."""
+    """Runs a loop over partitions and reports its progress meanwhile."""
 
     _state: tuple[int, int, str] | None = None
 
     @abstractmethod
     def partitions(self) -> Shards:
-        """What the loop runs over."""
+        """The partitions that the loop runs over."""
 
     def loop(self, function: Callable[..., T], *args: Any) -> T:
         """Call `function(shards, *args, report)`."""
@@ -187,7 +187,7 @@ class Looping(ABC):
         return function(self.partitions(), *args, self._report)
 
     def state(self) -> tuple[int, int, str] | None:
-        """Work done, work in all, and its unit; None before anything is done."""
+        """Work done, total work and its unit; None before the first report."""
         return self._state
 
     def _report(self, done: int, total: int, unit: str) -> None:
@@ -207,8 +207,8 @@ class Coordinator(Looping):
 
 
 class WholeActor(Looping, ShardActor):
-    """Holds all partitions and runs the loops over them: on one machine nothing has to be sent at all."""
+    """Holds all partitions and runs the loops over them, so that nothing has to be sent on a single machine."""
 
     def partitions(self) -> Shards:
-        """Its own."""
+        """The actor's own partitions."""
         return self.held()

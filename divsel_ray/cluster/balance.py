@@ -1,29 +1,29 @@
-"""Clusters of bounded size: no cluster holds more rows than a cap, and no row would rather be where it has the right to be.
+"""Clusters of bounded size: a stable assignment of rows to centroids in which no cluster exceeds a cap.
 
-Rows prefer near centroids, clusters prefer near rows. Deferred acceptance (Gale and Shapley 1962) then ends in the one
-assignment that is stable: a row sits in the nearest cluster that is not full of rows nearer to it. It is the greedy one too,
-which takes the pairs of row and centroid from the nearest to the farthest and joins them where the row is free and the
-cluster has room.
+Rows prefer near centroids, clusters prefer near rows. Deferred acceptance (Gale and Shapley 1962) then ends in the only
+stable assignment: each row belongs to the nearest cluster that is not full of rows nearer to it. It is also the greedy
+assignment, which goes through the pairs of row and centroid from the nearest to the farthest and joins a pair if the row is
+free and the cluster has room.
 
-Each cluster has a threshold, and admits rows whose key (squared distance, then row number) lies below it. A row's cluster is
-the nearest that admits it: a pure function of the row, the centroids and the thresholds, so a lost partition only has to be
-told the thresholds. At first all rows are admitted everywhere; then every round
+Each cluster has a threshold and admits rows whose key (squared distance, then row number) lies below it. A row's cluster is
+the nearest one that admits it: a pure function of the row, the centroids and the thresholds, so a lost partition only needs
+the thresholds. At first every cluster admits all rows; then every round
 
 1. counts, per cluster, the rows that propose to it, and how many of their keys fall into each of a few bins of equal width
    that end at its threshold;
-2. lowers the threshold of each cluster over its cap to the lowest edge of a bin that leaves the cap filled, and zooms its bins
-   in on the one that holds the row on the cap (or out, when that row lies below all of them).
+2. lowers the threshold of each cluster over its cap to the lowest bin edge that leaves the cap filled, and zooms the bins
+   in on the one that contains the row on the cap (or out, when that row lies below all bins).
 
-Who is rejected in which round does not change the outcome of deferred acceptance, so that the search for the row on the cap
-and the proposals overlap. Rounds end when no cluster is over its cap. They do end: both sides go by the same distances, so
+The round in which a row is rejected does not change the outcome of deferred acceptance, so the search for the row on the cap
+and the proposals overlap. Rounds end when no cluster is over its cap. They do end: both sides use the same distances, so
 once the first m clusters to fill up (in the greedy order) have found their rows, all rows of the next one propose to it, and
-it takes at most 2 x 13 rounds to zoom in on its last. That is 26 k rounds at worst. Measured on 55,185 sentence embeddings of
-384 dimensions: 33 rounds for k = 256 and a cap of 1.2 n / k, 37 for a cap of n / k; 46 and 71 for k = 2048.
+zooming in on its last row takes at most 2 x 13 rounds: 26 k rounds in the worst case. Measured on 55,185 sentence embeddings
+of 384 dimensions: 33 rounds for k = 256 and a cap of 1.2 n / k, 37 for a cap of n / k; 46 and 71 for k = 2048.
 
-A round sends two numbers per cluster to each partition and brings 33 back. It costs a partition a few passes over its keys,
-and a look at the vectors of those rows only that were rejected by all clusters listed for them: in all, 1.1 to 1.5 times as
-many rows as there are, so that a balanced assignment took 0.8 seconds where the plain one takes 0.1. (Where rows are streamed
-from files, nearly every round reads these again.) A partition remembers 52 bytes per row.
+A round sends two numbers per cluster to each partition and receives 33. A partition makes a few passes over its keys and
+reads only the vectors of rows that were rejected by all clusters listed for them: in total 1.1 to 1.5 times the number of
+rows, so a balanced assignment took 0.8 seconds where a plain one takes 0.1. (Where rows are streamed from files, nearly
+every round reads the files again.) A partition keeps 52 bytes of state per row.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from divsel_ray.cluster.shards import Shards
 from divsel_ray.errors import InputError
 
 Thresholds = Int64
-"""(k,) keys: a cluster admits the rows whose key lies below."""
+"""(k,) keys: a cluster admits the rows whose key lies below its threshold."""
 
 EVERY_ROW = 0x7F800000 << 32
 """The threshold that admits every row: the key of an infinite distance."""
@@ -52,13 +52,13 @@ LARGEST_POOL = 1 << 31
 """Row numbers take the lower half of a key, and counts of rows fit an int32."""
 BINS = 32
 LISTED = 4
-"""Clusters that are listed for a row at once."""
+"""Number of clusters listed for a row at a time."""
 _WIDEST = EVERY_ROW // BINS + 1
 _MEMORY = "balance"
 
 
 class Tally(NamedTuple):
-    """A partition's proposals: counts (k,), and how many of their keys lie in each bin, (k, BINS) int32."""
+    """A partition's proposals: counts (k,), and the number of their keys in each bin, (k, BINS) int32."""
 
     counts: Int64
     bins: Int32
@@ -74,14 +74,14 @@ class _Sums(NamedTuple):
 
 @dataclass(frozen=True)
 class Balanced:
-    """A clustering without a cluster above the cap.
+    """A clustering in which no cluster exceeds the cap.
 
     Attributes:
         centroids: (k, d) float32.
-        thresholds: (k,) int64; with the centroids, they say where a row belongs (`balanced_labels`).
+        thresholds: (k,) int64; together with the centroids, they determine each row's cluster (`balanced_labels`).
         counts: (k,) int64 rows per cluster.
         inertia: sum of the squared distances of all rows to the centroids of their clusters.
-        rounds: questions to all partitions until no cluster was over its cap.
+        rounds: rounds over all partitions until no cluster was over its cap.
     """
 
     centroids: Float32
@@ -93,7 +93,7 @@ class Balanced:
 
 @dataclass(frozen=True)
 class BalancedFit:
-    """The best of several iterations, and the inertia of each."""
+    """The best of several iterations, and the inertia after each."""
 
     best: Balanced
     inertias: tuple[float, ...]
@@ -104,16 +104,16 @@ def _ignore(done: int, total: int, unit: str) -> None:
 
 
 def balanced(shards: Shards, centroids: Float32, max_size: int, report: Report = _ignore) -> Balanced:
-    """Assign every row to a centroid, at most `max_size` to each; the same for any partition of the rows.
+    """Assign every row to a centroid, at most `max_size` rows to each; the result does not depend on the partitioning.
 
     Args:
         shards: partitions of n finite rows.
         centroids: (k, d).
-        max_size: the cap. From the largest cluster of `Shard.assign` on, it changes nothing.
-        report: told how many rows are within the caps.
+        max_size: the cap. A cap of at least the size of the largest cluster of `Shard.assign` changes nothing.
+        report: receives the number of rows within the caps.
 
     Raises:
-        InputError: k clusters of that size do not hold all rows.
+        InputError: k clusters of that size have no room for all rows.
     """
     rows = _check(shards, len(centroids), max_size)
     thresholds = np.full(len(centroids), EVERY_ROW, np.int64)
@@ -141,22 +141,22 @@ def balanced_fit(
     *,
     spherical: bool = False,
 ) -> BalancedFit:
-    """Lloyd's iteration with balanced assignments: assign, move the centroids to the means, again; the best one is kept.
+    """Run Lloyd's iteration with balanced assignments, alternating between assignments and means, and keep the best one.
 
-    The greedy assignment is not the cheapest of all, so the inertia may rise. An earlier iteration wins a tie, and centroids
-    that stand still end the loop.
+    The greedy assignment does not minimise the inertia, so the inertia may rise. An earlier iteration wins a tie, and the
+    loop ends when the centroids no longer move.
 
     Args:
         shards: partitions of n finite rows.
-        centroids: (k, d), the first ones; a fit without a cap is a good start.
+        centroids: (k, d) initial centroids; a fit without a cap is a good start.
         max_size: the cap.
-        iterations: assignments at most, at least 1.
-        grid: what sums of the rows are exact on (`shards.Geometry`).
-        report: told of rows within the caps, over all iterations.
+        iterations: maximum number of assignments, at least 1.
+        grid: grid on which sums of rows are exact (`shards.Geometry`).
+        report: receives the number of rows within the caps, over all iterations.
         spherical: scale the means to unit length.
 
     Raises:
-        InputError: k clusters of that size do not hold all rows, or there is no iteration.
+        InputError: k clusters of that size have no room for all rows, or `iterations` is below 1.
     """
     if iterations < 1:
         raise InputError(f"iterations={iterations}: expected at least 1, the assignment to the given centroids")
@@ -178,15 +178,15 @@ def balanced_fit(
 
 
 def _check(shards: Shards, k: int, max_size: int) -> int:
-    """Number of rows."""
+    """Return the number of rows."""
     rows = sum(shards.map(len))
     if max_size * k < rows:
         raise InputError(
-            f"max_size={max_size}: {k} clusters of at most {max_size} rows hold {max(0, max_size) * k} of {rows}; "
+            f"max_size={max_size}: {k} clusters of at most {max_size} rows have room for {max(0, max_size) * k} of {rows}; "
             f"set max_size to at least {-(-rows // max(k, 1))}, or raise the number of clusters"
         )
     if rows > LARGEST_POOL:
-        raise InputError(f"{rows} rows: max_size works for up to {LARGEST_POOL}; cluster a sample, or leave max_size out")
+        raise InputError(f"{rows} rows: max_size supports at most {LARGEST_POOL}; cluster a sample, or omit max_size")
     return rows
 
 
@@ -199,8 +199,8 @@ def tighten(thresholds: Thresholds, widths: Int64, found: Tally, max_size: int) 
 
     Args:
         thresholds: (k,).
-        widths: (k,) of the bins; the last bin of a cluster ends at its threshold.
-        found: the proposals under these thresholds, from all partitions.
+        widths: (k,) bin widths; the last bin of a cluster ends at its threshold.
+        found: the proposals under these thresholds, summed over all partitions.
         max_size: the cap.
 
     Returns:
@@ -220,13 +220,13 @@ def tighten(thresholds: Thresholds, widths: Int64, found: Tally, max_size: int) 
 
 
 def tally(shard: Shard, centroids: Float32, thresholds: Thresholds, widths: Int64) -> Tally:
-    """Count the proposals of a partition's rows, and the keys of those near the thresholds.
+    """Count the proposals of a partition's rows, and bin the keys near the thresholds.
 
     Args:
         shard: the partition.
         centroids: (k, d).
         thresholds: (k,).
-        widths: (k,) of the bins; the last bin of a cluster ends at its threshold.
+        widths: (k,) bin widths; the last bin of a cluster ends at its threshold.
     """
     proposals = _proposals(shard, centroids, thresholds)
     labels, keys = proposals.labels, proposals.keys
@@ -238,15 +238,15 @@ def tally(shard: Shard, centroids: Float32, thresholds: Thresholds, widths: Int6
 
 
 def balanced_labels(shard: Shard, centroids: Float32, thresholds: Thresholds) -> Assignment:
-    """The nearest centroid that admits each row of a partition, and the squared distance to it; ties go to the lowest index.
+    """Find the nearest centroid that admits each row, and the squared distance to it; ties go to the lowest index.
 
     Args:
         shard: the partition.
         centroids: (k, d).
-        thresholds: (k,), of `balanced` for these rows and centroids.
+        thresholds: (k,), from `balanced` with the same rows and centroids.
 
     Raises:
-        InputError: a row is admitted nowhere, because the thresholds belong to other rows or centroids.
+        InputError: no cluster admits a row, because the thresholds belong to other rows or centroids.
     """
     labels = _proposals(shard, centroids, thresholds).labels.astype(np.int32)
     parts = [kernels.own_distances(rows, centroids, labels[at : at + len(rows)]) for at, rows in shard.tensors()]
@@ -267,10 +267,10 @@ def _sums(shard: Shard, centroids: Float32, thresholds: Thresholds, grid: Grid) 
 
 
 class _Proposals:
-    """Where a partition's rows propose to go under thresholds that only ever fall.
+    """The clusters to which a partition's rows propose, under thresholds that only ever fall.
 
-    For each row it holds the first clusters, in the row's order of preference, that admitted it when they were listed. Those
-    that reject it later are passed over; when none is left, the row is compared with all centroids again.
+    For each row it lists the first clusters, in the row's order of preference, that admitted it at the time. Clusters that
+    reject the row later are skipped; when none is left, the row is compared with all centroids again.
 
     Attributes:
         labels: (n,) int64 clusters.
@@ -291,14 +291,14 @@ class _Proposals:
         self.keys = np.full(n, EVERY_ROW, np.int64)
 
     def leads_to(self, centroids: Float32, thresholds: Thresholds) -> bool:
-        """Whether these thresholds can follow from those it knows."""
+        """Whether these thresholds can follow from the current ones."""
         return np.array_equal(self._centroids, centroids) and bool((thresholds <= self._thresholds).all())
 
     def follow(self, shard: Shard, thresholds: Thresholds) -> None:
         """Bring labels and keys up to date.
 
         Raises:
-            InputError: a row is admitted nowhere.
+            InputError: no cluster admits a row.
         """
         self._thresholds = np.array(thresholds)
         left = self._propose(np.flatnonzero(self.keys >= thresholds[self.labels]))
@@ -307,12 +307,12 @@ class _Proposals:
             left = self._propose(left)
         if len(left):
             raise InputError(
-                f"row {self._first + left[0]} is admitted by no cluster: the thresholds are of other rows or centroids; "
-                "balance these first"
+                f"row {self._first + left[0]}: no cluster admits it because the thresholds belong to other rows or centroids; "
+                "run balanced on these first"
             )
 
     def _propose(self, at: Int64) -> Int64:
-        """Send rows to the first listed cluster that admits them; returns those that have none."""
+        """Assign rows to the first listed cluster that admits them; returns the rows without one."""
         clusters = self._clusters[at]
         keys = _keys(self._distances[at], self._first + at)
         admitted = keys < self._thresholds[clusters]
@@ -323,7 +323,7 @@ class _Proposals:
         return np.delete(at, found)
 
     def _list(self, shard: Shard, at: Int64) -> None:
-        """List the first clusters that admit these rows (ascending numbers) now."""
+        """List the first clusters that now admit these rows (ascending numbers)."""
         for start, rows in shard.tensors():
             if self._screen is None:
                 self._screen = kernels.screen(rows, self._centroids, self._norms)
@@ -334,9 +334,9 @@ class _Proposals:
                 self._clusters[numbers], self._distances[numbers] = self._compare(self._screen, chosen, numbers, self._listed)
 
     def _compare(self, screen: Screen, rows: torch.Tensor, numbers: Int64, count: int) -> tuple[Int32, Float32]:
-        """The first clusters that admit these rows and the squared distances, (m, listed); infinite where there are fewer.
+        """The first clusters that admit these rows, with squared distances, (m, listed); infinite where there are fewer.
 
-        Out of the `count` that the screen finds nearest, those count that are surely nearer than all others. Where this is
+        Of the `count` clusters nearest by the screen, only those certain to be nearer than all others are used. If there are
         none, more are compared.
         """
         clusters, bounds = self._screened(screen, rows, numbers, count)
@@ -353,7 +353,7 @@ class _Proposals:
         return clusters, distances
 
     def _screened(self, screen: Screen, rows: torch.Tensor, numbers: Int64, count: int) -> tuple[Int32, Float64]:
-        """About the nearest clusters (m, count) that may admit the rows; no other is nearer than the bounds (m,)."""
+        """The approximately nearest clusters (m, count) that may admit the rows; no other is nearer than the bounds (m,)."""
         k = len(self._centroids)
         if count >= k:
             return np.tile(np.arange(k, dtype=np.int32), (len(rows), 1)), np.full(len(rows), np.inf)
@@ -367,7 +367,7 @@ class _Proposals:
 
 
 def _proposals(shard: Shard, centroids: Float32, thresholds: Thresholds) -> _Proposals:
-    """Where the rows of a partition propose to go; what it remembers of earlier thresholds only saves time."""
+    """The proposals of a partition's rows; state kept from earlier thresholds only saves time."""
     proposals: _Proposals | None = shard.memory.get(_MEMORY)
     if proposals is None or not proposals.leads_to(centroids, thresholds):
         proposals = shard.memory[_MEMORY] = _Proposals(shard, centroids)
@@ -376,7 +376,7 @@ def _proposals(shard: Shard, centroids: Float32, thresholds: Thresholds) -> _Pro
 
 
 def _keys(squared_distances: Float32, numbers: Int64) -> Int64:
-    """Keys of rows in clusters, of the shape of the distances, (m, c): non-negative floats order like their bits."""
+    """Keys of rows in clusters, same shape (m, c) as the distances: non-negative floats sort like their bits."""
     return (squared_distances.view(np.int32).astype(np.int64) << 32) | numbers[:, None]
 
 

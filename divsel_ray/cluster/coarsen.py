@@ -1,18 +1,18 @@
 """Several k from one fit: Ward's agglomeration (Ward 1963) of fine clusters into coarser, nested ones.
 
-Joining clusters A and B raises the inertia by |A||B| / (|A| + |B|) x the squared distance of their means, whatever rows they
-hold. The inertia of a coarse clustering is therefore that of the fine one plus the costs of its merges, and no row is
-looked at. (The fine centroids have to be the means of their rows, as they are once Lloyd's algorithm stands still.)
+Joining clusters A and B raises the inertia by |A||B| / (|A| + |B|) x the squared distance of their means, whatever their
+rows. The inertia of a coarse clustering is therefore that of the fine one plus the costs of its merges, and no row has to
+be read. (The fine centroids must be the means of their rows, as they are once Lloyd's algorithm has converged.)
 
 Pairs that are each other's nearest neighbours are merged together, round after round (Murtagh 1983): Ward's cost is
-reducible, no merge brings a third cluster nearer than the nearer of the two was, so the rounds make the same tree as
-merging the globally cheapest pair each time. A neighbour is remembered until it is merged itself. A float64 matrix product
-screens the neighbours, and what lies within its rounding error is settled by distances computed pair by pair, ties going
-to the lowest index: how a BLAS orders its sums never shows.
+reducible (a merged cluster is never nearer to a third one than the nearer of its two parts was), so the rounds build the
+same tree as merging the globally cheapest pair each time. A neighbour is kept until it is merged itself. A float64 matrix
+product screens the neighbours, and pairs within its rounding error are settled by distances computed pair by pair, ties
+going to the lowest index, so the order in which a BLAS sums has no effect.
 
-Neighbours are looked for where a merge may be cheapest: one that was lost to a merge leaves behind a lower bound on the cost
-of the next. In all about 2 k^2 pairs are compared, on data without any structure and with very unequal sizes 10 k^2; k = 8192
-at d = 384 takes 10 seconds of CPU time (40 on such data) and less than 200 MB, as no distance matrix is kept.
+Neighbours are searched only where a merge may be cheapest: a neighbour lost to a merge leaves a lower bound on the cost of
+the next one. In total about 2 k^2 pairs are compared, and 10 k^2 on data without structure and with very unequal sizes;
+k = 8192 at d = 384 takes 10 seconds of CPU time (40 on such data) and less than 200 MB, as no distance matrix is kept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from divsel_ray.cluster.kernels import CACHED_ELEMENTS, Int32, assign, slices
 from divsel_ray.errors import InputError
 
 Pairs = npt.NDArray[np.int64]
-"""Two clusters a line, (m, 2), each named by one of its fine clusters."""
+"""Two clusters per line, (m, 2), each identified by one of its fine clusters."""
 
 _SCREEN_ELEMENTS = 1 << 21
 _ROUNDOFF = 2.0**-53
@@ -39,10 +39,10 @@ class Coarse(NamedTuple):
     """A coarser clustering.
 
     Attributes:
-        labels: (k_fine,) int32, coarse cluster of each fine one, numbered by their lowest fine index.
-        centroids: (k_coarse, d) float32 means, weighted by size; where nothing but empty clusters met, the first one's.
-        sizes: (k_coarse,) int64 rows.
-        added_inertia: how far the inertia lies above that of the fine clustering.
+        labels: (k_fine,) int32 coarse cluster of each fine one, numbered by lowest fine index.
+        centroids: (k_coarse, d) float32 means weighted by size; the first centroid where only empty clusters were merged.
+        sizes: (k_coarse,) int64 rows per cluster.
+        added_inertia: increase in inertia over the fine clustering.
     """
 
     labels: Int32
@@ -55,11 +55,11 @@ class MergeTree(NamedTuple):
     """The order in which fine clusters are merged until one is left.
 
     Attributes:
-        centroids: (k, d) float32, of the fine clusters.
-        sizes: (k,) int64, their rows.
-        pairs: (k - 1, 2) int64; merge i joins the clusters that hold these two fine clusters, the second of which is in
-            no later pair.
-        costs: (k - 1,) float64, what each merge adds to the inertia.
+        centroids: (k, d) float32 centroids of the fine clusters.
+        sizes: (k,) int64 rows per fine cluster.
+        pairs: (k - 1, 2) int64; merge i joins the clusters that contain these two fine clusters, the second of which occurs
+            in no later pair.
+        costs: (k - 1,) float64 increase in inertia by each merge.
     """
 
     centroids: Float32
@@ -71,7 +71,7 @@ class MergeTree(NamedTuple):
         """The clustering into `k_coarse` clusters; each cut refines every coarser one.
 
         Raises:
-            InputError: the tree has no such cut.
+            InputError: `k_coarse` is outside 1 to k.
         """
         k = len(self.sizes)
         if not 1 <= k_coarse <= k:
@@ -91,16 +91,16 @@ class MergeTree(NamedTuple):
 
 
 def merge_tree(centroids: Float32, sizes: Int64) -> MergeTree:
-    """Ward's tree over clusters, cheapest merge first; equal costs in an order that depends on the input alone.
+    """Build Ward's tree over clusters, cheapest merge first; the order of equal costs depends on the input alone.
 
-    An empty cluster has no weight: it joins its nearest neighbour at no cost, before all others, and moves no mean.
+    An empty cluster has no weight: it joins its nearest neighbour at no cost, before all others, and does not move the mean.
 
     Args:
         centroids: (k, d) finite means of the clusters' rows.
         sizes: (k,) rows per cluster, not all zero.
 
     Raises:
-        InputError: sizes and centroids do not fit together.
+        InputError: sizes and centroids do not match, or contain invalid values.
     """
     centroids, sizes = np.asarray(centroids, np.float32), np.asarray(sizes, np.int64)
     _check(centroids, sizes)
@@ -114,19 +114,19 @@ def merge_tree(centroids: Float32, sizes: Int64) -> MergeTree:
 def _check(centroids: Float32, sizes: Int64) -> None:
     if centroids.ndim != 2 or sizes.shape != centroids.shape[:1]:
         raise InputError(
-            f"centroids have shape {centroids.shape}, sizes {sizes.shape}; expected (k, d) and (k,), one size per centroid"
+            f"centroids: shape {centroids.shape}, sizes: shape {sizes.shape}; expected (k, d) and (k,), one size per centroid"
         )
     if not (sizes >= 0).all() or not sizes.any():
-        raise InputError("sizes: expected row counts of at least 0, one of them above it; count the rows of each cluster")
+        raise InputError("sizes: negative or all zero; expected the number of rows of each cluster")
     if not np.isfinite(centroids).all():
-        raise InputError(f"centroid {int(np.isfinite(centroids).all(axis=1).argmin())} holds a NaN or infinite value")
+        raise InputError(f"centroid {int(np.isfinite(centroids).all(axis=1).argmin())}: contains a NaN or infinite value")
 
 
 class _Forest:
-    """The clusters that are left, each in the slot of its lowest fine cluster.
+    """The remaining clusters, each in the slot of its lowest fine cluster.
 
-    Attributes: means (m, d) and weights (m,) of the slots, which of them are active, and their nearest neighbours, -1 where
-    these have to be found (again).
+    Attributes: means (m, d) and weights (m,) of the slots, whether each is active, and its nearest neighbour, -1 where it
+    has yet to be found.
     """
 
     def __init__(self, means: Float64, weights: Float64) -> None:
@@ -145,11 +145,11 @@ class _Forest:
             if mutual.any():
                 return np.stack([slots[mutual], theirs[mutual]], axis=1)
             if not stale:
-                # Only rounding can hide every pair. Without remembered neighbours the cheapest pair of all is one.
+                # Only rounding can hide every pair. With all neighbours recomputed, the globally cheapest pair is mutual.
                 self.neighbours[:] = -1
 
     def _find_neighbours(self) -> int:
-        """Find the neighbours of those clusters that may have the nearest; returns how many still lack theirs."""
+        """Find the neighbours of the clusters most likely to be cheapest; returns the number of clusters still without one."""
         slots = np.flatnonzero(self.active)
         stale = slots[self.neighbours[slots] < 0]
         asked = stale[np.argsort(self.bounds[stale], kind="stable")[: max(_FEWEST, len(stale) // _SHARE)]]
@@ -159,11 +159,11 @@ class _Forest:
         return len(stale) - len(asked)
 
     def merge(self, pairs: Pairs) -> tuple[Float64, Float64]:
-        """Merge each pair in the slot of its first; returns the costs (m,) and the heights (m,) to order them by."""
+        """Merge each pair into the slot of its first; returns the costs (m,), and the heights (m,) to sort the merges by."""
         one, other = pairs.T
         weights = self.weights[one] + self.weights[other]
         costs = _costs(self.means, self.weights, one, other)
-        # By rounding alone a merge might seem cheaper than one it builds on.
+        # Rounding may make a merge seem cheaper than one it builds on.
         heights = np.maximum(costs, np.maximum(self.heights[one], self.heights[other]))
         sums = self.weights[one, None] * self.means[one] + self.weights[other, None] * self.means[other]
         self.means[one], self.weights[one], self.heights[one] = sums / weights[:, None], weights, heights
@@ -176,7 +176,7 @@ class _Forest:
 
 
 def _agglomerate(means: Float64, weights: Float64) -> tuple[Pairs, Float64]:
-    """Merges (m - 1, 2) of slots and their costs (m - 1,), cheapest first."""
+    """Merge all slots; returns the pairs (m - 1, 2) and their costs (m - 1,), cheapest first."""
     forest = _Forest(means, weights)
     pairs, costs, heights = [np.empty((0, 2), np.int64)], [np.empty(0)], [np.empty(0)]
     for _ in range(len(weights) - 1):
@@ -191,7 +191,7 @@ def _agglomerate(means: Float64, weights: Float64) -> tuple[Pairs, Float64]:
 
 
 def _neighbours(means: Float64, weights: Float64, asked: Int64) -> Int64:
-    """For each cluster asked of, (m,) the other one that is cheapest to merge it with; ties go to the lowest."""
+    """For each of the `asked` clusters (m,), the other cluster that is cheapest to merge with; ties go to the lowest."""
     found = np.empty(len(asked), np.int64)
     norms = np.square(means).sum(axis=1)
     for part in slices(len(asked), len(means), _SCREEN_ELEMENTS):
@@ -223,13 +223,13 @@ def _settle(means: Float64, weights: Float64, asked: Int64, candidates: npt.NDAr
 
 
 def _costs(means: Float64, weights: Float64, one: Int64, other: Int64) -> Float64:
-    """What merging these pairs adds to the inertia, (m,); the same bits with the clusters exchanged."""
+    """Increase in inertia (m,) by merging these pairs; the same bits when the two clusters are exchanged."""
     factors = weights[one] * weights[other] / (weights[one] + weights[other])
     return factors * np.square(means[one] - means[other]).sum(axis=1)
 
 
 def _components(pairs: Pairs, k: int) -> Int32:
-    """Which of `k` are joined: labels (k,), numbered by their lowest member. The second of a pair is in no later pair."""
+    """Connected components of `k` nodes: labels (k,) numbered by lowest member. The second of a pair is in no later pair."""
     roots = np.arange(k)
     roots[pairs[:, 1]] = pairs[:, 0]
     while not np.array_equal(roots, roots[roots]):

@@ -1,8 +1,8 @@
-"""Choosing k: what is measured of each candidate, and the rule that recommends one.
+"""Choosing k: the measures of each candidate, and the rule that recommends one.
 
-No measure sees the right k by itself. The simplified silhouette grows again when clusters become small, inertia always
-falls, and a clustering can be stable without being useful. So k is recommended only where two measures that err in
-different ways agree (`recommend`); otherwise the default stands, and the reason says what each measure would have said.
+No measure alone finds the right k. The simplified silhouette rises again when clusters become small, inertia always falls,
+and a clustering can be stable without being useful. So a k is recommended only if two measures that err in different ways
+agree (`recommend`); otherwise the default is used, and the reason states what the measures show.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ SMALLEST, LARGEST = 64, 8192
 """The grid of Yu et al. 2024, section 3."""
 FEWEST_CANDIDATES = 5
 MOST_SINGLETONS = 0.05
-"""Share of the clusters that may hold a single row; beyond it silhouettes say little (their rows count as 0)."""
+"""Largest share of clusters with a single row; beyond it silhouettes say little (such rows count as 0)."""
 LEAST_TOLERANCE = 0.02
-"""Adjusted Rand indices closer than this are not told apart, however little the refits differed."""
+"""Adjusted Rand indices closer than this count as equal, however little the refits differed."""
 MODERATE = 0.65
 """Adjusted Rand index from which agreement is at least moderate (Steinley 2004)."""
 CONTRAST = 1.1
-"""The recommended k's simplified silhouette is at least so many times the median of the others'."""
+"""Least ratio of the recommended k's simplified silhouette to the median of the other k's."""
 ELBOW_DEPTH = 0.05
-"""How far below the chord, as a share of its height, an elbow lies at least."""
+"""Least depth of an elbow below the chord, as a share of the chord's height."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is known of one k.
+    """The measures of one k.
 
     Attributes:
         k: number of clusters.
-        rows: rows that were clustered.
+        rows: number of rows clustered.
         inertia: sum of the squared Euclidean distances of all rows to their centroids.
         simplified_silhouette: mean over all rows, see `silhouette.simplified`.
-        silhouette: mean standard silhouette (Rousseeuw 1987) over a sample, clusters cut down to it; None where the
-            sample falls into fewer than two clusters or into as many as it has rows.
+        silhouette: mean standard silhouette (Rousseeuw 1987) over a sample, within the sample's part of each cluster; None if
+            the sample falls into fewer than two clusters or into as many as it has rows.
         silhouette_rows: size of that sample.
-        stability: mean adjusted Rand index (Hubert and Arabie 1985) of every two refits, see `stability`; None where a
-            subsample holds fewer rows than k.
+        stability: mean adjusted Rand index (Hubert and Arabie 1985) over all pairs of refits, see `stability`; None if a
+            subsample has fewer than k rows.
         stability_deviation: standard deviation of those indices.
-        refits: clusterings of subsamples that were compared.
-        singletons: clusters of one row.
-        empty: clusters without rows.
+        refits: number of subsample clusterings compared.
+        singletons: number of clusters with one row.
+        empty: number of clusters without rows.
         smallest, median, largest: rows per cluster.
-        iterations: of the fit.
-        converged: False when `cluster.max_iter` ended it.
+        iterations: iterations of the fit.
+        converged: False if `cluster.max_iter` ended the fit.
         seconds: wall time spent on this k.
     """
 
@@ -82,7 +82,7 @@ class Recommendation:
 
     Attributes:
         k: number of clusters.
-        preferred: whether the data asks for it; False when the default stands.
+        preferred: whether the data supports it; False if it is the default.
         reason: one sentence with the figures.
     """
 
@@ -93,17 +93,17 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Choice:
-    """All that was found for one set of embeddings; `asdict` of it is JSON, and `of_record` reads that.
+    """All results for one set of embeddings; `asdict` makes it JSON, and `of_record` reads that.
 
     Attributes:
-        embeddings: what was clustered, in words.
-        rows: vectors.
-        dimension: of each.
-        seed: of first centroids and samples.
-        settings: of each fit.
-        candidates: what was measured, ascending in k.
-        elbow: of inertia, or None.
-        recommendation: k and its reason.
+        embeddings: description of the clustered vectors.
+        rows: number of vectors.
+        dimension: length of each vector.
+        seed: seed of initial centroids and samples.
+        settings: settings of each fit.
+        candidates: the measures, ascending in k.
+        elbow: k at the elbow of inertia, or None.
+        recommendation: recommended k and the reason.
     """
 
     embeddings: str
@@ -128,49 +128,49 @@ class Choice:
 
 
 def default_grid(rows: int) -> list[int]:
-    """Powers of two from 64 to 8192, none above a twentieth of the rows; from lower down where that leaves fewer than five.
+    """Powers of two from 64 to 8192, none above a twentieth of the rows; starts lower where that leaves fewer than five.
 
     Raises:
         InputError: there are fewer than 40 rows.
     """
     top = min(LARGEST, rows // ROWS_PER_CLUSTER).bit_length() - 1
     if top < 1:
-        raise InputError(f"{rows} rows are too few to choose k for: expected at least {2 * ROWS_PER_CLUSTER}; name k with --grid")
+        raise InputError(f"{rows} rows are too few to choose k: expected at least {2 * ROWS_PER_CLUSTER}; set k with --grid")
     bottom = max(1, min(SMALLEST.bit_length() - 1, top - FEWEST_CANDIDATES + 1))
     return [2**power for power in range(bottom, top + 1)]
 
 
 def parse_grid(text: str) -> list[int]:
-    """Ascending distinct k from text such as "64,128,256".
+    """Parse text such as "64,128,256" into ascending, distinct k.
 
     Raises:
-        InputError: something in it is not an integer of at least 1.
+        InputError: a part is not an integer of at least 1.
     """
     try:
         grid = sorted({int(part) for part in text.split(",")})
     except ValueError:
         raise InputError(f"--grid {text!r}: expected integers separated by commas, e.g. 64,128,256") from None
     if grid[0] < 1:
-        raise InputError(f"--grid {text!r}: k {grid[0]} is below 1; expected numbers of clusters, e.g. 64,128,256")
+        raise InputError(f"--grid {text!r}: k {grid[0]} is below 1; expected positive numbers of clusters, e.g. 64,128,256")
     return grid
 
 
 def check_grid(grid: Iterable[int], rows: int) -> None:
-    """Refuse a k that exceeds the number of rows.
+    """Check that no k exceeds the number of rows.
 
     Raises:
-        InputError: names that k.
+        InputError: a k does; the message names it.
     """
     for k in grid:
         if k > rows:
-            raise InputError(f"--grid: k {k} exceeds the pool's {rows} rows; leave it out")
+            raise InputError(f"--grid: k {k} exceeds the pool's {rows} rows; remove it")
 
 
 def elbow(candidates: Sequence[Candidate]) -> int | None:
-    """The k at the elbow of inertia, or None where the curve has none.
+    """Find the k at the elbow of inertia; None if the curve has none.
 
     The curve is log inertia over log k, both scaled to [0, 1]; its elbow is the point farthest below the chord between its
-    ends (Satopaa et al. 2011, "kneedle", without smoothing). Inertia that falls by a power of k is a straight line there.
+    ends (Satopaa et al. 2011, "kneedle", without smoothing). Inertia that falls as a power of k is a straight line there.
 
     Args:
         candidates: ascending in k.
@@ -185,18 +185,18 @@ def elbow(candidates: Sequence[Candidate]) -> int | None:
 
 
 def recommend(candidates: Sequence[Candidate], rows: int) -> Recommendation:
-    """One k and the reason for it.
+    """Recommend one k and state the reason.
 
-    1. Judged are the k up to rows / 20 without empty clusters and with at most one singleton in 20 clusters.
-    2. Stable are those whose stability is within one standard deviation (at least 0.02) of the best one's.
-    3. Of the stable, the highest simplified silhouette leads; of equal ones the smallest k.
-    4. It is recommended where its stability is at least 0.65 and its simplified silhouette at least 1.1 times the median of
-       the other judged k. Data without clusters fails this: its clusterings do not repeat, or no k separates rows better
-       than another. The default then stands: 256, or a twentieth of the rows where that is less.
+    1. A k is eligible up to rows / 20, if it has no empty clusters and at most one singleton in 20 clusters.
+    2. An eligible k is stable if its stability is within one standard deviation (at least 0.02) of the best.
+    3. Among the stable k, the one with the highest simplified silhouette leads; ties go to the smallest k.
+    4. It is recommended if its stability is at least 0.65 and its simplified silhouette at least 1.1 times the median of
+       the other eligible k. Data without clusters fails this: its clusterings do not repeat, or no k separates rows better
+       than another. The default is then used: 256, or a twentieth of the rows if that is less.
 
     Args:
         candidates: ascending in k.
-        rows: rows that were clustered.
+        rows: number of rows clustered.
     """
     judged = [one for one in candidates if _can_be_judged(one, rows)]
     if len(judged) < 2:
@@ -205,8 +205,8 @@ def recommend(candidates: Sequence[Candidate], rows: int) -> Recommendation:
     others = statistics.median(one.simplified_silhouette for one in judged if one is not lead)
     weaknesses = _weaknesses(lead, judged, others)
     if weaknesses:
-        return _default(rows, f"k = {lead.k:,} comes nearest, but {' and '.join(weaknesses)}")
-    found = f"refits find its clusters again (adjusted Rand index {_agreement(lead)})"
+        return _default(rows, f"k = {lead.k:,} comes closest, but {' and '.join(weaknesses)}")
+    found = f"refits reproduce its clusters (adjusted Rand index {_agreement(lead)})"
     apart = f"its simplified silhouette, {lead.simplified_silhouette:.3f}, stands out from the other k's median, {others:.3f}"
     return Recommendation(lead.k, True, f"k = {lead.k:,}: {found} and {apart}.")
 
@@ -233,10 +233,10 @@ def _agreement(one: Candidate) -> str:
 
 
 def _weaknesses(lead: Candidate, judged: Sequence[Candidate], others: float) -> list[str]:
-    """What speaks against the leading k."""
+    """Reasons against the leading k."""
     found = []
     if _stability(lead) < MODERATE:
-        found.append(f"its refits agree only by an adjusted Rand index of {_agreement(lead)} ({MODERATE} is moderate)")
+        found.append(f"its refits agree only with an adjusted Rand index of {_agreement(lead)} ({MODERATE} is moderate)")
     if lead.simplified_silhouette < CONTRAST * others:
         highest = max(judged, key=lambda one: one.simplified_silhouette)
         where = "" if highest is lead else f" (highest: {highest.simplified_silhouette:.3f} at k = {highest.k:,})"
@@ -248,10 +248,10 @@ def _weaknesses(lead: Candidate, judged: Sequence[Candidate], others: float) -> 
 def _too_few(judged: Sequence[Candidate], rows: int) -> str:
     limits = f"k up to {rows // ROWS_PER_CLUSTER:,} (rows / {ROWS_PER_CLUSTER}), few singletons, no empty clusters"
     if judged:
-        return f"only k = {judged[0].k:,} of the grid can be judged ({limits}), so there is nothing to compare it with"
-    return f"no k of the grid can be judged ({limits})"
+        return f"only k = {judged[0].k:,} of the grid is eligible ({limits}), so there is nothing to compare it with"
+    return f"no k of the grid is eligible ({limits})"
 
 
 def _default(rows: int, because: str) -> Recommendation:
     k = max(1, min(DEFAULT_K, rows // ROWS_PER_CLUSTER))
-    return Recommendation(k, False, f"The data shows no preferred k, so the default k = {k:,} stands: {because}.")
+    return Recommendation(k, False, f"The data shows no preferred k, so the default k = {k:,} is used: {because}.")

@@ -1,4 +1,4 @@
-"""What `KMeans` takes as data: arrays, Parquet files, Ray Datasets."""
+"""The data that `KMeans` accepts: arrays, Parquet files, Ray Datasets."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from divsel_ray.errors import InputError
 
 Data = Any
 """An array or tensor (n, d); a folder of Parquet files, or a list of them (columns `row_id` and `embedding`); or a Ray
-Dataset with a column `embedding`, or one column, of vectors."""
+Dataset of vectors in a column `embedding` or in its only column."""
 
 
 @dataclass
 class DataSource:
-    """Data that was looked at but not yet read; exactly one of `array`, `files` and `dataset` is set.
+    """Data that was inspected but not yet read; exactly one of `array`, `files` and `dataset` is set.
 
     Attributes:
-        rows: n.
-        dimension: d.
+        rows: number of rows n.
+        dimension: length d of the vectors.
         array: (n, d).
         files: Parquet files.
         dataset: a materialised Ray Dataset.
-        column: of its vectors.
+        column: name of the dataset's vector column.
     """
 
     rows: int
@@ -43,7 +43,7 @@ class DataSource:
     column: str = ""
 
     def partitions(self, most: int) -> Sequence[Source]:
-        """What the shard actors are started with, at most so many; an array goes into Ray's object store."""
+        """Sources for the shard actors, at most `most`; an array is put into Ray's object store."""
         if self.array is not None:
             return distributed.put_array(self.array, most)
         if self.files is not None:
@@ -51,15 +51,15 @@ class DataSource:
         return distributed.put_dataset(self.dataset, self.column, most)
 
     def name_row(self, index: int) -> str:
-        """How messages call a row, given its global number."""
+        """The name of a row in messages, by its global number."""
         return f"X: row {index}" if self.files is None else name_row(self.files, index)
 
 
 def open_data(X: Data) -> DataSource:
-    """Look at the data.
+    """Inspect the data without reading it.
 
     Raises:
-        InputError: it is of another kind, or holds something else than vectors of one dimension.
+        InputError: its type is not supported, or it does not consist of vectors of one dimension.
     """
     if _is_dataset(X):
         return _open_dataset(X)
@@ -71,7 +71,7 @@ def open_data(X: Data) -> DataSource:
 
 
 def _is_array(X: Data) -> bool:
-    """Whether these are numbers in memory."""
+    """Whether the data is numbers in memory."""
     return not (_is_dataset(X) or isinstance(X, (str, Path)) or _is_list_of_paths(X))
 
 
@@ -84,7 +84,7 @@ def _is_list_of_paths(X: Data) -> bool:
 
 
 def to_rows(X: Any, name: str) -> Rows:
-    """Numbers as vectors (n, d), float16 or float32; a bfloat16 tensor stays one.
+    """Convert numbers to vectors (n, d), float16 or float32; a bfloat16 tensor stays one.
 
     Raises:
         InputError: they are not numbers, or not in two dimensions.
@@ -99,18 +99,18 @@ def to_rows(X: Any, name: str) -> Rows:
             single = array.astype(np.float32)
         if array.ndim == 2 and _merges(array):
             warnings.warn(
-                f"{name} is computed with in float32, which its values lie too far from 0 for: take their mean off first",
+                f"{name}: values are too far from 0 for float32, in which k-means computes; subtract their mean first",
                 UserWarning,
                 stacklevel=3,
             )
         array = single
     if array.ndim != 2 or array.shape[1] == 0:
-        raise InputError(f"{name} has shape {tuple(array.shape)}; expected two dimensions, one vector per row")
+        raise InputError(f"{name}: shape {tuple(array.shape)}; expected two dimensions, one vector per row")
     return array.contiguous() if isinstance(array, torch.Tensor) else np.ascontiguousarray(array)
 
 
 def _merges(array: np.ndarray) -> bool:
-    """Whether float32 tells fewer than a thousand values of a feature apart, where float64 told more."""
+    """Whether float32 distinguishes fewer than a thousand values of a feature."""
     if not len(array):
         return False
     spread, largest = np.ptp(array, axis=0), np.abs(array).max(axis=0)
@@ -124,7 +124,7 @@ def _to_array(X: Any, name: str) -> Any:
         array = np.asarray(X)
         return array if array.dtype.kind == "f" else array.astype(np.float32)
     except (TypeError, ValueError):
-        raise InputError(f"{name} is {type(X).__name__}; expected numbers, an array (n, d)") from None
+        raise InputError(f"{name}: is {type(X).__name__}; expected an array (n, d) of numbers") from None
 
 
 def _open_dataset(X: Any) -> DataSource:
@@ -137,11 +137,11 @@ def _open_dataset(X: Any) -> DataSource:
     names = dataset.columns() or []
     column = "embedding" if "embedding" in names else names[0] if len(names) == 1 else None
     if column is None:
-        raise InputError(f"X has the columns {names}; expected one called embedding, or a single one")
+        raise InputError(f"X: columns {names}; expected one named embedding, or a single column")
     first = dataset.take(1)
     vector = np.asarray(first[0][column]) if first else np.empty(0)
     if vector.ndim != 1 or vector.dtype.kind != "f" or not len(vector):
         raise InputError(
-            f"X: column {column} holds {type(first[0][column]).__name__ if first else 'no row'}; expected vectors of floats"
+            f"X: column {column} contains {type(first[0][column]).__name__ if first else 'no row'}; expected vectors of floats"
         )
     return DataSource(dataset.count(), len(vector), dataset=dataset, column=column)

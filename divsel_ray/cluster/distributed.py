@@ -1,7 +1,7 @@
-"""k-means on Ray: shard actors keep the rows, a coordinator actor runs the loop over them, the driver looks on.
+"""k-means on Ray: shard actors keep the rows, a coordinator actor runs the loop over them, the driver watches.
 
-A killed actor is started again and reads its rows again, and the call it was answering is repeated; answers
-depend on rows and arguments only, so the result stays the same.
+A killed actor is restarted, rereads its rows and repeats the interrupted call; answers depend on the rows and arguments
+alone, so the result stays the same.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ POLL_SECONDS = 0.2
 MEMORY_SHARE = 0.6
 """Share of the cluster's memory that rows may fill before they are streamed."""
 BALANCING_ITERATIONS = 5
-"""Assignments with a size cap; the best is kept."""
+"""Number of assignments with a size cap; the best is kept."""
 STATE_BYTES = 64
-"""What a shard remembers of a row besides the row."""
+"""State that a shard keeps per row, besides the row."""
 ROWS_PER_SHARD = 1 << 14
-"""With fewer, a pass takes less time than asking a shard for it."""
+"""With fewer rows, a pass takes less time than the call to the shard."""
 
 
 def default_shards(count: int, workers: Workers, cluster: Cluster) -> int:
-    """Partitions of so many rows where their number is not given: one for each actor that the cluster has room for."""
+    """Default number of partitions for `count` rows: one for each actor that the cluster has room for."""
     return cluster.count(workers, -(-count // ROWS_PER_SHARD))
 
 
@@ -57,13 +57,13 @@ def start_shards(
     coordinated: bool = True,
     folder: Path | None = None,
 ) -> Iterator[RayShards]:
-    """Shard actors for these partitions, as many as the cluster holds, and a coordinator, which takes no CPU.
+    """Start shard actors for these partitions, as many as the cluster has room for, and a coordinator that needs no CPU.
 
     On a single machine without GPUs they are threads of one actor, which is its own coordinator. The actors end with the
-    block. Without `coordinated` there is no coordinator, and nothing can be fitted. `folder` is where they write, for messages.
+    block. Without `coordinated` there is no coordinator, and no fit can run. `folder` is their output folder, for messages.
 
     Raises:
-        JobError: the cluster gave them no place, Ray lost them for good, or a disk is full.
+        JobError: the cluster could not schedule the actors, Ray lost them for good, or a disk is full.
     """
     holding = holding or Holding()
     count = cluster.count(holding.workers, len(sources))
@@ -84,7 +84,7 @@ def start_shards(
 
 
 def _start_whole(sources: Sequence[Source], holding: Holding, threads: int) -> tuple[list[Any], list[Any]]:
-    # Beside the loop, a thread for each task it is given, and one that says where the loop is.
+    # Besides the loop's thread, one for each task, and one that reports the loop's state.
     options = {"num_cpus": threads * holding.workers.cpus, "max_concurrency": threads + 2, **RESTARTED}
     actor = ray.remote(**options)(WholeActor).remote(list(sources), holding, threads)
     return [actor], [actor]
@@ -102,14 +102,14 @@ def _start_apart(
 
 
 def fit(held: RayShards, settings: Settings, geometry: Geometry, progress: Progress, journal: Journal | None = None) -> Fit:
-    """Cluster rows that `check_rows` found finite.
+    """Cluster rows that `check_rows` has accepted.
 
     Args:
         held: the partitions.
         settings: see `lloyd.Settings`.
-        geometry: of all rows.
-        progress: told of centroids drawn, then of iterations.
-        journal: see `lloyd.fit`; its file must be on storage that every node sees.
+        geometry: geometry of all rows.
+        progress: receives the number of centroids drawn, then of iterations.
+        journal: see `lloyd.fit`; its file must be on storage that every node can read and write.
 
     Raises:
         InputError: there are fewer rows than clusters.
@@ -121,7 +121,7 @@ def fit(held: RayShards, settings: Settings, geometry: Geometry, progress: Progr
 
 
 def run_fit(held: Shards, settings: Settings, geometry: Geometry, journal: Journal | None, report: lloyd.Report) -> Fit:
-    """`lloyd.fit` and, with a size cap, `balance.balanced_fit`, as the coordinator calls it."""
+    """Run `lloyd.fit` and, with a size cap, `balance.balanced_fit`; called by the coordinator."""
     found = lloyd.fit(held, settings, geometry, report, journal)
     if settings.max_size is None:
         return found
@@ -135,9 +135,9 @@ def coordinate(held: RayShards, loop: Callable[..., T], args: tuple[Any, ...], p
 
     Args:
         held: the partitions.
-        loop: a function of this package, called with the partitions, `args` and a function to report to.
+        loop: a function of this package, called with the partitions, `args` and a report function.
         args: plain values and k-sized arrays.
-        progress: told of what the loop reports.
+        progress: receives the loop's reports.
     """
     result = held.coordinator.loop.remote(loop, *args)
     _watch(held.coordinator, result, progress)
@@ -154,20 +154,20 @@ def _watch(coordinator: Any, result: Any, progress: Progress) -> None:
 
 
 def check_rows(held: Shards, dimension: int, name_row: Callable[[int], str], *, directions: bool = False) -> Geometry:
-    """What is known of all rows, once they are found to be usable.
+    """Check that all rows are usable, and return their geometry.
 
     Args:
         held: the partitions.
         dimension: features of a row.
-        name_row: how messages call a row, given its global number.
-        directions: whether every row must have one.
+        name_row: returns the name of a row in messages, given its global number.
+        directions: whether every row must have a direction.
 
     Raises:
-        InputError: a row is not finite, or its norm exceeds 1e18; with `directions`, or a row is zero.
+        InputError: a row is not finite, or its norm exceeds 1e18; with `directions` also if a row is zero.
     """
     findings = shards.inspect(held, dimension)
     if findings.bad is not None:
-        value = "a NaN, infinite or huge value; expected a finite vector, mend or remove that row"
+        value = "a NaN, infinite or huge value; expected a finite vector; fix or remove that row"
         raise InputError(f"{name_row(findings.bad)}: {value}")
     if directions and findings.zero is not None:
         raise InputError(
@@ -177,42 +177,42 @@ def check_rows(held: Shards, dimension: int, name_row: Callable[[int], str], *, 
 
 
 def too_many_clusters(k: int, count: int) -> InputError:
-    """What is said when there are more clusters than rows."""
+    """The error for more clusters than rows."""
     return InputError(f"k {k} exceeds the pool's {count} rows; lower cluster.k")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Whether rows are kept or streamed, and why in one line."""
+    """Whether rows are streamed rather than kept, and the reason in one line."""
 
     streamed: bool
     reason: str
 
 
 def plan_memory(files: rows.Files, cluster: Cluster, mode: Mode) -> Plan:
-    """Keep the rows of these files in memory where the cluster has room for them."""
+    """Plan to keep the rows of these files in memory if the cluster has room for them, else to stream them."""
     needed = files.rows * (files.dimension * (2 if files.half else 4) + STATE_BYTES) / 2**30
     available = MEMORY_SHARE * cluster.memory_gib
     streamed = needed > available if mode == "auto" else mode == "streaming"
-    fits = f"{files.rows:,} vectors take {needed:.2g} GiB, {available:.2g} GiB are free for them"
+    fits = f"{files.rows:,} vectors take {needed:.2g} GiB, {available:.2g} GiB are available for them"
     manner = "streamed from Parquet on every pass" if streamed else "kept in memory"
     return Plan(streamed, f"{fits}: {manner}" if mode == "auto" else f"{fits}: {manner}, as configured")
 
 
 def run_all(held: Shards, calls: Sequence[tuple[Any, ...]], report: lloyd.Report, unit: str) -> list[Any]:
-    """Have those who hold the partitions do independent tasks.
+    """Run independent tasks on the workers that hold the partitions.
 
     Args:
         held: the partitions.
-        calls: a function of this package and its arguments, for each task; references stand for what they refer to.
-        report: told of tasks done.
-        unit: what a task makes, in the plural.
+        calls: for each task, a function of this package and its arguments; object references are resolved.
+        report: receives the number of tasks done.
+        unit: plural noun for the tasks' results.
 
     Returns:
-        Their answers, in the order of the calls.
+        The results, in the order of the calls.
 
     Raises:
-        JobError: none ended for an hour.
+        JobError: no task finished for an hour.
     """
     if isinstance(held, LocalShards):
         return held.each(_call, calls, lambda done: report(done, len(calls), unit))
@@ -222,7 +222,7 @@ def run_all(held: Shards, calls: Sequence[tuple[Any, ...]], report: lloyd.Report
     while pending:
         done, pending = ray.wait(pending, timeout=CALL_SECONDS)
         if not done:
-            raise JobError(f"k-means: no {unit} done in {CALL_SECONDS:g} s; see whether the cluster lost its nodes")
+            raise JobError(f"k-means: no {unit} finished in {CALL_SECONDS:g} s; check whether the cluster has lost nodes")
         ray.get(done)
         report(len(asked) - len(pending), len(asked), unit)
     answers: list[Any] = ray.get(asked)
@@ -235,7 +235,7 @@ def _call(call: tuple[Any, ...]) -> Any:
 
 
 def put_array(array: Rows, parts: int) -> list[Source]:
-    """An array (n, d) cut into at most `parts` blocks in the object store."""
+    """Cut an array (n, d) into at most `parts` blocks in the object store."""
     return [Blocks(low, (_put(array[low:high]),)) for low, high in rows.bounds(len(array), parts)]
 
 
@@ -245,7 +245,7 @@ def _put(part: Rows) -> Any:
 
 
 def put_dataset(dataset: Any, column: str, parts: int) -> list[Source]:
-    """The blocks of a Ray Dataset, in its order, in at most `parts` runs of nearly equal length."""
+    """Group the blocks of a Ray Dataset, in order, into at most `parts` runs of nearly equal length."""
     entries = [entry for bundle in dataset.iter_internal_ref_bundles() for entry in bundle.blocks if entry.metadata.num_rows]
     counts, references = [entry.metadata.num_rows for entry in entries], [entry.ref for entry in entries]
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(int)

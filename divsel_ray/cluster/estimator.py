@@ -1,4 +1,4 @@
-"""k-means in scikit-learn's manner: `KMeans(n_clusters=64).fit(X)`, on this machine or on a Ray cluster."""
+"""k-means with scikit-learn's interface: `KMeans(n_clusters=64).fit(X)`, on this machine or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -31,40 +31,40 @@ from divsel_ray.resources import Cluster, connect
 
 _NAME = "k-means"
 LOCAL_ELEMENTS = 1 << 21
-"""Numbers in an array that takes less time to cluster than actors take to start."""
+"""Size of an array (in numbers) that takes less time to cluster than actors take to start."""
 
 
 class KMeans(ClusterMixin, BaseEstimator):
-    """Lloyd's k-means (Lloyd 1982), its rows spread over Ray actors.
+    """Lloyd's k-means (Lloyd 1982), with the rows spread over Ray actors.
 
-    The result depends on the data, the parameters and the seed, byte for byte; never on `n_shards`, on `mode`, on the
-    number of actors or nodes, or on which of them were lost meanwhile.
+    The result depends, byte for byte, only on the data, the parameters and the seed; never on `n_shards`, on `mode`, on the
+    number of actors or nodes, or on whether any of them were lost during the fit.
 
     Args:
         n_clusters: number of clusters k.
         init: "k-means++" (Arthur and Vassilvitskii 2007), "k-means||" (Bahmani et al. 2012; few passes over the rows),
-            "random", or first centroids (k, d).
-        n_init: starts; the one with the lowest inertia wins. An array `init` makes one start.
-        max_iter: iterations of a start at most.
+            "random", or an array (k, d) of initial centroids.
+        n_init: number of starts; the one with the lowest inertia wins. An array `init` makes one start.
+        max_iter: maximum number of iterations per start.
         tol: stop when the squared movement of all centroids is at most tol x the mean variance of the features.
         metric: "euclidean", or "cosine": rows and centroids are scaled to unit length (Dhillon and Modha 2001).
-        progressive: first iterations on growing nested samples of the rows, the last ones on all.
-        fit_rows: fit on a hashed sample of about so many rows, then assign all; None, or fewer than clusters, for all.
-        max_size: rows per cluster at most (`balance.balanced_fit`); None for no limit. `predict` knows no such limit.
-        seed: of every draw.
-        n_shards: partitions of the rows; actors are at most this many. None: what the cluster has room for
-            (`distributed.default_shards`), or none at all for an array of few rows, which is clustered in this process.
-        mode: "memory" keeps the rows, "streaming" reads Parquet files again on every pass, "auto" sees what fits.
-        checkpoint: file that keeps the last iteration, so that a fit that was killed continues when it is called again.
-        verbose: say how rows are held, and show progress.
+        progressive: run the first iterations on growing nested samples of the rows, the last ones on all rows.
+        fit_rows: fit on a hashed sample of about this many rows, then assign all; None, or fewer than k, fits on all rows.
+        max_size: maximum number of rows per cluster (`balance.balanced_fit`); None for no limit. `predict` ignores it.
+        seed: seed of all random draws.
+        n_shards: number of partitions of the rows, and upper limit on actors. None: as many as the cluster has room for
+            (`distributed.default_shards`); a small array is then clustered in this process.
+        mode: "memory" keeps the rows, "streaming" rereads Parquet files on every pass, "auto" decides by the available memory.
+        checkpoint: file that keeps the last iteration, so that a killed fit resumes when it is called again.
+        verbose: print how rows are held, and show progress.
 
     Attributes:
         cluster_centers_: (k, d) float32.
-        labels_: (n,) int32, cluster of each row of the fitted data: its nearest centroid, or with `max_size` the nearest that
-            has room for it.
+        labels_: (n,) int32 cluster of each row of the fitted data: the nearest centroid, or with `max_size` the nearest one
+            with room for the row.
         inertia_: sum of squared distances of the rows to their centroids.
         n_iter_: iterations of the best start over all rows.
-        n_features_in_: d.
+        n_features_in_: number of features d.
         history_: every iteration of the best start, see `lloyd.Step`.
 
     Example:
@@ -107,11 +107,11 @@ class KMeans(ClusterMixin, BaseEstimator):
         self.verbose = verbose
 
     def fit(self, X: Data, y: None = None) -> KMeans:
-        """Cluster the rows of `X`. Starts a local Ray where one is needed and none runs.
+        """Cluster the rows of `X`. Starts a local Ray if one is needed and none is running.
 
         Raises:
-            InputError: a parameter or the data is wrong; there are fewer rows than clusters; a row is not finite, or of
-                length zero with metric "cosine".
+            InputError: a parameter or the data is invalid; there are fewer rows than clusters; a row is not finite, or, with
+                metric "cosine", of length zero.
         """
         self._check_parameters()
         source = open_data(X)
@@ -130,7 +130,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         self.n_iter_ = fitted.iterations
         self.n_features_in_ = source.dimension
         self.history_ = list(fitted.history)
-        # What predict looks for, and the label of each: after `coarsen`, still the fine centroids.
+        # The centroids that predict compares with, and their labels: after `coarsen`, still the fine centroids.
         self._fine = (fitted.centroids, np.arange(len(fitted.centroids), dtype=np.int32))
         self._are_means = fitted.converged and settings.share == 1 and settings.max_size is None
         _warn_of_empty(int((fitted.sizes == 0).sum()), self.n_clusters)
@@ -140,14 +140,14 @@ class KMeans(ClusterMixin, BaseEstimator):
         """Index (n,) of the centroid nearest to each row of `X`.
 
         Raises:
-            InputError: the data is wrong, or has other dimensions than the fitted data.
+            InputError: the data is invalid, or its dimension differs from that of the fitted data.
             NotFittedError: `fit` was not called.
         """
         if not hasattr(self, "cluster_centers_"):
             raise NotFittedError("KMeans is not fitted; call fit first")
         source = open_data(X)
         if source.dimension != self.n_features_in_:
-            raise InputError(f"X has {source.dimension} dimensions, the fitted centroids have {self.n_features_in_}")
+            raise InputError(f"X: has {source.dimension} dimensions; the fitted centroids have {self.n_features_in_}")
         if source.rows == 0:
             return np.empty(0, np.int32)
         with self._open(source, Silent(), local=True, coordinated=False) as held:
@@ -156,26 +156,26 @@ class KMeans(ClusterMixin, BaseEstimator):
             return labels[np.concatenate(held.map(Shard.labels, centroids))]
 
     def coarsen(self, n_clusters: int) -> KMeans:
-        """A fitted model of fewer clusters, each a union of this model's (Ward 1963, see `coarsen.merge_tree`).
+        """Return a fitted model of fewer clusters, each a union of this model's (Ward 1963, see `coarsen.merge_tree`).
 
-        One fine fit so yields as many resolutions as are asked for, nested in each other, without looking at a row again. Where
-        the fine centroids are not the means of their rows (the fit did not converge, or saw a sample), what it says of centroids
-        and inertia is approximate, and a ConvergenceWarning says so.
+        One fine fit thus yields any number of nested resolutions without reading the rows again. If the fine centroids are not
+        the means of their rows (the fit did not converge, or used a sample), centroids and inertia are approximate, and a
+        ConvergenceWarning is issued.
 
         Args:
             n_clusters: 1 to the number of this model's clusters.
 
         Raises:
-            InputError: there are not so many clusters, or their centroids are no means (metric "cosine").
+            InputError: the model has fewer clusters, or its centroids are not means (metric "cosine").
             NotFittedError: `fit` was not called.
         """
         if not hasattr(self, "cluster_centers_"):
             raise NotFittedError("KMeans is not fitted; call fit first")
         if self.metric == "cosine":
-            raise InputError("coarsen joins means, and centroids of metric='cosine' are none; fit with metric='euclidean'")
+            raise InputError("coarsen: merges means, which the centroids of metric='cosine' are not; fit with metric='euclidean'")
         if not self._are_means:
             warnings.warn(
-                "the centroids are not the means of their rows: those of coarser clusters are approximate, and so is inertia_",
+                "the centroids are not the means of their rows, so the coarser centroids and inertia_ are approximate",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -190,7 +190,7 @@ class KMeans(ClusterMixin, BaseEstimator):
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[Progress]:
-        """Who is told of a fit: the terminal, or nobody."""
+        """Progress of a fit: shown on the terminal if verbose, else silent."""
         if not self.verbose:
             yield Silent()
             return
@@ -200,7 +200,7 @@ class KMeans(ClusterMixin, BaseEstimator):
 
     @contextlib.contextmanager
     def _open(self, source: DataSource, progress: Progress, *, local: bool, coordinated: bool = True) -> Iterator[Shards]:
-        """The rows, in this process where they are few and it may, else in actors."""
+        """Open the rows: in this process if `local` and they are few, else in actors."""
         cosine = self.metric == "cosine"
         if local and source.array is not None and source.rows * source.dimension <= LOCAL_ELEMENTS:
             yield LocalShards([Shard(normalise(source.array) if cosine else source.array)])
@@ -232,7 +232,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         _check_choice("metric", self.metric, ("euclidean", "cosine"))
         _check_choice("mode", self.mode, ("auto", "memory", "streaming"))
         if isinstance(self.init, str):
-            _check_choice("init", self.init, ("k-means++", "k-means||", "random"), " or an array of first centroids")
+            _check_choice("init", self.init, ("k-means++", "k-means||", "random"), " or an array of initial centroids")
         if not (isinstance(self.tol, numbers.Real) and self.tol >= 0):
             raise InputError(f"tol={self.tol!r}: expected a number of at least 0")
         if not isinstance(self.seed, (int, np.integer)) or self.seed < 0:
@@ -243,12 +243,12 @@ class KMeans(ClusterMixin, BaseEstimator):
         if k > source.rows:
             raise distributed.too_many_clusters(k, source.rows)
         if self.max_size is not None and self.max_size * k < source.rows:
-            raise InputError(f"max_size={self.max_size}: {k} clusters of that size cannot hold {source.rows} rows")
+            raise InputError(f"max_size={self.max_size}: {k} clusters of that size have no room for {source.rows} rows")
         init: str | Float32 = self.init
         if not isinstance(init, str):
             init = _first_centroids(init, (k, source.dimension), directions=self.metric == "cosine")
         if self.mode == "streaming" and source.files is None:
-            raise InputError("mode='streaming' reads Parquet files; X is held in memory, use mode='auto' or give a folder")
+            raise InputError("mode='streaming': reads Parquet files, but X is in memory; use mode='auto' or pass a folder")
         return Settings(
             k=k,
             init=cast(lloyd.Init, init),
@@ -290,11 +290,11 @@ def _first_centroids(init: Any, shape: tuple[int, int], *, directions: bool) -> 
     rows = to_rows(init, "init")
     centroids = rows.astype(np.float32) if isinstance(rows, np.ndarray) else rows.float().numpy()
     if centroids.shape != shape:
-        raise InputError(f"init has shape {centroids.shape}; expected {shape}, one row per cluster")
+        raise InputError(f"init: shape {centroids.shape}; expected {shape}, one row per cluster")
     if not (kernels.squared_norms(centroids) <= kernels.LARGEST_SQUARED_NORM).all():
-        raise InputError("init holds a NaN, infinite or huge value; expected finite first centroids")
+        raise InputError("init: contains a NaN, infinite or huge value; expected finite centroids")
     if directions and not centroids.any(axis=1).all():
-        raise InputError("init holds a vector of zeros, which has no direction; take another one, or metric='euclidean'")
+        raise InputError("init: contains a vector of zeros, which has no direction; replace it or use metric='euclidean'")
     return cast(Float32, normalise(centroids)) if directions else centroids
 
 

@@ -1,7 +1,7 @@
 """Sums that do not depend on their order: floating-point numbers added as integers.
 
-Two ways, both exact: vectors are first rounded to a common fixed-point grid, so coarse that a float64 holds every partial
-sum (`Grid`); non-negative scalars are added up per binary exponent, without any rounding (`exact_parts`).
+Two ways, both exact: vectors are first rounded to a common fixed-point grid, coarse enough for a float64 to represent every
+partial sum (`Grid`); non-negative scalars are added up per binary exponent, without any rounding (`exact_parts`).
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ _FLOAT16_STEP = -24
 
 @dataclass(frozen=True)
 class Grid:
-    """Multiples of `2**exponent`: as fine as float64 sums of all rows stay exact, so the same in any order.
+    """Multiples of `2**exponent`: the finest grid on which float64 sums of all rows are exact, so the same in any order.
 
-    For a million rows of unit vectors the step is 2^-33, far below the resolution of float32 centroids. Float16 rows are
-    multiples of 2^-24 already, and rounding leaves up to 500 million of them as they are.
+    For a million unit vectors the step is 2^-33, far below the resolution of float32 centroids. Float16 rows are multiples
+    of 2^-24 already, and rounding leaves up to 500 million of them unchanged.
     """
 
     exponent: int
 
     @classmethod
     def of(cls, rows: int, largest: float) -> Grid:
-        """The grid for so many rows whose absolute values are at most `largest`."""
+        """The grid for `rows` rows whose absolute values are at most `largest`."""
         spare = _SIGNIFICANT_BITS - max(1, rows).bit_length() - 1
         return cls(math.frexp(largest)[1] - spare)
 
     def round(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows in float64, on the grid."""
+        """Round rows to the grid, in float64."""
         wide = rows.double()
         if rows.dtype == torch.float16 and self.exponent <= _FLOAT16_STEP:
             return wide
@@ -52,12 +52,12 @@ class Grid:
 
 
 def mix(values: Words) -> Words:
-    """What SplitMix64 gives in these states: well-spread 64-bit words from any."""
+    """Outputs of SplitMix64 in these states: well-distributed 64-bit words from any input."""
     return finalise(values + np.uint64(0x9E3779B97F4A7C15))
 
 
 def digest(rows: torch.Tensor, numbers: Int64) -> int:
-    """A 64-bit sum over rows of a hash of their bytes and numbers: the same for any partition of the rows.
+    """Sum a 64-bit hash of each row's bytes and number: the same for any partition of the rows.
 
     Args:
         rows: (n, d) on a CPU.
@@ -71,10 +71,10 @@ def digest(rows: torch.Tensor, numbers: Int64) -> int:
 
 
 def exact_parts(values: Float32 | Float64) -> Int64:
-    """Non-negative numbers as one integer per binary exponent; parts add up exactly, in any order, to one total.
+    """Split non-negative numbers into one integer per binary exponent; parts add up exactly, in any order, to one total.
 
-    A float32 is a 24-bit integer times a power of two, so int64 counters hold half a trillion of them. A float64 is
-    split into two float32 (48 of its 53 bits).
+    A float32 is a 24-bit integer times a power of two, so int64 counters have room for half a trillion of them. A float64
+    is split into two float32 (48 of its 53 bits).
     """
     parts = np.zeros(_EXPONENTS, np.int64)
     high = values.astype(np.float32)
@@ -85,6 +85,6 @@ def exact_parts(values: Float32 | Float64) -> Int64:
 
 
 def exact_total(parts: Int64) -> float:
-    """The sum that `exact_parts` (or a sum of several) stands for, rounded once."""
+    """The sum that `exact_parts` (or the sum of several) represents, rounded once."""
     whole = sum(int(part) << power for power, part in enumerate(parts))
     return math.ldexp(float(whole), _LOWEST_EXPONENT - 24)

@@ -1,7 +1,7 @@
-"""Measuring a grid of k on Ray: one coordinator runs all fits over the same shard actors, which do the refits as well.
+"""Measuring a grid of k on Ray: one coordinator runs all fits over the same shard actors, which also run the refits.
 
-Samples of bounded size go from the shard actors through the coordinator to Ray's object store; no row comes to the driver.
-A k that is measured is written at once, and is not measured again.
+Samples of bounded size go from the shard actors through the coordinator to Ray's object store; no row reaches the driver.
+The measures of each k are written at once, and a k that is measured is not measured again.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ def measure_grid(
     cluster: Cluster,
     progress: Progress,
 ) -> list[Candidate]:
-    """Measure every k of the grid, and write each into `folder` as `k-00064.json` once it is known.
+    """Measure every k of the grid, and write the measures of each into `folder` (`k-00064.json`) as they are known.
 
     Args:
         embedding_files: Parquet files with `row_id` and `embedding`.
         grid: numbers of clusters.
-        config: how each is fitted; its own `k` is not looked at, and no size cap bends the clusters.
-        seed: of first centroids and samples.
-        folder: where the measures go, seen by every node; what it holds already is not measured again.
-        cluster: what there is to compute with.
-        progress: told of the iterations and refits of each k.
+        config: settings of each fit; its `k` and its size cap are ignored.
+        seed: seed of initial centroids and samples.
+        folder: output folder, visible to every node; a k whose file exists is not measured again.
+        cluster: available resources.
+        progress: receives the iterations and refits of each k.
 
     Returns:
-        candidates in the order of the grid.
+        Candidates in the order of the grid.
 
     Raises:
         InputError: a file cannot be used, a row is not finite, or a k exceeds the number of rows.
@@ -66,7 +66,7 @@ def measure_grid(
 
 
 def measured_settings(config: ClusterConfig) -> dict[str, Any]:
-    """What of the settings the measures of a k depend on."""
+    """The settings on which the measures of a k depend."""
     return config.model_dump(mode="json", exclude={"k", "size_cap", "n_shards", "mode", "workers"})
 
 
@@ -76,7 +76,7 @@ def _path(folder: str | Path, k: int) -> Path:
 
 @dataclass(frozen=True)
 class GridTask:
-    """What the coordinator is asked for: the k to measure, how to fit them, and where they are written."""
+    """The coordinator's task: the k to measure, the settings of the fits, and the output folder."""
 
     grid: Sequence[int]
     config: ClusterConfig
@@ -94,7 +94,7 @@ class _Samples:
 
 
 def run_grid(held: Shards, task: GridTask, report: lloyd.Report) -> None:
-    """Measure one k after the other, as the coordinator calls it; one that was started again goes on."""
+    """Measure one k after the other; called by the coordinator, which resumes here after a restart."""
     samples = _draw_samples(held, task)
     for k in task.grid:
         if not _path(task.folder, k).is_file():
@@ -102,7 +102,7 @@ def run_grid(held: Shards, task: GridTask, report: lloyd.Report) -> None:
 
 
 def _draw_samples(held: Shards, task: GridTask) -> _Samples:
-    """Subsamples are large enough for the largest k; smaller ones are their beginnings."""
+    """Draw subsamples large enough for the largest k; smaller ones are prefixes of these."""
     count, seed = task.geometry.rows, task.seed
     size = stability.subsample_rows(count, max(task.grid))
     evaluation = ray.put(stability.draw_rows(held, seed, 0, stability.evaluation_rows(count)))
@@ -132,7 +132,7 @@ def _measure(held: Shards, task: GridTask, samples: _Samples, k: int, report: ll
 
 
 def _refits(task: GridTask, samples: _Samples, k: int) -> list[tuple[Any, ...]]:
-    """A call for each subsample; none where subsamples hold fewer rows than k."""
+    """One call per subsample; none if subsamples have fewer than k rows."""
     size = stability.subsample_rows(task.geometry.rows, k)
     if size < k:
         return []

@@ -1,12 +1,12 @@
-"""The first centroids: random rows, k-means++ (Arthur and Vassilvitskii 2007), k-means|| (Bahmani et al. 2012).
+"""The initial centroids: random rows, k-means++ (Arthur and Vassilvitskii 2007), k-means|| (Bahmani et al. 2012).
 
 Every draw follows from hashes of (seed, start, step, row number) and from distances in integers, which are the same
-numbers in any order of summation. The partitions of the rows therefore never show in what is drawn.
+numbers in any order of summation. The draws therefore do not depend on how the rows are partitioned.
 
 k-means++ draws one centroid after the other, each with probability proportional to the squared distance D to the nearest
 one so far. Here candidates are drawn in batches, by the distances before the batch, and each is accepted with probability
-D now / D then, which makes its distribution the sequential one (rejection sampling): a matrix product per batch, and
-two questions to the partitions for every 64 centroids or so.
+D now / D before the batch, which yields the sequential distribution (rejection sampling): one matrix product per batch,
+and two calls to the partitions for about every 64 centroids.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from divsel_ray.cluster.shard import Shard
 from divsel_ray.cluster.shards import Geometry, LocalShards, Shards
 
 Told = Callable[[int], None]
-"""Told how many centroids are drawn."""
+"""Called with the number of centroids drawn so far."""
 PARALLEL_ROUNDS = 5
-"""Rounds of k-means||; Bahmani et al. 2012, section 5, see no gain beyond."""
+"""Rounds of k-means||; Bahmani et al. 2012, section 5, found no gain beyond."""
 LARGEST_BATCH = 64
 _MASK = (1 << 64) - 1
 _PRODUCT_ELEMENTS = 1 << 20
 
 
 class Purpose(IntEnum):
-    """What draws are for; another purpose gives other random numbers to the same row."""
+    """The purpose of a draw; each purpose gives the same row different random numbers."""
 
     RANDOM_ROWS = 0
     CANDIDATES = 1
@@ -44,7 +44,7 @@ class Purpose(IntEnum):
 
 
 class Draw(NamedTuple):
-    """What a draw's random numbers are hashed from."""
+    """The values from which a draw's random numbers are hashed."""
 
     seed: int
     start: int
@@ -76,13 +76,13 @@ def uniforms(draw: Draw, indices: Int64) -> Float64:
 class IntegerDistances:
     """Squared distances of rows to their nearest centroid drawn so far, as exact integers.
 
-    Rows are rounded to integers of so few bits that a float64 matrix product of them is exact.
+    Rows are rounded to integers of so few bits that their float64 matrix product is exact.
 
     Args:
-        blocks: the rows, from their first to their last, each time it is called.
+        blocks: iterates over all rows, in order, each time it is called.
         count: number of rows.
-        geometry: of all rows.
-        multiplicity: (n,) how often each row counts; None for once.
+        geometry: geometry of all rows.
+        multiplicity: (n,) weight of each row; None for 1.
 
     Attributes:
         nearest: (n,) the squared distances, infinite before the first centroid.
@@ -96,7 +96,7 @@ class IntegerDistances:
         self._cumulative: Int64 | None = None
 
     def add(self, centroids: Float32) -> None:
-        """Take more drawn rows (m, d) into account."""
+        """Add newly drawn centroids (m, d)."""
         if not len(centroids):
             return
         columns = _integers(centroids, self._exponent)
@@ -131,7 +131,7 @@ class IntegerDistances:
 
 
 def _precision(geometry: Geometry) -> tuple[int, int]:
-    """Exponent of the rounding step of the rows, and bits by which squared distances are shortened to weights."""
+    """Exponent of the rows' rounding step, and the number of bits dropped from squared distances to make weights."""
     bits = (51 - max(1, geometry.dimension - 1).bit_length()) // 2
     largest = int(np.frexp(geometry.largest)[1])
     return largest - bits, max(0, 53 + geometry.rows.bit_length() - 62)
@@ -142,7 +142,7 @@ def _integers(rows: Rows, exponent: int) -> torch.Tensor:
 
 
 def exact_squares(left: Float32, right: Float32, geometry: Geometry) -> Float64:
-    """Squared distances (m, l) between rows (m, d) and (l, d), in the integers that rows are drawn by."""
+    """Squared distances (m, l) between rows (m, d) and (l, d), in the same integers as the draws."""
     exponent, _ = _precision(geometry)
     a, b = _integers(left, exponent), _integers(right, exponent)
     squares = a.square().sum(dim=1)[:, None] - 2 * a @ b.T + b.square().sum(dim=1)
@@ -150,7 +150,7 @@ def exact_squares(left: Float32, right: Float32, geometry: Geometry) -> Float64:
 
 
 def random_rows(shards: Shards, k: int, seed: int, start: int) -> Float32:
-    """k distinct row numbers, all equally likely: those of the largest hashed keys."""
+    """Draw k distinct rows, all equally likely: those with the largest hashed keys."""
     parts = shards.map(_random_rows, k, Draw(seed, start, Purpose.RANDOM_ROWS, 0))
     whole = Sample(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
     return whole.rows[np.lexsort((whole.indices, -whole.keys))[:k]]
@@ -167,14 +167,14 @@ def _single(rows: Rows) -> Float32:
 
 
 def plus_plus(shards: Shards, k: int, seed: int, start: int, geometry: Geometry, told: Told) -> Float32:
-    """k-means++; once all rows lie on drawn ones, further centroids are random rows.
+    """Draw centroids by k-means++; once every row coincides with a drawn one, further centroids are random rows.
 
     Args:
         shards: partitions of at least k rows.
         k: number of centroids.
-        seed: with `start`, what the draws are hashed from.
-        start: see `seed`.
-        geometry: of all rows.
+        seed: together with `start`, determines the draws.
+        start: number of the start.
+        geometry: geometry of all rows.
         told: see `Told`.
 
     Returns:
@@ -200,7 +200,7 @@ def _grow(shards: Shards, centroids: Float32, k: int, seed: int, start: int, geo
 
 
 class Candidates(NamedTuple):
-    """Drawn rows: which draws they answer (m,), the rows (m, d), and their squared distances (m,) to the centroids."""
+    """Drawn rows: the numbers of their draws (m,), the rows (m, d), and their squared distances (m,) to the centroids."""
 
     draws: Int64
     rows: Float32
@@ -222,7 +222,7 @@ def _accept(candidates: Candidates, coins: Float64, geometry: Geometry) -> list[
 
 
 def _tell_all(shards: Shards, centroids: Float32, known: int, geometry: Geometry) -> Totals:
-    """Tell the shards of the centroids after the first `known`; if one forgot those, tell all of all."""
+    """Send the shards the centroids after the first `known`; if a shard has lost those, send all centroids to all shards."""
     answers = shards.map(_tell, centroids[known:], known, geometry)
     while None in answers:
         answers = shards.map(_tell, centroids, 0, geometry)
@@ -241,7 +241,7 @@ def _tell(shard: Shard, centroids: Float32, known: int, geometry: Geometry) -> t
 
 
 def _candidates(shards: Shards, bits: Words, totals: Totals, centroids: Float32, geometry: Geometry) -> Candidates:
-    """The rows under random points of the running sum of weights over all partitions."""
+    """The rows at random points of the running sum of weights over all partitions."""
     whole = sum(total for _, total in totals)
     targets = [int(value) * whole >> 64 for value in bits]
     answers = shards.map(_find, targets, totals, len(centroids))
@@ -264,7 +264,7 @@ def _find(shard: Shard, targets: list[int], totals: Totals, known: int) -> Candi
 
 
 def forget(shards: Shards) -> None:
-    """Free what the shards remember of the draws."""
+    """Free the state that the shards keep for the draws."""
     shards.map(_forget)
 
 
@@ -273,11 +273,11 @@ def _forget(shard: Shard) -> None:
 
 
 def parallel(shards: Shards, k: int, seed: int, start: int, geometry: Geometry, told: Told) -> Float32:
-    """k-means|| (Bahmani et al. 2012, Algorithm 2): few passes over the rows, each of which draws many.
+    """Draw centroids by k-means|| (Bahmani et al. 2012, Algorithm 2): a few passes over the rows, each drawing many.
 
-    In each of five rounds every row is drawn with probability min(1, (k / 2) D / sum of D) on its own; the drawn rows,
-    weighted by how many rows are nearest to each, are then thinned by k-means++. With too few distinct rows drawn,
-    k-means++ over all rows takes over. Arguments and result are those of `plus_plus`.
+    In each of five rounds every row is drawn independently with probability min(1, (k / 2) D / sum of D); the drawn rows,
+    weighted by the number of rows nearest to each, are then reduced to k by k-means++. If too few distinct rows were drawn,
+    k-means++ over all rows is used instead. Arguments and result are those of `plus_plus`.
     """
     candidates, known = random_rows(shards, 1, seed, start), 0
     for step in range(PARALLEL_ROUNDS):
@@ -300,7 +300,7 @@ def parallel(shards: Shards, k: int, seed: int, start: int, geometry: Geometry, 
 
 
 def _spread(shard: Shard, known: int, draw: Draw, expected: float, whole: int) -> list[Float32] | None:
-    """The rows that draw themselves, as a list so that answers compare."""
+    """The rows drawn in this round, in a list because `None in` cannot compare arrays."""
     told, distances = shard.memory.get("seeding", (-1, None))
     if told != known:
         return None

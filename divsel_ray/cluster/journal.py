@@ -1,4 +1,4 @@
-"""Where a fit is, written after every iteration, so that one that was killed continues."""
+"""The checkpoint of a fit, written after every iteration, so that a killed fit resumes."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ class Journal:
     """One file of named arrays.
 
     Args:
-        path: the file; its folder exists, and every node sees it.
-        identity: what the state belongs to. A file with another identity is ignored and overwritten.
+        path: the file; its folder exists and is visible to every node.
+        identity: identifies the fit that the state belongs to. A file with another identity is ignored and overwritten.
 
     Raises:
-        InputError: there is a folder of that name.
+        InputError: `path` is a folder.
     """
 
     def __init__(self, path: str | Path, identity: str) -> None:
         self._path, self._identity = Path(path).resolve(), identity
         if self._path.is_dir():
-            raise InputError(f"{path}: a folder; expected the name of a file that keeps where the fit is")
+            raise InputError(f"{path}: is a folder; expected the name of a checkpoint file")
 
     def write(self, arrays: dict[str, Any]) -> None:
-        """Replace what the file holds, in one step."""
+        """Replace the contents of the file atomically."""
         with atomic_path(self._path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, identity=np.array(self._identity), **arrays)
 
     def read(self) -> dict[str, Any] | None:
-        """What was written last; None when nothing was, or for something else, or if the file is damaged.
+        """Return what was written last; None if there is no file, if it belongs to another fit, or if it is damaged.
 
         Raises:
-            InputError: the file is somebody's array, which would be overwritten.
+            InputError: the file is an array of the user's, which would be overwritten.
         """
         try:
             stored = np.load(self._path, allow_pickle=False)
             if isinstance(stored, np.ndarray):
-                raise InputError(f"{self._path}: holds an array; expected the name of a file that keeps where the fit is")
+                raise InputError(f"{self._path}: contains an array; expected the name of a checkpoint file")
             with stored:
                 arrays = dict(stored)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):

@@ -1,9 +1,9 @@
 """The array kernels of Lloyd's k-means (Lloyd 1982): assign, reassign, accumulate. PyTorch on a CPU or a GPU, no Ray.
 
-Every kernel answers for a part of the rows so that the answers of all parts combine into the answer for the whole, and
-none depends on where the rows were cut, nor on how a matrix product orders its sums: a fast product screens the centroids
-(`screen.Screen`), and whatever lies within its error bound of the nearest is settled by a float64 distance that is
-computed row by row.
+Every kernel computes the answer for a part of the rows such that the answers of all parts combine into the whole. No answer
+depends on where the rows were cut, nor on the order in which a matrix product sums: a fast product screens the centroids
+(`screen.Screen`), and centroids within its error bound of the nearest are settled by a float64 distance that is computed
+row by row.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Rows = npt.NDArray[Any] | torch.Tensor
 Int32 = npt.NDArray[np.int32]
 
 BLOCK_ELEMENTS = 1 << 22
-"""Elements of the rows that are handled together."""
+"""Number of row elements processed together."""
 DEVICE_ELEMENTS = 1 << 26
-"""The same on a GPU, where every step costs its start."""
+"""The same on a GPU, where every step has a launch cost."""
 CACHED_ELEMENTS = 1 << 16
-"""Elements of a float64 temporary, so that it stays in a core's cache."""
+"""Size of a float64 temporary in elements, chosen to fit a core's cache."""
 LARGEST_SQUARED_NORM = 1e36
 """Rows beyond it would overflow the float32 matrix product."""
 DOUBTFUL_ROWS, DOUBTFUL_SHARE = 64, 0.2
-"""With more rows of a batch, and a larger share, that a product cannot tell apart, a finer one is taken."""
+"""A finer product is used once one leaves more rows of a batch, and a larger share of it, undecided."""
 FULL_PASS_SHARE = 0.8
-"""With more of the centroids moved, a whole assignment costs less than a reassignment."""
+"""If a larger share of the centroids moved, a full assignment costs less than a reassignment."""
 
 
 class Assignment(NamedTuple):
@@ -45,13 +45,13 @@ class Assignment(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """What a pass leaves for the next one, one element per row.
+    """State that a pass keeps for the next one, one element per row.
 
     Attributes:
         norms: (n,) float64 squared norms.
         labels: (n,) int32 nearest centroids.
-        upper: (n,) float32, half the squared distance to the own centroid is not above it.
-        second: (n,) float32, half the squared distance to any other centroid is not below it.
+        upper: (n,) float32 upper bounds of half the squared distance to the row's own centroid.
+        second: (n,) float32 lower bounds of half the squared distance to any other centroid.
     """
 
     norms: torch.Tensor
@@ -61,23 +61,23 @@ class Bounds(NamedTuple):
 
     @classmethod
     def empty(cls, n: int) -> Bounds:
-        """Room for `n` rows."""
+        """Allocate uninitialised bounds for `n` rows."""
         upper, second = (torch.empty(n, dtype=torch.float32) for _ in range(2))
-        # Rounded to float32 it would be off by more than the bounds of a screen in float64 allow for.
+        # Norms in float32 would be off by more than the error bounds of a float64 screen allow for.
         return cls(torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.int32), upper, second)
 
     def part(self, start: int, stop: int) -> Bounds:
-        """The same memory, seen through a range of rows."""
+        """A view of a range of rows; the memory is shared."""
         return Bounds(*(field[start:stop] for field in self))
 
 
 class Move(NamedTuple):
-    """An update of the centroids (k, d), as a reassignment needs to know it.
+    """An update of the centroids (k, d), in the form that a reassignment needs.
 
     Attributes:
         after: centroids to assign to.
-        moved: (m,) int64 indices of those that changed.
-        position: (k,) int64 place in `moved`, -1 for the others.
+        moved: (m,) int64 indices of the changed centroids.
+        position: (k,) int64 position in `moved`, -1 for unchanged centroids.
     """
 
     after: Float32
@@ -94,22 +94,22 @@ class Move(NamedTuple):
 
 
 def slices(n: int, width: int, elements: int) -> Iterator[slice]:
-    """Consecutive slices of `n` rows, each of at most `elements` elements when a row has `width` of them."""
+    """Consecutive slices of `n` rows of `width` elements, with at most `elements` elements per slice."""
     step = max(1, elements // max(1, width))
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
 
 
 def tensor_of(rows: Rows) -> torch.Tensor:
-    """Rows as a tensor that nobody writes to."""
+    """Rows as a tensor, which must not be written to."""
     with warnings.catch_warnings():
-        # Arrays out of Ray's object store and Arrow's buffers are read-only, which PyTorch warns of.
+        # Arrays from Ray's object store and Arrow's buffers are read-only, which PyTorch warns about.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.as_tensor(rows)
 
 
 def wide(rows: Rows) -> Float64:
-    """Rows in float64, in NumPy."""
+    """Rows as a float64 NumPy array."""
     if isinstance(rows, np.ndarray):
         return rows.astype(np.float64, order="C")
     rows = rows.cpu()
@@ -123,7 +123,7 @@ def _on_host(rows: Rows) -> bool:
 def pair_distances(rows: Rows, others: Float32 | Float64) -> Float64:
     """Squared Euclidean distance of each row to its partner, or of all rows to one vector, in float64.
 
-    A row's distance is the same bits whatever rows stand beside it, and on whatever device the rows are.
+    A row's distance has the same bits whichever rows accompany it, and on any device.
 
     Args:
         rows: (n, d).
@@ -158,12 +158,12 @@ def squared_norms(rows: Rows) -> Float64:
 
 
 def largest_norm(squared_norms: Float32 | Float64) -> float:
-    """A number that no norm exceeds, even where squared norms were rounded to float32."""
+    """An upper bound of the norms, even if the squared norms were rounded to float32."""
     return float(np.sqrt(squared_norms.max(initial=0.0))) * (1 + 1e-6)
 
 
 def screen(rows: torch.Tensor, centroids: Float32, row_norms: Float32 | Float64) -> Screen:
-    """Centroids ready to be compared with rows like these, whose squared norms (n,) are at most these."""
+    """Prepare centroids for comparison with rows of this type and device and of at most these squared norms (n,)."""
     return Screen(centroids, squared_norms(centroids), largest_norm(row_norms), rows.dtype, rows.device)
 
 
@@ -186,16 +186,17 @@ def assign(rows: Rows, centroids: Float32) -> Assignment:
 def assign_all(rows: torch.Tensor, centroids: Float32, screen: Screen, known: Bounds) -> Screen:
     """Find the nearest of all centroids for rows of which only the norms are known.
 
-    Rows far from the origin differ little for their length, and a product tells few of them apart: then a finer one does.
+    For rows far from the origin, differences are small compared to norms, and a product decides only a few rows: a finer one
+    is then used.
 
     Args:
         rows: (n, d).
         centroids: (k, d).
-        screen: made of these centroids.
-        known: of these rows; labels and bounds are set.
+        screen: screen of these centroids.
+        known: bounds of these rows; labels and bounds are set in place.
 
     Returns:
-        The screen that did, for the next rows.
+        The screen that was precise enough, for the next rows.
     """
     start = 0
     while start < len(rows):
@@ -208,7 +209,7 @@ def assign_all(rows: torch.Tensor, centroids: Float32, screen: Screen, known: Bo
 
 
 def _assign_batch(rows: torch.Tensor, centroids: Float32, screen: Screen, known: Bounds) -> bool:
-    """Whether the products told enough of the rows apart; if not, nothing is settled."""
+    """Assign a batch; returns False, without settling anything, if the products left too many rows undecided."""
     products = screen.products(rows, known.norms.to(rows.device))
     at = torch.arange(len(rows), device=rows.device)
     nearest = _lowest_column(products)
@@ -230,7 +231,7 @@ def _assign_batch(rows: torch.Tensor, centroids: Float32, screen: Screen, known:
 
 
 def _note(known: Bounds, at: torch.Tensor, labels: Int32, squared: Float64) -> None:
-    """Rows that were settled: any other centroid is at least as far as the own one, nothing more is known."""
+    """Record settled rows: all that is known of the other centroids is that none is nearer than the row's own."""
     half = torch.from_numpy(squared / 2)
     known.labels[at] = torch.from_numpy(labels)
     known.upper[at] = (half * (1 + 1e-6)).float()
@@ -238,13 +239,13 @@ def _note(known: Bounds, at: torch.Tensor, labels: Int32, squared: Float64) -> N
 
 
 def settle(rows: Rows, centroids: Float32, row: Int64, centroid: Int64) -> tuple[Int32, Float64]:
-    """The nearest of each row's candidates by exact comparison; ties go to the lowest index.
+    """Find the nearest of each row's candidates by exact comparison; ties go to the lowest index.
 
     Args:
-        rows: (n, d), each of which has a candidate.
+        rows: (n, d), each with at least one candidate.
         centroids: (k, d).
         row: (p,) ascending row numbers of the candidate pairs.
-        centroid: (p,) their centroids.
+        centroid: (p,) centroids of the candidate pairs.
 
     Returns:
         labels (n,) and squared distances (n,).
@@ -260,10 +261,10 @@ def settle(rows: Rows, centroids: Float32, row: Int64, centroid: Int64) -> tuple
 
 
 def settle_on_device(rows: torch.Tensor, centroids: Float32, row: Int64, centroid: Int64) -> tuple[Int32, Float64]:
-    """The labels of `settle`, found where the rows are; only candidates within its rounding are settled on the host.
+    """Like `settle`, on the rows' device; only candidates within the device's rounding error are settled on the host.
 
-    A sum of d squares is off by at most (d + 2) roundoffs of float64 in whatever order (Higham 2002, Eq. 3.5), on the
-    device as on the host, so a candidate farther than the nearest one by more than four times that is not the nearest.
+    A sum of d squares is off by at most (d + 2) roundoffs of float64 in any order (Higham 2002, Eq. 3.5), on the device as
+    on the host, so a candidate farther than the nearest one by more than four times that is not the nearest.
     """
     at, to = (torch.from_numpy(index).to(rows.device) for index in (row, centroid))
     table = torch.from_numpy(centroids).to(rows.device)
@@ -286,17 +287,17 @@ def settle_on_device(rows: torch.Tensor, centroids: Float32, row: Int64, centroi
 def reassign(rows: torch.Tensor, move: Move, moved: Screen, everything: Screen, known: Bounds) -> Screen:
     """Find the nearest centroids after a move, from the nearest ones before it.
 
-    Only moved centroids can take a row whose own centroid stands still, or is still nearer than any other that stands
-    still was before: one product with those that moved tells. The other rows are assigned anew. This is Hamerly's
-    (2010) bound on the second nearest centroid, kept tight by looking at every centroid that moves at all: the largest
-    movement, by which it is usually loosened, stays large long after most centroids have come to rest.
+    If a row's own centroid did not move, or is still nearer than the other unmoved centroids were before, only a moved
+    centroid can take the row: one product with the moved centroids decides. The other rows are reassigned from scratch. This
+    is Hamerly's (2010) bound on the second nearest centroid, kept tight by comparing with every centroid that moves at all:
+    the largest movement, by which it is usually loosened, stays large long after most centroids have come to rest.
 
     Args:
         rows: (n, d).
-        move: what the update did.
+        move: the update of the centroids.
         moved: screen of the centroids that moved.
         everything: screen of all centroids after the move.
-        known: of these rows and the centroids before; brought up to date.
+        known: bounds of these rows for the centroids before the move; updated in place.
 
     Returns:
         The screen of all centroids, for the next rows.
@@ -315,7 +316,7 @@ def reassign(rows: torch.Tensor, move: Move, moved: Screen, everything: Screen, 
 
 
 def _reassign_batch(rows: torch.Tensor, move: Move, screen: Screen, known: Bounds) -> torch.Tensor:
-    """Returns the rows to assign anew; the others are brought up to date."""
+    """Update a batch; returns the rows to reassign from scratch."""
     products = screen.products(rows, known.norms.to(rows.device))
     own = move.position[known.labels.long()]
     followed = torch.nonzero(own >= 0)[:, 0]
@@ -342,8 +343,8 @@ def _reassign_batch(rows: torch.Tensor, move: Move, screen: Screen, known: Bound
 def _lowest_column(products: torch.Tensor) -> torch.Tensor:
     """Column (n,) of a lowest entry of each row. NumPy's search is several times faster than PyTorch's on a CPU.
 
-    Non-negative float16 order like their bits taken as integers; where a product was rounded below zero any such entry
-    may be named, which the screen's error bound allows for.
+    Non-negative float16 sort like their bits read as integers; if products were rounded below zero, any such entry may be
+    returned, which the screen's error bound allows for.
     """
     if products.device.type != "cpu":
         return products.argmin(dim=1)
@@ -352,7 +353,7 @@ def _lowest_column(products: torch.Tensor) -> torch.Tensor:
 
 
 def _lowest(products: torch.Tensor) -> torch.Tensor:
-    """Lowest entry (n,) of each row, or any negative one where there is one; infinite without columns."""
+    """Lowest entry (n,) of each row, or any negative entry if one exists; infinite without columns."""
     if not products.shape[1]:
         return torch.full((len(products),), torch.inf, dtype=products.dtype, device=products.device)
     if products.device.type == "cpu" and products.dtype == torch.float16:
@@ -361,13 +362,13 @@ def _lowest(products: torch.Tensor) -> torch.Tensor:
 
 
 def accumulate(rows: torch.Tensor, labels: torch.Tensor, sums: torch.Tensor, grid: Grid, sign: int = 1) -> None:
-    """Add rows to the sums of their clusters, or take them away; exact, hence the same in any order.
+    """Add rows to the sums of their clusters, or subtract them; exact, hence the same in any order.
 
     Args:
         rows: (n, d).
         labels: (n,) in [0, k).
         sums: (k, d) float64, changed in place.
-        grid: what the rows are rounded to.
+        grid: grid that the rows are rounded to.
         sign: 1 or -1.
     """
     for part in slices(len(rows), rows.shape[1], BLOCK_ELEMENTS // 4 if _on_host(rows) else DEVICE_ELEMENTS):

@@ -1,8 +1,8 @@
-"""Lloyd's algorithm over partitions of the rows, wherever those live.
+"""Lloyd's algorithm over partitions of the rows, wherever they are held.
 
-The loop is scikit-learn's `KMeans(algorithm="lloyd")`: assign, update, move rows into empty clusters, stop when the squared
-movement of the centroids falls to `tol` x the mean variance of the features. Labels that no longer change leave the sums,
-and so the centroids, exactly as they were: that stop is the case of no movement.
+The loop is that of scikit-learn's `KMeans(algorithm="lloyd")`: assign, update, move rows into empty clusters, and stop when
+the squared movement of the centroids falls to `tol` x the mean variance of the features. If no label changes, the sums, and
+so the centroids, stay exactly the same: stopping on unchanged labels is the case of no movement.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from divsel_ray.cluster.shard import Change, Shard
 from divsel_ray.cluster.shards import Geometry, Shards
 
 Report = Callable[[int, int, str], None]
-"""Called with work done, work in all, and its unit."""
+"""Called with the work done, the total work and its unit."""
 Init = Literal["k-means++", "k-means||", "random"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked of a fit.
+    """Settings of a fit.
 
     Attributes:
         k: number of clusters.
-        init: how the first centroids are drawn, or themselves (k, d).
-        n_init: starts; the lowest inertia wins, then the earliest start. First centroids given as an array make one start.
-        max_iter: iterations over all rows of each start at most.
+        init: how the initial centroids are drawn, or an array (k, d) of them.
+        n_init: number of starts; the lowest inertia wins, then the earliest start. An array `init` makes one start.
+        max_iter: maximum number of iterations over all rows per start.
         tol: stop when the squared movement of all centroids is at most tol x the mean variance of the features.
-        seed: of the draws.
-        spherical: centroids have unit length (Dhillon and Modha 2001); rows are expected to.
-        progressive: first iterations on growing nested samples.
-        share: of the rows that are looked at before the last assignment.
-        max_size: rows per cluster at most, for whoever balances the clusters afterwards (`balance.balanced_fit`).
+        seed: seed of the draws.
+        spherical: centroids are scaled to unit length (Dhillon and Modha 2001); rows must have unit length.
+        progressive: run the first iterations on growing nested samples.
+        share: share of the rows used before the last assignment.
+        max_size: maximum number of rows per cluster, applied after the fit (`balance.balanced_fit`).
     """
 
     k: int
@@ -57,7 +57,7 @@ class Settings:
 
     @property
     def starts(self) -> int:
-        """Starts that differ."""
+        """Number of distinct starts."""
         return self.n_init if isinstance(self.init, str) else 1
 
 
@@ -65,12 +65,12 @@ class Step(NamedTuple):
     """One iteration.
 
     Attributes:
-        iteration: its number within the start, from 1; samples of a progressive fit count too.
-        rows: rows it looked at.
-        inertia: sum of the squared distances of those rows to the centroids that it began with; of a sample an estimate, see
+        iteration: number within the start, from 1; iterations on samples of a progressive fit count too.
+        rows: number of rows used.
+        inertia: sum of the squared distances of these rows to the centroids before the update; an estimate on samples, see
             `Updater`.
-        moved: centroids it changed.
-        seconds: since the start's first iteration began, at its end.
+        moved: number of centroids changed.
+        seconds: time from the beginning of the start's first iteration to the end of this one.
     """
 
     iteration: int
@@ -82,13 +82,13 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class State:
-    """Where a start is.
+    """The state of a start.
 
     Attributes:
         centroids: (k, d) float32.
-        stage: number of the sample, of those that `_shares` names.
-        iterations: updates on the last of them, by default all rows.
-        converged: whether the loop has ended by itself.
+        stage: index of the current sample in `_shares`.
+        iterations: updates on the last sample, by default all rows.
+        converged: whether the loop met its tolerance.
         history: every iteration so far.
     """
 
@@ -101,16 +101,16 @@ class State:
 
 @dataclass(frozen=True)
 class Fit:
-    """The best start: centroids (k, d), and what the last assignment to exactly these centroids gave.
+    """The best start: centroids (k, d), and the results of the last assignment to exactly these centroids.
 
     Attributes:
         centroids: (k, d) float32.
         inertia: sum of the squared distances of all rows to their centroids.
         iterations: updates of the centroids on all rows.
         sizes: (k,) rows per cluster.
-        converged: False when `max_iter` ended the loop.
-        history: its iterations.
-        thresholds: (k,) with a size cap, see `balance.Balanced`.
+        converged: False if `max_iter` ended the loop.
+        history: iterations of this start.
+        thresholds: (k,) with a size cap, see `balance.Balanced`; else None.
     """
 
     centroids: Float32
@@ -130,11 +130,11 @@ def fit(shards: Shards, settings: Settings, geometry: Geometry, report: Report =
     """Cluster finite rows.
 
     Args:
-        shards: partitions that hold at least `settings.k` rows.
+        shards: partitions of at least `settings.k` rows.
         settings: see `Settings`.
-        geometry: of all rows.
-        report: told of centroids drawn and of iterations done, over all starts.
-        journal: keeps the state after each iteration; a fit that finds its own continues from there.
+        geometry: geometry of all rows.
+        report: receives the centroids drawn and the iterations done, over all starts.
+        journal: keeps the state after each iteration; a fit that finds its own state there resumes from it.
     """
     saved = _unpack(journal.read()) if journal else Saved()
     best, state = saved.best, saved.state
@@ -152,19 +152,19 @@ def fit(shards: Shards, settings: Settings, geometry: Geometry, report: Report =
 
 
 def share_of(fit_rows: int | None, rows: int) -> float:
-    """The share of all rows that so many are; None stands for all."""
+    """`fit_rows` as a share of all rows; None stands for all."""
     return 1.0 if fit_rows is None else min(1.0, fit_rows / rows)
 
 
 def _with_enough_rows(shards: Shards, settings: Settings) -> Settings:
-    """All rows are looked at where the sample holds fewer than there are clusters."""
+    """Use all rows if the sample has fewer rows than there are clusters."""
     if settings.share < 1 and sum(progressive.view(shards, settings.seed, settings.share).map(len)) < settings.k:
         return replace(settings, share=1.0)
     return settings
 
 
 def first_centroids(shards: Shards, settings: Settings, start: int, geometry: Geometry, report: Report = _ignore) -> Float32:
-    """The first centroids (k, d) of a start."""
+    """The initial centroids (k, d) of a start."""
     if not isinstance(settings.init, str):
         return np.asarray(settings.init, np.float32)
     k, seed = settings.k, settings.seed
@@ -178,7 +178,7 @@ def first_centroids(shards: Shards, settings: Settings, start: int, geometry: Ge
 
 @dataclass(frozen=True)
 class _Told:
-    """Whom a start tells of its iterations."""
+    """Reports a start's iterations and writes them to the journal."""
 
     report: Report
     journal: Journal | None
@@ -226,14 +226,14 @@ def _shares(settings: Settings, geometry: Geometry) -> tuple[float, ...]:
 
 
 class Update(NamedTuple):
-    """What an iteration did.
+    """The result of an iteration.
 
     Attributes:
-        centroids: (k, d), the new ones.
-        rows: rows it looked at.
-        inertia: of those rows with the old centroids.
-        moved: centroids that changed.
-        movement: their squared movement over the mean variance of the features.
+        centroids: (k, d) new centroids.
+        rows: number of rows used.
+        inertia: inertia of these rows with the old centroids.
+        moved: number of centroids that changed.
+        movement: squared movement of the centroids, divided by the mean variance of the features.
     """
 
     centroids: Float32
@@ -244,11 +244,11 @@ class Update(NamedTuple):
 
 
 class Updater:
-    """Makes one iteration after the other: assign, update, repair emptied clusters.
+    """Runs one iteration after the other: assign, update, repair emptied clusters.
 
-    Partitions tell only of clusters that gain or lose rows; the sums of all rows are kept here. The inertia follows from
-    them, `sum |x|^2 - sum_j (2 c_j . S_j - n_j |c_j|^2)`, which spares a look at every row. On samples the norms are taken
-    as those of all rows on average.
+    Partitions report only clusters that gain or lose rows; the sums of all rows are kept here. The inertia follows from
+    them, `sum |x|^2 - sum_j (2 c_j . S_j - n_j |c_j|^2)`, without reading every row. On samples, the mean norm of all rows
+    is used.
     """
 
     def __init__(self, shards: Shards, geometry: Geometry, *, spherical: bool = False) -> None:
@@ -260,7 +260,7 @@ class Updater:
         self._variance = 0.0
 
     def step(self, centroids: Float32) -> Update:
-        """The centroids (k, d) that follow."""
+        """Run one iteration from the centroids (k, d)."""
         changes = self._shards.map(Shard.change, self._before, centroids, self._geometry.grid)
         due = self._enter(changes, centroids)
         rows = int(self._counts.sum())
@@ -274,13 +274,13 @@ class Updater:
         else:
             updated[due] = repair.finish(self._sums[due], self._counts[due], centroids[due], spherical=self._spherical)
         moved = np.flatnonzero((updated != centroids).any(axis=1))
-        # Relocated centroids are no means of their rows: all are due again.
+        # Relocated centroids are not the means of their rows, so all are due again.
         self._before, self._due = centroids, np.arange(len(centroids)) if empty else moved
         movement = math.fsum(np.square(updated[moved].astype(np.float64) - centroids[moved]).sum(axis=1))
         return Update(updated, rows, max(inertia, 0.0), len(moved), _ratio(movement, self._variance))
 
     def _enter(self, changes: list[Change], centroids: Float32) -> Int64:
-        """Add changes to the sums, and centroids that moved to the inertia; returns clusters whose mean may have changed."""
+        """Apply changes to the sums and to the inertia's terms; returns the clusters whose mean may have changed."""
         k, d = centroids.shape
         if self._before is None:
             self._sums, self._counts, self._terms = np.zeros((k, d)), np.zeros(k, np.int64), np.zeros(k)
@@ -296,29 +296,29 @@ class Updater:
         return due
 
     def _measure_variance(self) -> float:
-        """Mean variance of the features; rows only change clusters, so it stays what it is at first."""
+        """Mean variance of the features; constant, since rows only move between clusters."""
         mean = self._sums.sum(axis=0) / self._counts.sum()
         squares = self._geometry.squares / self._geometry.rows
         return max(squares - math.fsum(np.square(mean)), 0.0) / self._geometry.dimension
 
 
 def _ratio(movement: float, variance: float) -> float:
-    """Any movement is large where rows do not differ."""
+    """Movement relative to the variance; infinite for any movement if the rows do not differ."""
     return movement / variance if variance else math.inf if movement else 0.0
 
 
 def _finish(shards: Shards, state: State) -> Fit:
-    """Use every cluster, and measure exactly."""
+    """Fill empty clusters and compute the exact inertia."""
     centroids, counts = fill(shards, state.centroids)
     inertia = exact_total(np.sum(shards.map(Shard.inertia, centroids), axis=0))
     return Fit(centroids, inertia, state.iterations, counts, state.converged, state.history)
 
 
 def fill(shards: Shards, centroids: Float32) -> tuple[Float32, Int64]:
-    """Put centroids without rows on the farthest rows, until none is left or no row is away from its centroid.
+    """Move centroids without rows onto the farthest rows, until no cluster is empty or every row lies on its centroid.
 
-    A centroid that lies on a row keeps it, so every round settles at least one more cluster for good; one that did not would be
-    the last.
+    A centroid that lies on a row keeps it, so every round fills at least one more cluster permanently; a round that does not
+    is the last.
 
     Returns:
         centroids (k, d) and sizes (k,).
@@ -340,7 +340,7 @@ def fill(shards: Shards, centroids: Float32) -> tuple[Float32, Int64]:
 
 @dataclass(frozen=True)
 class Saved:
-    """What a journal keeps: the start that runs, where it is, and the best of the starts before."""
+    """The contents of a journal: the number of the current start, its state, and the best of the previous starts."""
 
     start: int = 0
     state: State | None = None
@@ -375,7 +375,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def identity(settings: Settings, geometry: Geometry, names: Sequence[str]) -> str:
-    """What a journal's state belongs to: another setting, file, row or order of the rows gives another one."""
+    """Identity of a fit in a journal; any other setting, file, row or order of the rows yields another one."""
     asked = asdict(settings)
     if not isinstance(settings.init, str):
         asked["init"] = hashlib.sha256(np.ascontiguousarray(settings.init).tobytes()).hexdigest()

@@ -1,7 +1,7 @@
-"""First iterations on growing nested samples: the early centroids are poor, so a few rows place them as well as all do.
+"""First iterations on growing nested samples: early centroids are poor, so a few rows place them as well as all rows do.
 
-Samples are rows whose hashed number falls below a share, so each holds the one before it, in any layout of the partitions
-(in the manner of the nested mini-batches of Newling and Fleuret 2016).
+A sample consists of the rows whose hashed number falls below a share, so each contains the one before, in any layout of the
+partitions (similar to the nested mini-batches of Newling and Fleuret 2016).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from divsel_ray.cluster.shard import Shard
 from divsel_ray.cluster.shards import Shards, add
 
 SAMPLE_ROWS_PER_CLUSTER = 16
-"""Rows of the first sample for each cluster; with fewer, centroids settle on noise."""
+"""Rows per cluster in the first sample; with fewer, centroids settle on noise."""
 GROWTH = 4
 LARGEST_SHARE = 1 / 8
-"""Samples are copies: a larger one would cost too much memory."""
+"""Largest sample: samples are copies, and a larger one would need too much memory."""
 MOST_ITERATIONS = 8
-"""Of one sample."""
+"""Maximum number of iterations on one sample."""
 
 
 def shares(rows: int, k: int) -> tuple[float, ...]:
@@ -35,11 +35,11 @@ def shares(rows: int, k: int) -> tuple[float, ...]:
 
 
 def settled(history: Sequence[Any], movement: float) -> bool:
-    """Whether the next sample is due: the last one has had its iterations, or gains less than a hundredth.
+    """Whether the next sample is due: the current one has used up its iterations, or gains less than 1 %.
 
     Args:
         history: iterations so far, each with `rows` and `inertia`.
-        movement: of the last one, over the variance.
+        movement: squared movement of the last iteration, relative to the variance.
     """
     same = [step for step in history if step.rows == history[-1].rows]
     gained = len(same) > 1 and same[-1].inertia > 0.99 * same[-2].inertia
@@ -47,12 +47,12 @@ def settled(history: Sequence[Any], movement: float) -> bool:
 
 
 def view(shards: Shards, seed: int, share: float) -> Shards:
-    """A sample of all rows; the rows themselves with a share of 1."""
+    """A sample of the rows; all rows if the share is 1."""
     return shards if share >= 1 else _Sample(shards, seed, share)
 
 
 class _Sample:
-    """Asks samples of the partitions what is asked of the partitions."""
+    """Forwards each question to samples of the partitions."""
 
     def __init__(self, shards: Shards, seed: int, share: float) -> None:
         self._shards, self._seed, self._share = shards, seed, share

@@ -1,4 +1,4 @@
-"""New centroids from sums, and the repair of clusters that lost all their rows."""
+"""New centroids from sums, and the repair of clusters that have lost all their rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Farthest(NamedTuple):
     Attributes:
         squared_distances: (m,).
         indices: (m,) global row numbers.
-        labels: (m,) clusters they are in.
+        labels: (m,) clusters of the rows.
         rows: (m, d) float32.
     """
 
@@ -27,29 +27,29 @@ class Farthest(NamedTuple):
 
 
 def farthest(squared_distances: Float64, count: int) -> Int64:
-    """Numbers (m,) of the rows farthest from their centroids, m at most `count`; never a row that lies on its centroid."""
+    """Numbers (m,) of the rows farthest from their centroids, m at most `count`; excludes rows that lie on their centroid."""
     at = np.argsort(-squared_distances, kind="stable")[:count]
     return at[squared_distances[at] > 0].astype(np.int64)
 
 
 def merge_farthest(parts: list[Farthest], count: int) -> Farthest:
-    """The farthest rows of all parts; equal distances go to the lower row number."""
+    """Merge the farthest rows of all parts; ties go to the lower row number."""
     whole = Farthest(*(np.concatenate([part[i] for part in parts]) for i in range(4)))
     order = np.lexsort((whole.indices, -whole.squared_distances))[:count]
     return Farthest(*(field[order] for field in whole))
 
 
 def relocate(sums: Float64, counts: Int64, far: Farthest, grid: Grid) -> tuple[Float64, Int64]:
-    """Give each empty cluster one of the farthest rows, which leaves its old cluster (scikit-learn's rule).
+    """Move one of the farthest rows into each empty cluster (scikit-learn's rule).
 
     Args:
         sums: (k, d) sums of the clusters' rows.
         counts: (k,) rows per cluster.
         far: farthest rows, best first; the i-th goes to the i-th empty cluster. With too few, some clusters stay empty.
-        grid: what rows are rounded to in the sums.
+        grid: grid that rows are rounded to in the sums.
 
     Returns:
-        new sums (k, d) and counts (k,).
+        New sums (k, d) and counts (k,).
     """
     sums, counts = sums.copy(), counts.copy()
     empty = np.flatnonzero(counts == 0)
@@ -63,12 +63,12 @@ def relocate(sums: Float64, counts: Int64, far: Farthest, grid: Grid) -> tuple[F
 
 
 def finish(sums: Float64, counts: Int64, centroids: Float32, *, spherical: bool = False) -> Float32:
-    """New centroids (k, d) float32: sums / counts. A cluster without rows keeps its centroid, it never becomes zero.
+    """Compute new centroids (k, d) float32: sums / counts. A cluster without rows keeps its centroid; it is never set to zero.
 
     Args:
         sums: (k, d).
         counts: (k,).
-        centroids: (k, d), the old ones.
+        centroids: (k, d) old centroids.
         spherical: scale means to unit length (Dhillon and Modha 2001); a mean of zero keeps its centroid.
     """
     means = sums / np.maximum(counts, 1)[:, None]

@@ -1,7 +1,7 @@
-"""Where the vectors come from: Parquet files, cut into contiguous partitions of the global row order.
+"""Sources of vectors: Parquet files, cut into contiguous partitions of the global row order.
 
-The global order is files as listed, rows as stored. A file holds `row_id` (string) and `embedding` (fixed-size list of
-halffloat, float or double).
+The global order is that of the files as listed and the rows as stored. A file has the columns `row_id` (string) and
+`embedding` (fixed-size list of halffloat, float or double).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Partition:
-    """Consecutive rows, the first of which has global number `first`; `half` where all files store float16."""
+    """Consecutive rows, the first of which has global number `first`; `half` if all files store float16."""
 
     first: int
     segments: tuple[Segment, ...]
@@ -64,7 +64,7 @@ def list_files(source: str | Path | Sequence[str | Path]) -> list[str]:
     """The Parquet files of a folder in name order, or the paths of a list as given.
 
     Raises:
-        InputError: there is no such folder or file, or no Parquet file in it.
+        InputError: a folder or file does not exist, or the folder contains no Parquet file.
     """
     if not isinstance(source, (str, Path)):
         paths = [str(path) for path in source]
@@ -81,7 +81,7 @@ def list_files(source: str | Path | Sequence[str | Path]) -> list[str]:
 
 
 def check_files(paths: Sequence[str]) -> Files:
-    """Read the footers only, and check that all files hold vectors of one dimension.
+    """Check that all files have vectors of one dimension; reads only the footers.
 
     Raises:
         InputError: a file is not Parquet, lacks a column, or its vectors have another type or dimension.
@@ -99,7 +99,7 @@ def check_files(paths: Sequence[str]) -> Files:
     for path, dimension in zip(paths, dimensions, strict=True):
         if dimension != dimensions[0]:
             raise InputError(
-                f"{path}: vectors have {dimension} dimensions, those of {paths[0]} have {dimensions[0]}; embed again"
+                f"{path}: vectors have {dimension} dimensions, those of {paths[0]} have {dimensions[0]}; embed all rows again"
             )
     return Files(tuple(paths), tuple(counts), dimensions[0], all(halves))
 
@@ -115,7 +115,7 @@ def _dimension(path: str, schema: Any) -> int:
 
 
 def bounds(rows: int, parts: int) -> list[tuple[int, int]]:
-    """`rows` cut into at most `parts` contiguous ranges `(start, stop)` of nearly equal length, none empty."""
+    """Cut `rows` into at most `parts` contiguous, non-empty ranges `(start, stop)` of nearly equal length."""
     parts = min(parts, rows)
     return [(rows * i // parts, rows * (i + 1) // parts) for i in range(parts)]
 
@@ -138,9 +138,9 @@ def _segments(files: Files, start: int, stop: int) -> Iterator[Segment]:
 
 
 def read(part: Partition) -> Rows:
-    """The vectors (n, d) of a partition, in float16 where every file stores halffloat, else float32.
+    """Read the vectors (n, d) of a partition, in float16 if every file stores halffloat, else float32.
 
-    A missing vector is read as NaN, so that it is reported with its row.
+    A missing vector is read as NaN, so that its row is reported.
     """
     matrix = np.empty((part.rows, part.dimension), np.float16 if part.half else np.float32)
     for start, rows in read_blocks(part):
@@ -150,7 +150,7 @@ def read(part: Partition) -> Rows:
 
 
 def read_blocks(part: Partition) -> Iterator[tuple[int, Rows]]:
-    """The same rows block by block, each with its place in the partition; little more than one block is in memory."""
+    """Read the same rows block by block, each with its start in the partition, keeping little more than one block in memory."""
     start = 0
     for segment in part.segments:
         for column in _read_batches(segment, "embedding", max(1, BLOCK_ELEMENTS // part.dimension)):
@@ -160,7 +160,7 @@ def read_blocks(part: Partition) -> Iterator[tuple[int, Rows]]:
 
 
 def _read_batches(segment: Segment, column: str, size: int) -> Iterator[Any]:
-    """Only the row groups that overlap the segment are read."""
+    """Read only the row groups that overlap the segment."""
     with pq.ParquetFile(segment.path, memory_map=True) as file:
         ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
         starts = np.concatenate([[0], ends[:-1]])
@@ -174,7 +174,7 @@ def _read_batches(segment: Segment, column: str, size: int) -> Iterator[Any]:
 
 
 class ShardRows(Protocol):
-    """The rows of a shard, wherever they are kept."""
+    """The rows of a shard, in memory or in files."""
 
     device: torch.device
     dtype: torch.dtype
@@ -184,14 +184,14 @@ class ShardRows(Protocol):
         """Number of rows."""
 
     def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Consecutive rows, each block with the number of its first row."""
+        """Blocks of consecutive rows, each with the number of its first row."""
 
     def take(self, indices: Int64) -> torch.Tensor:
-        """Rows of these numbers, in this order."""
+        """Rows with these numbers, in this order."""
 
 
 class Held:
-    """Rows that are kept in memory, on a CPU or a GPU."""
+    """Rows kept in memory, on a CPU or a GPU."""
 
     def __init__(self, rows: Rows, device: str | None = None) -> None:
         self._rows = tensor_of(rows).to(device)
@@ -207,12 +207,12 @@ class Held:
             yield part.start, self._rows[part]
 
     def take(self, indices: Int64) -> torch.Tensor:
-        """Rows of these numbers, in this order."""
+        """Rows with these numbers, in this order."""
         return self._rows[torch.from_numpy(indices).to(self.device)]
 
 
 class Streamed:
-    """Rows that are read from their files on every pass."""
+    """Rows read from their files on every pass."""
 
     def __init__(self, part: Partition, device: str = "cpu", *, normalised: bool = False) -> None:
         self._part, self._normalised = part, normalised
@@ -229,7 +229,7 @@ class Streamed:
             yield start, tensor_of(normalise(rows) if self._normalised else rows).to(self.device)
 
     def take(self, indices: Int64) -> torch.Tensor:
-        """Rows of these numbers, in this order; reads the files up to the last of them."""
+        """Rows with these numbers, in this order; reads the files up to the last of them."""
         found = torch.empty(len(indices), self.dimension, dtype=self.dtype, device=self.device)
         order = np.argsort(indices, kind="stable")
         ascending = indices[order]
@@ -243,7 +243,7 @@ class Streamed:
 
 
 def normalise(rows: Rows) -> Rows:
-    """Rows (n, d) scaled to unit length and rounded to their own type; a row of zeros stays as it is."""
+    """Scale rows (n, d) to unit length, in their own type; a row of zeros is unchanged."""
     result: Any = torch.empty_like(rows) if isinstance(rows, torch.Tensor) else np.empty_like(rows)
     for part in slices(len(rows), rows.shape[1], BLOCK_ELEMENTS // 4):
         with np.errstate(over="ignore", invalid="ignore"):
@@ -254,7 +254,7 @@ def normalise(rows: Rows) -> Rows:
 
 
 def to_matrix(column: Any) -> Rows:
-    """A fixed-size list array of length n as a matrix (n, d), float16 or float32; missing vectors and values become NaN."""
+    """Convert a fixed-size list array to a matrix (n, d), float16 or float32; missing vectors and values become NaN."""
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     halves = column.type.value_type == pa.float16()
     if column.null_count == 0 and not pa.types.is_float64(column.type.value_type) and column.flatten().null_count == 0:
@@ -268,7 +268,7 @@ def to_matrix(column: Any) -> Rows:
 
 
 def name_row(files: Files, index: int) -> str:
-    """How to call a row in a message: its file, number in the file and row id.
+    """The name of a row in messages: its file, number in the file and row id.
 
     Args:
         files: the checked files.

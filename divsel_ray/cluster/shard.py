@@ -1,7 +1,7 @@
-"""One partition's rows and the questions of k-means they answer.
+"""The rows of one partition, and the computations of k-means on them.
 
-An answer depends on the rows and the arguments alone. What a shard remembers (its last assignment above all) only saves time:
-a shard that was lost and read again gives the same answers.
+A result depends on the rows and the arguments alone. The state that a shard keeps (mainly its last assignment) only saves
+time: a shard that is lost and read again returns the same results.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from divsel_ray.cluster.rows import Held, ShardRows
 from divsel_ray.cluster.screen import Screen
 
 Step = Callable[[torch.Tensor, Bounds, Screen], Screen]
-"""Brings what is known of a block of rows up to date; returns the screen for the next block."""
+"""Updates the bounds of a block of rows; returns the screen for the next block."""
 
 
 class Inspection(NamedTuple):
-    """What is known of rows before the first iteration.
+    """Properties of a partition's rows, determined before the first iteration.
 
     Attributes:
-        rows: how many there are.
+        rows: number of rows.
         bad: global number of the first row that is not finite or too large, or None.
         zero: global number of the first row of norm 0, or None.
         largest: largest absolute value of a feature.
         squared_norms: exact sum of the squared norms, in parts.
-        digest: of the rows' bytes and numbers, added up modulo 2^64.
+        digest: hash of the rows' bytes and numbers, summed modulo 2^64.
     """
 
     rows: int
@@ -44,12 +44,12 @@ class Inspection(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What the sums and counts of clusters gain from one set of centroids to the next.
+    """Changes in the sums and counts of clusters from one set of centroids to the next.
 
     Attributes:
-        clusters: (m,) those that gained or lost a row.
-        sums: (m, d), exact.
-        counts: (m,).
+        clusters: (m,) clusters that gained or lost a row.
+        sums: (m, d) exact changes of the sums.
+        counts: (m,) changes of the counts.
     """
 
     clusters: Int64
@@ -61,13 +61,13 @@ class Shard:
     """The rows (n, d) of one partition.
 
     Args:
-        rows: themselves, or where they are.
-        first: global number of the first one; the others follow it.
-        numbers: (n,) ascending global numbers, where they do not.
+        rows: the rows, or their source.
+        first: global number of the first row; the others follow consecutively unless `numbers` is given.
+        numbers: (n,) ascending global numbers, if they are not consecutive.
 
     Attributes:
         first: see above.
-        memory: what functions that are asked of a shard may keep between calls.
+        memory: state that functions called on a shard may keep between calls.
     """
 
     def __init__(self, rows: Rows | ShardRows, first: int = 0, numbers: Int64 | None = None) -> None:
@@ -91,20 +91,20 @@ class Shard:
         return np.arange(self.first, self.first + len(self), dtype=np.int64) if self._numbers is None else self._numbers
 
     def tensors(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Consecutive rows, each block with the local number of its first, on the device where they are kept."""
+        """Blocks of consecutive rows, each with the local number of its first row, on the device of the rows."""
         return self._source.blocks()
 
     def sample(self, indices: Int64) -> Shard:
-        """Some of the rows, by their local numbers, as a shard of their own."""
+        """Some of the rows, by their local numbers, as a separate shard."""
         return Shard(Held(self._source.take(indices)), self.first, self.numbers[indices])
 
     def take(self, indices: Int64) -> Rows:
-        """Rows of these local numbers, in this order."""
+        """Rows with these local numbers, in this order."""
         host = self._source.take(indices).cpu()
         return host if host.dtype == torch.bfloat16 else host.numpy()
 
     def inspect(self) -> Inspection:
-        """Count the rows, look for bad ones, and measure what sums and variance need; one look at every row."""
+        """Count the rows, find unusable ones, and measure what sums and variance need, in one pass."""
         norms, largest, total, numbers = [np.empty(0)], 0.0, 0, self.numbers
         for start, rows in self.tensors():
             norms.append(_squared_norms(rows))
@@ -119,7 +119,7 @@ class Shard:
         return Inspection(len(squared), None, first_zero, largest, exact_parts(squared), total % 2**64)
 
     def _remember(self, squared_norms: Float64) -> Bounds:
-        """Begin to know of rows, first their norms (n,)."""
+        """Create the bounds from the squared norms (n,)."""
         known = Bounds.empty(len(squared_norms))
         with np.errstate(over="ignore", invalid="ignore"):
             known.norms[:] = torch.from_numpy(squared_norms)
@@ -128,12 +128,12 @@ class Shard:
         return known
 
     def change(self, before: Float32 | None, centroids: Float32, grid: Grid) -> Change:
-        """Assign the rows to centroids, and tell what that changes.
+        """Assign the rows to new centroids, and return the changes.
 
         Args:
-            before: centroids (k, d) they were assigned to; None where no row was in any cluster.
-            centroids: (k, d) to assign them to.
-            grid: what rows are rounded to in the sums.
+            before: (k, d) centroids of the previous assignment; None if no row was in any cluster.
+            centroids: (k, d) centroids to assign to.
+            grid: grid that rows are rounded to in the sums.
         """
         if before is None:
             self._centroids = None
@@ -150,7 +150,7 @@ class Shard:
             raise
 
     def counts(self, centroids: Float32) -> Int64:
-        """Rows (k,) nearest to each centroid."""
+        """Number of rows (k,) nearest to each centroid."""
         return np.bincount(self._bring_to(centroids).labels.numpy(), minlength=len(centroids)).astype(np.int64)
 
     def assign(self, centroids: Float32) -> Assignment:
@@ -168,7 +168,7 @@ class Shard:
         return exact_parts(self.assign(centroids).squared_distances)
 
     def farthest(self, centroids: Float32, count: int) -> Farthest:
-        """The rows farthest from their centroids; only those whose bounds reach so far are measured."""
+        """The rows farthest from their centroids; only rows whose bounds reach that far are measured."""
         known = self._bring_to(centroids)
         upper = 2 * known.upper.numpy().astype(np.float64)
         order = np.argsort(-upper, kind="stable")
@@ -185,7 +185,7 @@ class Shard:
         return Farthest(squared[found], self.numbers[at[found]], labels[found], rows.float().cpu().numpy()[found])
 
     def _bring_to(self, centroids: Float32, ledger: _Ledger | None = None) -> Bounds:
-        """Make what is known fit these centroids, and enter in the ledger which rows change their clusters."""
+        """Bring the bounds up to date with these centroids, and enter rows that change clusters in the ledger."""
         known = self._known
         if known is None:
             norms = [_squared_norms(rows) for _, rows in self.tensors()]
@@ -206,7 +206,7 @@ class Shard:
         return known
 
     def _step(self, before: Float32 | None, centroids: Float32) -> Step | None:
-        """What brings a block up to date; None where nothing moved."""
+        """The function that updates a block; None if no centroid moved."""
         if before is None or self._screen is None or before.shape != centroids.shape:
             return self._whole_step(centroids)
         move = Move.between(before, centroids)
@@ -235,12 +235,12 @@ def _squared_norms(rows: torch.Tensor) -> Float64:
 
 
 class _Ledger:
-    """Adds up the rows that clusters gain and lose.
+    """Sums up the rows that clusters gain and lose.
 
     Args:
-        sums: (k, d) float64 of zeros, which it becomes again in the end; a new one each time would fragment the memory.
-        grid: what rows are rounded to.
-        fresh: no row was in any cluster before.
+        sums: (k, d) float64 zeros, reset to zeros in the end; a new array each time would fragment the memory.
+        grid: grid that rows are rounded to.
+        fresh: whether no row was in any cluster before.
     """
 
     def __init__(self, sums: torch.Tensor, grid: Grid, *, fresh: bool) -> None:
@@ -248,7 +248,7 @@ class _Ledger:
         self._counts, self._touched = np.zeros(len(sums), np.int64), np.zeros(len(sums), bool)
 
     def enter(self, rows: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
-        """Rows (n, d) and their labels (n,) before and after."""
+        """Enter rows (n, d) with their labels (n,) before and after."""
         if self._fresh:
             self._add(rows, after, 1)
             return
@@ -264,7 +264,7 @@ class _Ledger:
         self._counts += sign * np.bincount(labels.numpy(), minlength=len(self._counts))
 
     def change(self) -> Change:
-        """What was entered."""
+        """Return the sum of all entries."""
         clusters = np.flatnonzero(self._touched)
         place = torch.from_numpy(clusters).to(self._sums.device)
         sums = self._sums[place].cpu().numpy()

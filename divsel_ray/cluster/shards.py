@@ -1,4 +1,4 @@
-"""All rows, as partitions that answer questions; and what holds for all rows together."""
+"""All rows, as partitions on which functions are called; and properties of all rows together."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Shards(Protocol):
     """The partitions of the rows."""
 
     def map(self, question: Callable[Concatenate[Shard, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
-        """Ask every partition: a method of `Shard`, or a function whose first argument is one; answers in row order."""
+        """Call a method of `Shard`, or a function whose first argument is one, on every partition; results in row order."""
 
     def total(self, question: Callable[Concatenate[Shard, P], Fields], *args: P.args, **kwargs: P.kwargs) -> Fields:
-        """Ask every partition for a named tuple of exact numbers, and add these up field by field."""
+        """Call a function that returns a named tuple of exact numbers on every partition, and add these up field by field."""
 
 
 class LocalShards:
@@ -35,25 +35,25 @@ class LocalShards:
 
     Args:
         shards: the partitions, in the order of the rows.
-        threads: how many partitions are asked at the same time; arithmetic on arrays leaves the interpreter to the others.
-        cpus: of each thread.
+        threads: number of partitions processed at the same time; array arithmetic releases the interpreter lock.
+        cpus: CPUs per thread.
     """
 
     def __init__(self, shards: list[Shard], threads: int = 1, cpus: int = 1) -> None:
         self._shards = shards
-        # How many CPUs arithmetic may use is a setting of each thread.
+        # The number of CPUs that arithmetic may use is set per thread.
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(cpus,)) if threads > 1 else None
 
     def map(self, question: Callable[Concatenate[Shard, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
-        """Ask every partition."""
+        """See `Shards.map`."""
         return self.each(lambda shard: question(shard, *args, **kwargs), self._shards)
 
     def total(self, question: Callable[Concatenate[Shard, P], Fields], *args: P.args, **kwargs: P.kwargs) -> Fields:
-        """The same, added up."""
+        """See `Shards.total`."""
         return add(self.map(question, *args, **kwargs))
 
     def each(self, function: Callable[[S], T], values: Iterable[S], told: Callable[[int], None] = lambda _: None) -> list[T]:
-        """Call a function with each value, on the same threads; `told` is called with the number of answers so far."""
+        """Call a function with each value, on the same threads; `told` is called with the number of results so far."""
         answers: list[T] = []
         for answer in self._pool.map(function, values) if self._pool else map(function, values):
             answers.append(answer)
@@ -62,21 +62,21 @@ class LocalShards:
 
 
 def add(answers: list[Fields]) -> Fields:
-    """The sum of several named tuples, field by field."""
+    """Add up several named tuples, field by field."""
     return reduce(lambda left, right: type(left)(*(a + b for a, b in zip(left, right, strict=True))), answers)
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What is known of all rows together.
+    """Properties of all rows together.
 
     Attributes:
-        rows: how many there are.
-        dimension: features of each.
+        rows: number of rows.
+        dimension: number of features.
         largest: largest absolute value.
         squares: sum of all squared values.
-        grid: what sums of rows are exact on.
-        digest: of all rows and their order.
+        grid: grid on which sums of rows are exact.
+        digest: hash of all rows and their order.
     """
 
     rows: int
@@ -89,7 +89,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Findings:
-    """Global numbers of the first row that cannot be used, and of the first row of zeros, if any; what holds of all."""
+    """Global numbers of the first unusable row and of the first row of zeros, if any; and the geometry of all rows."""
 
     bad: int | None
     zero: int | None
@@ -97,7 +97,7 @@ class Findings:
 
 
 def inspect(shards: Shards, dimension: int) -> Findings:
-    """Look at all rows."""
+    """Inspect all rows."""
     parts = shards.map(Shard.inspect)
     rows = sum(part.rows for part in parts)
     largest = max(part.largest for part in parts)

@@ -1,12 +1,12 @@
-"""How well clusters lie apart: the simplified silhouette on all rows, and the standard one on a sample.
+"""How well clusters are separated: the simplified silhouette on all rows, and the standard one on a sample.
 
-Both compare, for every row, a distance `a` to its own cluster with the distance `b` to the nearest other one, as
-`(b - a) / max(a, b)`: near 1 deep inside a cluster, 0 between two. Both take Euclidean distances, not squared ones.
+For every row, both compare the distance `a` to its own cluster with the distance `b` to the nearest other one, as
+`(b - a) / max(a, b)`: near 1 deep inside a cluster, 0 between two. Both use Euclidean distances, not squared ones.
 
 - simplified (Hruschka, de Castro and Campello 2004; Vendramin et al. 2010): distances to centroids. One more pass over the rows.
 - standard (Rousseeuw 1987): mean distances to the rows of the clusters. Quadratic, hence on a sample.
 
-A row that is alone in its cluster counts as 0 (Rousseeuw's convention); without it, many tiny clusters look perfect.
+A row that is alone in its cluster counts as 0 (Rousseeuw's convention); otherwise many tiny clusters would look perfect.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def simplified(shard: Shard, centroids: Float32, sizes: Int64) -> Int64:
 
     Args:
         shard: the rows.
-        centroids: (k, d); those of clusters without rows are no clusters.
+        centroids: (k, d); those without rows are ignored.
         sizes: (k,) rows per cluster over all partitions.
     """
     labels, squared = shard.assign(centroids)
@@ -42,21 +42,21 @@ def simplified(shard: Shard, centroids: Float32, sizes: Int64) -> Int64:
 
 
 def _silhouettes(own: Float64, other: Float64) -> Float64:
-    """(n,) in [0, 1]: the own centroid is the nearest one. 0 where the other one is as near, or where there is none."""
+    """(n,) in [0, 1], since a row's own centroid is the nearest. 0 if another is as near, or if there is no other."""
     known = np.isfinite(other) & (other > own)
     return np.where(known, 1 - own / np.where(known, other, 1.0), 0.0)
 
 
 def nearest_other(rows: Rows, centroids: Float32, labels: Int32) -> Float64:
-    """Squared Euclidean distance (n,) of each row to the nearest centroid but its own; infinite where there is none.
+    """Squared Euclidean distance (n,) of each row to the nearest centroid other than its own; infinite if there is none.
 
-    A matrix product rules out all centroids but a few; those are measured exactly, so that a row's distance is the same
-    bits whatever rows stand beside it.
+    A matrix product rules out all centroids but a few; these are measured exactly, so that a row's distance has the same
+    bits whichever rows accompany it.
 
     Args:
         rows: (n, d).
         centroids: (k, d).
-        labels: (n,) own centroids.
+        labels: (n,) each row's own centroid.
     """
     if len(centroids) < 2 or not len(rows):
         return np.full(len(rows), np.inf)
@@ -80,11 +80,11 @@ def standard(rows: Rows, labels: Int32) -> float | None:
     """Mean standard silhouette over these rows alone, by scikit-learn.
 
     Args:
-        rows: (m, d) a sample.
-        labels: (m,) their clusters.
+        rows: (m, d) sample.
+        labels: (m,) clusters of the rows.
 
     Returns:
-        None where the rows fall into fewer than two clusters, or each into its own.
+        The mean; None if the rows fall into fewer than two clusters, or each into its own.
     """
     clusters = len(np.unique(labels))
     if not 2 <= clusters < len(labels):

@@ -1,11 +1,11 @@
-"""Whether a clustering is found again: k-means is fitted to several subsamples, and the fits are compared on common rows.
+"""Stability of a clustering: k-means is fitted to several subsamples, and the fits are compared on common rows.
 
-Each fit labels the same evaluation rows; two labelings agree by the adjusted Rand index (Hubert and Arabie 1985), 1 for the
-same partition and 0 for what chance gives. The mean over all pairs is the stability (Ben-Hur, Elisseeff and Guyon 2002).
-From 0.65 agreement is moderate, from 0.8 good, from 0.9 excellent (Steinley 2004).
+Each fit labels the same evaluation rows; the agreement of two labelings is their adjusted Rand index (Hubert and Arabie
+1985), 1 for the same partition and 0 for chance. The mean over all pairs is the stability (Ben-Hur, Elisseeff and Guyon
+2002). From 0.65 agreement is moderate, from 0.8 good, from 0.9 excellent (Steinley 2004).
 
 All draws hash the global row number, so no figure depends on how the rows are partitioned. A draw is ordered by its keys:
-a smaller sample is the beginning of a larger one.
+a smaller sample is a prefix of a larger one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REFITS = 3
 EVALUATION_ROWS = 10_000
 SUBSAMPLE_ROWS = 20_000
 SUBSAMPLE_ROWS_PER_CLUSTER = 10
-"""Subsamples are larger than `SUBSAMPLE_ROWS` where their clusters would else be smaller."""
+"""Subsamples are larger than `SUBSAMPLE_ROWS` if their clusters would otherwise have fewer rows than this."""
 
 
 class Drawn(NamedTuple):
@@ -41,23 +41,23 @@ class Drawn(NamedTuple):
 
 
 def evaluation_rows(rows: int) -> int:
-    """How many rows all refits label."""
+    """Number of rows that all refits label."""
     return min(rows, EVALUATION_ROWS)
 
 
 def subsample_rows(rows: int, k: int) -> int:
-    """How many rows each refit is fitted to: half of them, or 20,000, or ten per cluster, whichever is the larger cap."""
+    """Number of rows each refit is fitted to: half of them, capped at 20,000 or ten per cluster, whichever is larger."""
     return min(rows // 2, max(SUBSAMPLE_ROWS, SUBSAMPLE_ROWS_PER_CLUSTER * k))
 
 
 def draw_rows(shards: Shards, seed: int, number: int, count: int) -> Rows:
-    """A uniform draw (count, d) from all rows, without replacement, in the order of its keys.
+    """Draw (count, d) rows uniformly from all rows, without replacement, in the order of their keys.
 
     Args:
         shards: the partitions, with at least `count` rows.
-        seed: of the job.
-        number: of the draw; 0 are the evaluation rows, 1, 2, ... the subsamples.
-        count: how many rows.
+        seed: seed of the job.
+        number: number of the draw; 0 for the evaluation rows, 1, 2, ... for the subsamples.
+        count: number of rows.
     """
     draw = Draw(seed, 0, Purpose.STABILITY, number)
     keys = np.concatenate(shards.map(smallest_keys, draw, count))
@@ -84,15 +84,15 @@ def _keys(shard: Shard, draw: Draw) -> Float64:
 
 
 def refit(rows: Rows, evaluation: Rows, settings: Settings) -> Int32:
-    """Cluster a subsample, and label the evaluation rows by it.
+    """Cluster a subsample, and label the evaluation rows with the result.
 
     Args:
         rows: (n, d) subsample, at least `settings.k` finite rows.
         evaluation: (m, d).
-        settings: of the fit; each subsample deserves a seed of its own, so that starts differ too.
+        settings: settings of the fit; use another seed for each subsample, so that the starts differ too.
 
     Returns:
-        labels (m,).
+        Labels (m,).
     """
     shards = LocalShards([Shard(rows)])
     fit = lloyd.fit(shards, settings, inspect(shards, rows.shape[1]).geometry)
@@ -103,7 +103,7 @@ def agreement(labelings: Sequence[Int32]) -> tuple[float, float]:
     """Mean and standard deviation of the adjusted Rand indices of all pairs of labelings.
 
     Args:
-        labelings: at least two, of the same rows. A single pair has deviation 0.
+        labelings: at least two labelings of the same rows. A single pair has deviation 0.
     """
     indices = [adjusted_rand_score(one, other) for one, other in itertools.combinations(labelings, 2)]
     return float(np.mean(indices)), float(np.std(indices, ddof=1)) if len(indices) > 1 else 0.0

@@ -29,30 +29,30 @@ FACTS = "facts.json"
 THRESHOLDS = "thresholds.npy"
 JOURNAL = "fit.npz"
 HELD_ELEMENTS = 1 << 27
-"""Files of more are read several times rather than held while their clusters are written."""
+"""Larger files are read several times instead of being held in memory while their clusters are written."""
 
 
 def build_clusters(
     embedding_files: list[str], config: ClusterConfig, seed: int, folder: Path, cluster: Cluster, progress: Progress
 ) -> dict[str, Any]:
-    """Cluster the vectors of all files and write who belongs where.
+    """Cluster the vectors of all files and write each row's cluster.
 
     Written to `folder`: `centroids.npy` (k, d) float32; `facts.json`, the facts below; and for each embedding file a Parquet
     file of the same base name with `row_id` string, `cluster` int32 and `distance` float32, the Euclidean distance to the
-    row's own centroid. In a folder that holds the first two the fit is not repeated, only missing files are written; while
-    the fit runs, `fit.npz` holds its last iteration, and a killed fit continues from there. With a size cap also
-    `thresholds.npy` (k,) int64, see `balance.Balanced`.
+    row's own centroid. If the first two exist, the fit is not repeated and only missing files are written; during the fit,
+    `fit.npz` contains its last iteration, from which a killed fit resumes. With a size cap also `thresholds.npy` (k,) int64,
+    see `balance.Balanced`.
 
     Args:
-        embedding_files: Parquet files with `row_id` and `embedding`; their base names differ.
-        config: see `ClusterConfig`; without `k` it is chosen by the number of rows.
-        seed: of the first centroids.
-        folder: where the output goes.
-        cluster: what there is to compute with.
-        progress: told of centroids drawn, iterations and files.
+        embedding_files: Parquet files with `row_id` and `embedding`, and with distinct base names.
+        config: see `ClusterConfig`; if `k` is not set, it is chosen by the number of rows.
+        seed: seed of the initial centroids.
+        folder: output folder.
+        cluster: available resources.
+        progress: receives the number of centroids drawn, of iterations and of files.
 
     Returns:
-        facts: k, rows, iterations, inertia, sizes (k rows per cluster), empty (clusters without rows), converged, and
+        Facts: k, rows, iterations, inertia, sizes (k numbers of rows), empty (number of clusters without rows), converged, and
         warnings (lines).
 
     Raises:
@@ -79,7 +79,7 @@ def build_clusters(
 def open_rows(
     files: rows.Files, config: ClusterConfig, cluster: Cluster, progress: Progress, folder: Path | None = None
 ) -> Iterator[RayShards]:
-    """Shard actors with the rows of these files, which write to `folder`; says how they hold them."""
+    """Start shard actors for the rows of these files, writing to `folder`, and note how the rows are held."""
     plan = distributed.plan_memory(files, cluster, config.mode)
     progress.note(plan.reason)
     holding = Holding(plan.streamed, config.metric == "cosine", config.workers)
@@ -89,18 +89,18 @@ def open_rows(
 
 
 def check(held: RayShards, files: rows.Files, config: ClusterConfig) -> Geometry:
-    """What is known of all rows of these files.
+    """Check all rows of these files, and return their geometry.
 
     Raises:
-        InputError: one of them cannot be used.
+        InputError: a row cannot be used.
     """
     directions = config.metric == "cosine"
     return distributed.check_rows(held, files.dimension, lambda index: rows.name_row(files, index), directions=directions)
 
 
 def settings(config: ClusterConfig, k: int, seed: int, count: int) -> Settings:
-    """What the configuration asks of a fit of so many rows."""
-    # The allowance is for products that are whole numbers but for their rounding.
+    """The configured settings for a fit of `count` rows."""
+    # The tolerance is for products that would be whole numbers without rounding.
     cap = None if config.size_cap is None else int(np.ceil(config.size_cap * count / k - 1e-9))
     return Settings(
         k=k,
@@ -127,20 +127,20 @@ def _fit(held: RayShards, files: rows.Files, asked: Settings, geometry: Geometry
 
 
 def write_clusters(source: str, target: str, first: int, folder: str, normalised: bool, half: bool) -> None:
-    """Assign the rows of one embedding file and write `row_id, cluster, distance`; a file that exists is left alone.
+    """Assign the rows of one embedding file and write `row_id, cluster, distance`; an existing file is left unchanged.
 
     Args:
         source: Parquet file with `row_id` and `embedding`.
         target: Parquet file to write; `distance` is the Euclidean distance to the row's own centroid.
         first: global number of the file's first row.
-        folder: holds the centroids and, with a size cap, the thresholds.
+        folder: folder of the centroids and, with a size cap, the thresholds.
         normalised: scale rows to unit length.
-        half: whether all files of the fit store float16, so that rows are rounded as they were there.
+        half: whether all files of the fit store float16, so that rows are rounded as they were during the fit.
     """
     if Path(target).exists():
         return
     parts = rows.partition(rows.check_files([source]), 1)
-    # Of few rows a partition may have none.
+    # A file without rows has no partition.
     labels, squared = np.zeros(0, np.int32), np.zeros(0)
     if parts:
         labels, squared = _assign(replace(parts[0], half=half), first, Path(folder), normalised=normalised)
@@ -179,5 +179,5 @@ def _check_names(pairs: list[tuple[str, str]]) -> None:
     targets: dict[str, str] = {}
     for source, target in pairs:
         if target in targets:
-            raise InputError(f"{source}: has the base name of {targets[target]}; expected distinct names, rename one of them")
+            raise InputError(f"{source}: has the same base name as {targets[target]}; rename one of them")
         targets[target] = source

@@ -1,15 +1,15 @@
-"""The process that a program runs in: `python -I confined.py`, a JSON request on standard input, the answer on standard output.
+"""The process in which a program runs: `python -I confined.py`, a JSON request on standard input, the answer on standard output.
 
-It confines itself before the program starts. Where the kernel allows it: a network namespace without any network, all files
-read-only but those of the current folder, no other process in sight, and none left behind. Everywhere: limits of memory,
-CPU time and file size, and Python's own sockets, processes and writes elsewhere refused (`sys.addaudithook`), which stops
-what a language model writes by chance and not a program written to break out.
+It confines itself before the program starts. If the kernel allows it: a network namespace without any network, all files
+read-only except in the current folder, no other process visible, and none left behind. Always: limits on memory, CPU time
+and file size, and a refusal of Python's own sockets, processes and writes elsewhere (`sys.addaudithook`), which stops what
+a language model writes by chance, but not a program written to break out.
 
-The answer is a line that says what confines the program (JSON), when it starts; and then the request's nonce, if it came to
-its end. An exit before that, with whatever status, leaves none, and an exception leaves its name. A program that searches
-this process's memory for the nonce could still write it.
+The answer is one line (JSON) with the kinds of confinement, written when the program starts; then the request's nonce, if the
+program ran to its end. After an early exit, with any status, the nonce is missing; after an exception, its name follows
+instead. A program that searches this process's memory for the nonce could still write it.
 
-It uses the standard library alone, for it runs apart from the package.
+It uses only the standard library because it runs apart from the package.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 NETWORK, FILES, PROCESSES, PYTHON = "network", "files", "processes", "python"
-"""What confines a program: the kernel's namespaces of each kind, and Python's hooks."""
+"""Kinds of confinement: the kernel's namespaces, and Python's audit hook."""
 _NEW_MOUNTS, _NEW_USER, _NEW_PROCESSES, _NEW_NETWORK = 0x00020000, 0x10000000, 0x20000000, 0x40000000
 _BIND, _RECURSIVE, _PRIVATE, _READ_ONLY = 0x1000, 0x4000, 0x40000, 0x1
 _MOUNT_SETATTR, _AT_RECURSIVE, _AT_FDCWD = 442, 0x8000, -100
@@ -39,7 +39,7 @@ _CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.ch
 
 
 def main() -> None:
-    """Read the request, confine this process, run the program, say what came of it."""
+    """Read the request, confine this process, run the program, write the answer."""
     request = json.load(sys.stdin)
     out = os.dup(1)
     for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def run(program: str, nonce: str) -> str:
-    """The nonce if the program ends well, else the name and the message of what it raised."""
+    """Run the program; returns the nonce if it ends normally, else the name and message of the exception."""
     sys.addaudithook(_hook(str(Path.cwd())))
     try:
         exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
@@ -63,7 +63,7 @@ def run(program: str, nonce: str) -> str:
 
 
 def isolate(folder: Path) -> list[str]:
-    """Go into namespaces, as far as the kernel allows; returns the kinds."""
+    """Enter namespaces, as far as the kernel allows; returns their kinds."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     kinds = [NETWORK, FILES, PROCESSES] if _unshare(libc) else []
@@ -77,13 +77,13 @@ def isolate(folder: Path) -> list[str]:
 
 
 def _unshare(libc: Any) -> bool:
-    """Leave the namespaces of network, files and processes; as the owner of a new user namespace where it takes one."""
+    """Leave the namespaces of network, files and processes, via a new user namespace if necessary; returns success."""
     kinds, user, group = _NEW_NETWORK | _NEW_MOUNTS | _NEW_PROCESSES, os.geteuid(), os.getegid()
     if libc.unshare(kinds) == 0:
         return True
     if libc.unshare(kinds | _NEW_USER) != 0:
         return False
-    # Without a mapping the process could not make files in its own folder.
+    # Without a mapping the process could not create files in its own folder.
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
         with contextlib.suppress(OSError):
             Path("/proc/self", name).write_text(text, encoding="ascii")
@@ -91,7 +91,7 @@ def _unshare(libc: Any) -> bool:
 
 
 def _become_first_process() -> None:
-    """Go on as the first process of the new namespace, with whose end all others in it end; the old one waits for it."""
+    """Continue as the first process of the new namespace, whose end also ends all others; the old process waits for it."""
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)
@@ -99,7 +99,7 @@ def _become_first_process() -> None:
 
 
 def _make_read_only(libc: Any, folder: Path) -> bool:
-    """Make every file read-only but those of a folder, and hide the processes that /proc shows; whether it could be done."""
+    """Make all files outside a folder read-only, and hide the processes shown by /proc; returns success."""
     here, attributes = os.fsencode(folder), (ctypes.c_uint64 * 4)(_READ_ONLY, 0, 0, 0)
     writable = (ctypes.c_uint64 * 4)(0, _READ_ONLY, 0, 0)
     size = ctypes.sizeof(attributes)
@@ -110,13 +110,13 @@ def _make_read_only(libc: Any, folder: Path) -> bool:
         libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, here, 0, ctypes.byref(writable), size),
         libc.mount(b"none", b"/proc", b"tmpfs", _READ_ONLY, None),
     ]
-    # The current folder is still the one under the new mount.
+    # The current folder still refers to the one beneath the new mount.
     os.chdir(folder)
     return not any(done)
 
 
 def _drop_capabilities(libc: Any) -> None:
-    """Give up what could undo the above, for this process and all that it may start."""
+    """Drop the privileges that could undo the confinement, for this process and its children."""
     libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     libc.capset((ctypes.c_uint32 * 2)(_CAPABILITIES_VERSION, 0), (ctypes.c_uint32 * 6)())
 
@@ -137,14 +137,14 @@ def _hook(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
     """An audit hook that refuses sockets, processes, and writes outside a folder."""
 
     def outside(path: object) -> bool:
-        """Whether a path leads out of the folder."""
+        """Whether a path lies outside the folder."""
         if isinstance(path, int) or path is None:
             return False
         place = os.path.abspath(os.fsdecode(path))  # type: ignore[arg-type]  # noqa: PTH100 (called at any time)
         return place != os.devnull and not f"{place}/".startswith(f"{folder}/")
 
     def refuse(event: str, arguments: tuple[Any, ...]) -> None:
-        """The hook."""
+        """The audit hook."""
         if event.startswith(_REFUSED):
             raise PermissionError(f"{event} is not allowed here")
         writes = event == "open" and bool(arguments[2] & _WRITES)

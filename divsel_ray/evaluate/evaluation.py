@@ -1,6 +1,6 @@
 """`divsel evaluate` below the command line: models in, `evaluate.json` out.
 
-Each measurement is a file beside it, named by what it depends on, so a second call repeats nothing.
+Each measurement is a file next to it, named by a digest of its inputs, so a second call repeats nothing.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _SETTING = "--rows"
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure of what.
+    """The models and what to measure.
 
     Attributes:
         models: references of models, adapters and runs (see `find_models`).
-        adapters: to put on the one model named.
-        every_round: of a run, measure the models of all rounds.
-        tasks: of lm-evaluation-harness.
-        tasks_folder: task files of one's own.
+        adapters: adapters to apply to the only model in `models`.
+        every_round: measure the models of all rounds of a run.
+        tasks: tasks of lm-evaluation-harness.
+        tasks_folder: folder of the user's own task files.
         human_eval: whether to run HumanEval.
-        rows: file of the rows that losses are measured on; None for the held-out rows of the runs.
-        limit: rows, documents of each task and problems at most.
+        rows: file of rows to measure losses on; None for the held-out rows of the runs.
+        limit: maximum number of rows, of documents per task and of problems.
     """
 
     models: Sequence[str]
@@ -60,7 +60,7 @@ class Request:
 
 @dataclass
 class _Rows:
-    """The rows that losses are measured on, and the clusters of a run that they belong to, where they are known."""
+    """The rows that losses are measured on, and their clusters in a run, if known."""
 
     file: Path
     count: int
@@ -79,7 +79,7 @@ class _Evaluation:
 
 
 def build_settings(changes: Sequence[str]) -> EvaluateConfig:
-    """Settings from `key.path=value` changes of the defaults.
+    """Build settings from `key.path=value` changes to the defaults.
 
     Raises:
         InputError: a key is unknown, or a value is not allowed.
@@ -88,16 +88,16 @@ def build_settings(changes: Sequence[str]) -> EvaluateConfig:
 
 
 def evaluate(request: Request, config: EvaluateConfig, out: str | Path | None = None, progress: Progress | None = None) -> Path:
-    """Measure what is asked for and write it down; returns the path of `evaluate.json`.
+    """Run the requested measurements and write the results; returns the path of `evaluate.json`.
 
     Args:
-        request: what to measure of what.
-        config: how.
-        out: folder of the results. Default: `evaluate` in the folder of the one run named, else `runs/evaluate`.
-        progress: where the user is told.
+        request: the models and what to measure.
+        config: settings of the measurements.
+        out: folder of the results. Default: `evaluate` in the run's folder if exactly one run is named, else `runs/evaluate`.
+        progress: receives progress and notes.
 
     Raises:
-        InputError: a model, a task, the rows or a package is not there, or there is nothing to measure.
+        InputError: a model, a task, the rows or a package is missing, or there is nothing to measure.
         JobError: a measurement failed or took too long.
     """
     models, runs = find_models(request.models, request.adapters, request.every_round)
@@ -112,7 +112,7 @@ def evaluate(request: Request, config: EvaluateConfig, out: str | Path | None = 
 
 
 def _of_runs(config: EvaluateConfig, runs: Sequence[Run]) -> EvaluateConfig:
-    """The settings, with what runs were trained by where nothing else is said; whose code may run is never a run's to say."""
+    """Fill unset settings from those the runs were trained with, except for trust_remote_code, which only the user sets."""
     if not runs:
         return config
     theirs = [
@@ -125,12 +125,12 @@ def _of_runs(config: EvaluateConfig, runs: Sequence[Run]) -> EvaluateConfig:
     missing = {key: value for key, value in theirs[0].items() if key not in config.model_fields_set}
     differing = [key for key in missing if any(one[key] != theirs[0][key] for one in theirs)]
     if differing:
-        raise InputError(f"the runs were trained with different {differing[0]}; say which with --set {differing[0]}=...")
+        raise InputError(f"{differing[0]}: the runs were trained with different values; choose one with --set {differing[0]}=...")
     return config.model_copy(update=missing)
 
 
 def _rows(work: _Evaluation) -> _Rows | None:
-    """The rows for losses, without those that a model of the runs was trained on; None where there are none."""
+    """The rows for losses, without those that a model of the runs was trained on; None if there are none."""
     request = work.request
     if request.rows is not None:
         pool = work.runs[0].config.pool if work.runs else PoolConfig(data=[])
@@ -138,15 +138,15 @@ def _rows(work: _Evaluation) -> _Rows | None:
     else:
         rows = held_out_rows(work.runs)
         if len(work.runs) > 1 and rows is None:
-            _note(work, "no losses: the runs hold out different rows; name rows with --rows")
+            _note(work, "no losses: the runs have different held-out rows; pass rows with --rows")
     if not rows:
         return None
     seen = trained_on(work.runs)
     fresh = [row for row in rows if row["row_id"] not in seen]
     if len(fresh) < len(rows):
-        _note(work, f"{len(rows) - len(fresh):,} of {len(rows):,} rows are left out: a model was trained on them")
+        _note(work, f"{len(rows) - len(fresh):,} of {len(rows):,} rows are left out because a model was trained on them")
     if not fresh:
-        raise InputError(f"{_SETTING}: every row was trained on by one of the models; name others")
+        raise InputError(f"{_SETTING}: one of the models was trained on every row; pass other rows")
     fresh = fresh[: request.limit]
     return _Rows(write_rows(fresh, work.folder), len(fresh))
 
@@ -167,18 +167,18 @@ def _measures(work: _Evaluation, rows: _Rows | None) -> list[Measure]:
         require_human_eval(config)
         measures.append(HumanEval(request.limit, config, template, max(model.lora_rank for model in work.models)))
     if not measures:
-        raise InputError("nothing to measure: name rows (--rows), tasks (--task) or --humaneval, or a run that held rows out")
+        raise InputError("nothing to measure: pass --rows, --task or --humaneval, or a run with held-out rows")
     return measures
 
 
 def _measure(work: _Evaluation, measures: Sequence[Measure]) -> list[list[Path]]:
-    """The file of every measure (rows) of every model (columns)."""
+    """The files of all measures (rows) for all models (columns)."""
     wanted = [(model, measure) for model in work.models for measure in measures]
     cached = not pending(wanted, work.folder)
     if not cached:
         for base in {model.base for model in work.models}:
             if unconverted(base):
-                work.progress.note(f"converting {base} once for this machine, about a minute; its own terms of use apply")
+                work.progress.note(f"converting {base}, once per machine, about a minute; the model's own terms of use apply")
         work.progress.start("evaluate")
     files = measure_all(wanted, work.folder, work.config, connect, work.progress)
     work.progress.finish("evaluate", f"{len(wanted)} measurements of {len(work.models)} models", cached=cached)
@@ -223,14 +223,14 @@ def _file_figures(work: _Evaluation, files: Mapping[str, Path]) -> list[Figure]:
 
 
 def _by_cluster(work: _Evaluation, rows: _Rows, measured: Sequence[Measured]) -> list[dict[str, Any]]:
-    """Losses by the clusters of the one run named; of rows that are not in its pool, by the nearest centroid."""
+    """Losses by the clusters of the only run; rows that are not in its pool are assigned to the nearest centroid."""
     if len(work.runs) != 1:
         return []
     run, ids = work.runs[0], pq.read_table(rows.file, columns=["row_id"])["row_id"].to_pylist()
     known = known_clusters(run, ids)
     if any(one not in known for one in ids):
         if run.config.embed.given is not None:
-            _note(work, "no losses by cluster: the run's vectors were given, so new rows cannot be embedded")
+            _note(work, "no losses by cluster: the run uses given vectors, so new rows cannot be embedded")
             return []
         encoder = run.config.embed.model_copy(update={"trust_remote_code": work.config.trust_remote_code})
         nearest = nearest_clusters(run, embed_rows(rows.file, encoder, work.folder, connect, work.progress))

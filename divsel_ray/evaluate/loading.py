@@ -1,4 +1,4 @@
-"""A base model in this process, and adapters put on it one after another."""
+"""A base model in this process, and adapters applied to it one after another."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from divsel_ray.models.references import resolve_model
 
 
 class LoadedModel:
-    """A causal language model, ready to be asked, on the GPU if there is one.
+    """A loaded causal language model, on the GPU if there is one.
 
     Args:
         reference: base model or fine-tuned checkpoint: folder, Hugging Face id or package:NAME.
-        dtype: of weights and activations: float32, or bfloat16 for models that would not fit.
-        chat_template: text of a Jinja template in place of the model's own.
-        trust_remote_code: let the model's own Python code run.
+        dtype: type of weights and activations: float32, or bfloat16 for models that would not fit.
+        chat_template: text of a Jinja template that replaces the model's own.
+        trust_remote_code: whether the model's own Python code may run.
 
     Attributes:
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
 
     Raises:
         InputError: the model cannot be loaded.
@@ -39,10 +39,10 @@ class LoadedModel:
 
     @contextlib.contextmanager
     def using(self, adapter: Path | None) -> Iterator[Any]:
-        """The model with this LoRA adapter on it, or as it is; the adapter comes off when the block ends.
+        """The model with this LoRA adapter, or unchanged if None; the adapter is removed at the end of the block.
 
         Raises:
-            InputError: the folder holds no LoRA adapter, or not one of this model.
+            InputError: the folder contains no LoRA adapter, or one of another model.
         """
         if adapter is None:
             yield self._model
@@ -50,11 +50,11 @@ class LoadedModel:
         adapted = _with_adapter(self._model, adapter)
         config = adapted.peft_config["default"]
         try:
-            # LoRA stands in the place of the model's own layers.
+            # The base model's layers are already replaced by LoRA layers.
             yield adapted.get_base_model()
         finally:
             replaces = config.modules_to_save or config.trainable_token_indices
-            # What an adapter brings in place of whole layers would stay.
+            # Unloading would keep whole layers that the adapter replaced.
             self._model = self._load() if replaces else adapted.unload()
 
     def _load(self) -> Any:
@@ -71,11 +71,11 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
     from peft import PeftModel
 
     if not is_adapter(str(adapter)):
-        raise InputError(f"{adapter}: holds no adapter_config.json; expected an adapter as PEFT saves it")
+        raise InputError(f"{adapter}: contains no adapter_config.json; expected an adapter as saved by PEFT")
     try:
         adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(f"adapter {adapter}: does not fit its base model: {one_line(error)}") from None
     if (kind := adapted.peft_config["default"].peft_type) != "LORA":
-        raise InputError(f"adapter {adapter}: of type {kind}; expected LORA")
+        raise InputError(f"adapter {adapter}: has type {kind}; expected LORA")
     return adapted

@@ -1,8 +1,8 @@
 """Losses of given completions, row by row, rendered and cut exactly as in training (`train/encoding.py`).
 
 A row's loss is the sum over its completion's tokens of -log p(token | prompt, tokens before), in nats; the end-of-sequence
-token counts, for it is trained on. The mean loss of rows is the sum of their nats over the sum of their tokens; a row that the
-chat template refuses has no tokens, and so no part in it.
+token counts because it is trained on. The mean loss of rows is the sum of their nats over the sum of their tokens; a row that
+the chat template refuses has no tokens and does not contribute.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ __all__ = ["Conversation", "LossMeter", "losses_of"]
 
 
 class LossMeter:
-    """One base model in this process that measures with one adapter after another.
+    """Measures losses with one base model in this process and one adapter after another.
 
     Args:
-        model, chat_template, dtype, trust_remote_code: as of `LoadedModel`.
-        max_tokens: of prompt and completion together, as `refine.train.max_tokens`.
-        batch_tokens: padded tokens per batch, about.
+        model, chat_template, dtype, trust_remote_code: see `LoadedModel`.
+        max_tokens: maximum length of prompt and completion together, like `refine.train.max_tokens`.
+        batch_tokens: approximate number of padded tokens per batch.
 
     Raises:
         InputError: the model cannot be loaded.
@@ -48,25 +48,25 @@ class LossMeter:
         self._max_tokens, self._batch_tokens = max_tokens, batch_tokens
 
     def measure(self, adapter: Path | None, rows: Sequence[Conversation]) -> tuple[np.ndarray, np.ndarray]:
-        """Loss of each row's completion.
+        """Measure the loss of each row's completion.
 
         Args:
-            adapter: folder of a LoRA adapter to put on the model.
+            adapter: folder of a LoRA adapter to apply to the model, or None.
             rows: n conversations; the last message is the completion.
 
         Returns:
-            (n,) float64 sums of negative log-likelihood in nats, and (n,) int64 tokens they are sums over.
+            (n,) float64 sums of negative log-likelihood in nats, and (n,) int64 numbers of tokens summed over.
 
         Raises:
-            InputError: the adapter cannot be put on this model, or the chat template refuses a row: here every row has a loss.
+            InputError: the adapter does not fit this model, or the chat template refuses a row: here every row needs a loss.
         """
         with self._loaded.using(adapter) as model:
             nats, tokens = losses_of(model, self._loaded.tokenizer, rows, self._max_tokens, self._batch_tokens)
         refused = [row.row_id for row, count in zip(rows, tokens, strict=True) if not count]
         if refused:
             raise InputError(
-                f"row {refused[0]}: its loss cannot be measured, for the chat template refuses it ({len(refused):,} such rows of "
-                f"{len(rows):,}); leave them out of the data, or give another chat_template"
+                f"row {refused[0]}: its loss cannot be measured because the chat template refuses it ({len(refused):,} of "
+                f"{len(rows):,} rows); remove such rows from the data, or set another chat_template"
             )
         return nats, tokens
 
@@ -74,7 +74,7 @@ class LossMeter:
 def losses_of(
     model: Any, tokenizer: Any, rows: Sequence[Conversation], max_tokens: int, batch_tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Loss of each row's completion under a loaded model; arguments and result as of `LossMeter`.
+    """Measure the loss of each row's completion under a loaded model; arguments and result as for `LossMeter`.
 
     A row that the chat template refuses has no tokens.
 
@@ -84,7 +84,7 @@ def losses_of(
     longest = min(max_tokens, positions_of(model.config) or max_tokens)
     padding, examples = padding_of(tokenizer), encode(tokenizer, rows, longest)
     if examples and all(example.refusal for example in examples):
-        raise InputError(f"the chat template refuses every one of {len(rows):,} rows: {examples[0].refusal}")
+        raise InputError(f"the chat template refuses all {len(rows):,} rows, the first because: {examples[0].refusal}")
     nats, tokens = np.zeros(len(rows)), np.array([len(example.completion) for example in examples], dtype=np.int64)
     for batch in token_batches([example.size for example in examples], [row.row_id for row in rows], batch_tokens):
         nats[batch] = _batch_losses(model, [examples[index] for index in batch], padding)
@@ -99,7 +99,7 @@ def _batch_losses(model: Any, examples: Sequence[Example], padding: int) -> np.n
     labels, keep = batch.pop("labels"), batch.pop("keep")
     with torch.inference_mode():
         logits = model(**batch, use_cache=False, logits_to_keep=keep).logits
-        # Row by row: a vocabulary of 262k takes 1 MiB for each position and copy of the logits.
+        # Row by row: with a vocabulary of 262k, each copy of the logits takes 1 MiB per position.
         losses = [
             torch.nn.functional.cross_entropy(row.float(), of_row, reduction="none").double().sum()
             for row, of_row in zip(logits, labels, strict=True)

@@ -1,4 +1,4 @@
-"""What can be measured of a model: each kind says what its result depends on, and writes it to a file."""
+"""Measurements of a model: each kind states what its result depends on, and writes the result to a file."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ class Measure(Protocol):
 
     @property
     def name(self) -> str:
-        """What is measured, for messages."""
+        """Name of the measurement, for messages."""
 
     @property
     def file(self) -> tuple[str, str]:
-        """Name of its files: the part before the digest, and the suffix."""
+        """Parts of the file name: the stem before the digest, and the suffix."""
 
     @property
     def own_engine(self) -> bool:
-        """Whether it loads the model by itself, beside the one that others share."""
+        """Whether it loads the model itself instead of using the shared one."""
 
     def identity(self) -> list[Any]:
-        """JSON values: what, beside the model, the result depends on."""
+        """JSON values on which the result depends, in addition to the model."""
 
     def check(self) -> None:
-        """Look for what it needs, before any model is loaded.
+        """Check its requirements before any model is loaded.
 
         Raises:
-            InputError: something is not there.
+            InputError: something is missing.
         """
 
     def write(self, model: Model, loaded: Callable[[], LoadedModel], target: Path) -> None:
-        """Measure and write `target`, atomically; `loaded` gives the base model in this process."""
+        """Measure and write `target` atomically; `loaded` returns the base model in this process."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Losses:
     """The loss of every row.
 
     Attributes:
-        rows: Parquet (row_id, messages); the last message of each is the completion.
-        config: how it is measured.
-        chat_template: text of a Jinja template in place of the model's own.
+        rows: Parquet file (row_id, messages); the last message of each row is the completion.
+        config: settings of the measurement.
+        chat_template: text of a Jinja template that replaces the model's own.
     """
 
     rows: Path
@@ -65,15 +65,15 @@ class Losses:
     own_engine = False
 
     def identity(self) -> list[Any]:
-        """The rows and how they are rendered, cut and computed."""
+        """The rows, and the settings by which they are rendered, cut and computed."""
         config = self.config
         return [1, file_digest(self.rows), config.max_tokens, config.batch_tokens, config.dtype, self.chat_template]
 
     def check(self) -> None:
-        """Nothing to look for."""
+        """Nothing to check."""
 
     def write(self, model: Model, loaded: Callable[[], LoadedModel], target: Path) -> None:
-        """Parquet (row_id, nats, tokens) in the order of the rows."""
+        """Write Parquet (row_id, nats, tokens) in the order of the rows."""
         base, config = loaded(), self.config
         with base.using(model.adapter) as ready:
             write_losses(
@@ -84,12 +84,12 @@ class Losses:
 
 
 def write_losses(rows: Path, measure: Callable[[list[Conversation]], tuple[np.ndarray, np.ndarray]], target: Path) -> None:
-    """Measure the losses of rows and write them for `read_losses`, beside the rows' ids.
+    """Measure the losses of rows and write them, with the row ids, for `read_losses`.
 
     Args:
-        rows: Parquet (row_id, messages); the last message of each is the completion.
-        measure: gives (n,) float64 sums of nats and (n,) int64 tokens of n rows.
-        target: Parquet (row_id, nats, tokens), in the order of the rows.
+        rows: Parquet file (row_id, messages); the last message of each row is the completion.
+        measure: returns (n,) float64 sums of nats and (n,) int64 numbers of tokens for n rows.
+        target: Parquet file to write (row_id, nats, tokens), in the order of the rows.
     """
     table = pq.read_table(rows, columns=["row_id", "messages"])
     nats, tokens = measure([Conversation(row["row_id"], row["messages"]) for row in table.to_pylist()])
@@ -97,6 +97,6 @@ def write_losses(rows: Path, measure: Callable[[list[Conversation]], tuple[np.nd
 
 
 def read_losses(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """What `write_losses` wrote: (n,) float64 sums of nats and (n,) int64 tokens, in the order of the rows."""
+    """Read a file of `write_losses`: (n,) float64 sums of nats and (n,) int64 tokens, in the order of the rows."""
     table = pq.read_table(file, columns=["nats", "tokens"])
     return table["nats"].to_numpy(), table["tokens"].to_numpy()

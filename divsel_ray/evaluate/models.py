@@ -1,4 +1,4 @@
-"""What is evaluated: a model by name, its weights and, where it has one, its adapter; and the models of a run."""
+"""Models to evaluate: a name, the weights and an optional adapter; and the models of a run."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Model:
     """A model to measure.
 
     Attributes:
-        name: for tables; unique among the models of a call.
+        name: name in tables; unique among the models of a call.
         base: folder (of a base model or of a fine-tuned checkpoint), Hugging Face id or package:NAME.
-        adapter: folder of a LoRA adapter on top of it.
+        adapter: folder of a LoRA adapter on top of the base, or None.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Model:
 
     @property
     def fingerprint(self) -> list[str]:
-        """What identifies its content: of the base, and of the adapter where there is one."""
+        """Fingerprints of the base and of the adapter, if any."""
         return [fingerprint(self.base), *([fingerprint(str(self.adapter))] if self.adapter else [])]
 
     @property
@@ -49,9 +49,9 @@ class Run:
     """A finished run whose models are measured.
 
     Attributes:
-        folder: of the run.
-        config: the job.
-        stages: by name.
+        folder: folder of the run.
+        config: configuration of the job.
+        stages: stages by name.
     """
 
     folder: Path
@@ -60,17 +60,17 @@ class Run:
 
     @property
     def train(self) -> TrainConfig:
-        """How its models were trained.
+        """Training settings of the run's models.
 
         Raises:
-            InputError: it trained none.
+            InputError: the run trained no model.
         """
         if self.config.refine is None:
-            raise InputError(f"{self.folder}: this run selected rows and trained no model; name a model to evaluate")
+            raise InputError(f"{self.folder}: this run selected rows without training a model; pass a model to evaluate")
         return self.config.refine.train
 
     def models(self, prefix: str, every_round: bool) -> list[Model]:
-        """The untuned base, the last round's model or every round's, and the static control where there is one."""
+        """The untuned base, the model of the last round or of every round, and the static control if there is one."""
         rounds = round_numbers(self.stages)
         wanted = {f"round {number}": round_name(number, "train") for number in (rounds if every_round else rounds[-1:])}
         wanted |= {"static": control} if (control := round_name(None, "train")) in self.stages else {}
@@ -80,7 +80,7 @@ class Run:
     def _tuned(self, name: str, stage: Path) -> Model:
         folder = trained_folder(stage, self.train)
         if not folder.is_dir():
-            raise InputError(f"{folder}: this model of the run is gone; run divsel run again with the same --out")
+            raise InputError(f"{folder}: this model of the run is missing; run divsel run again with the same --out")
         return Model(name, self.train.model, folder) if self.train.method == "lora" else Model(name, str(folder))
 
 
@@ -90,30 +90,30 @@ def is_run(reference: str) -> bool:
 
 
 def read_run(folder: Path) -> Run:
-    """A run by its manifest.
+    """Read a run from its manifest.
 
     Raises:
-        InputError: the manifest is none, or of another version.
+        InputError: the manifest is invalid, or of another version.
     """
     manifest, stages = read_stages(folder)
     return Run(folder, build_config(manifest["config"], str(folder / RUN_MANIFEST)), stages)
 
 
 def find_models(references: Sequence[str], adapters: Sequence[Path], every_round: bool = False) -> tuple[list[Model], list[Run]]:
-    """The models behind references, and the runs among them.
+    """Resolve references to models, and return the runs among them.
 
     Args:
-        references: folders, Hugging Face ids and package:NAME of models; folders of adapters, whose base their
-            adapter_config.json names; folders of finished runs.
-        adapters: folders of adapters to put on the one model named.
-        every_round: of a run, take the models of all rounds.
+        references: folders, Hugging Face ids and package:NAME of models; folders of adapters, whose base is named in
+            adapter_config.json; folders of finished runs.
+        adapters: folders of adapters to apply to the only model in `references`.
+        every_round: use the models of all rounds of a run.
 
     Raises:
-        InputError: a reference leads nowhere, a run has no model, or it is not clear what the adapters belong on.
+        InputError: a reference cannot be found, a run has no model, or the base model of the adapters is ambiguous.
     """
     runs = [read_run(Path(reference).expanduser().absolute()) for reference in references if is_run(reference)]
     if adapters and (len(references) != 1 or runs or is_adapter(references[0])):
-        raise InputError("--adapter: name the one base model it belongs on, and nothing else")
+        raise InputError("--adapter: expected exactly one model, the adapter's base model; remove the others")
     models: list[Model] = []
     waiting = iter(runs)
     for reference in references:
@@ -132,12 +132,12 @@ def _named_model(reference: str) -> Model:
         return Model(reference, _checked(reference))
     base = read_json(path / _ADAPTER_CONFIG).get("base_model_name_or_path")
     if not base:
-        raise InputError(f"{path}: {_ADAPTER_CONFIG} names no base model; give divsel evaluate BASE --adapter {path}")
+        raise InputError(f"{path}: {_ADAPTER_CONFIG} names no base model; run divsel evaluate BASE --adapter {path}")
     return _with_adapter(reference, path, _checked(str(base)))
 
 
 def _checked(reference: str) -> str:
-    """The reference, a folder's path made absolute; a package that would be converted is not, yet."""
+    """Check a reference, and make a folder's path absolute; a package is not yet converted."""
     if not reference.startswith(PACKAGE):
         return resolve_model(reference)
     unconverted(reference)
@@ -147,15 +147,15 @@ def _checked(reference: str) -> str:
 def _with_adapter(name: str, adapter: Path, base: str) -> Model:
     folder = adapter.expanduser().absolute()
     if not is_adapter(str(folder)):
-        raise InputError(f"{folder}: holds no {_ADAPTER_CONFIG}; expected an adapter as PEFT saves it")
+        raise InputError(f"{folder}: contains no {_ADAPTER_CONFIG}; expected an adapter as saved by PEFT")
     return Model(name, base, folder)
 
 
 def _told_apart(models: Sequence[Model]) -> list[Model]:
-    """Models of different names; where one is given twice, the second is left out."""
+    """The models by distinct names; a repeated model is dropped."""
     kept: dict[str, Model] = {}
     for model in models:
         other = kept.setdefault(model.name, model)
         if other != model:
-            raise InputError(f"{model.name}: two models would have this name; name them by longer paths")
+            raise InputError(f"{model.name}: two models would have this name; pass longer paths")
     return list(kept.values())

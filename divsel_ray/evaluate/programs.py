@@ -1,4 +1,4 @@
-"""Running programs that a language model wrote: each in a confined process of its own (`confined.py`), within a time limit."""
+"""Running programs written by a language model: each in its own confined process (`confined.py`), within a time limit."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from divsel_ray.evaluate.confined import FILES, NETWORK, PROCESSES
 
 _CHILD = Path(__file__).with_name("confined.py")
 _START_SECONDS = 10.0
-"""What a process may take to start, beside the program's own time."""
+"""Time for a process to start, in addition to the program's own time."""
 _ANSWER_BYTES = 4096
 MEMORY_BYTES = 2 << 30
 FILE_BYTES = 16 << 20
 _LACKING = {
-    NETWORK: "its sockets are refused by Python alone",
-    FILES: "files elsewhere that this user may write are kept from it by Python alone",
-    PROCESSES: "processes that it starts are ended with it only if they stay in its group",
+    NETWORK: "only Python blocks their sockets",
+    FILES: "only Python blocks writes to this user's files elsewhere",
+    PROCESSES: "processes they start end with them only if they stay in the same process group",
 }
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a program.
+    """The outcome of a program.
 
     Attributes:
-        passed: whether it ran to its end without an exception.
-        reason: why not; empty if it did.
-        confined_by: what confined it, see `confined.py`.
+        passed: whether the program ran to its end without an exception.
+        reason: why it did not pass; empty if it did.
+        confined_by: kinds of confinement, see `confined.py`.
     """
 
     passed: bool
@@ -45,21 +45,21 @@ class Verdict:
 
     @property
     def lacking(self) -> str:
-        """What the kernel did not keep from it, as a sentence; empty where all was."""
+        """The missing kinds of kernel confinement, as a sentence; empty if none is missing."""
         missing = [text for kind, text in _LACKING.items() if kind not in self.confined_by]
-        return f"the kernel gives no namespaces for generated programs: {'; '.join(missing)}" if missing else ""
+        return f"the kernel provides no namespaces to confine generated programs: {'; '.join(missing)}" if missing else ""
 
 
 def run_program(program: str, seconds: float, memory_bytes: int = MEMORY_BYTES) -> Verdict:
-    """Run a program to its end, in a folder of its own, without the environment of this process.
+    """Run a program to its end, in its own folder, without this process's environment variables.
 
-    An early exit is a failure whatever its status, and so is whatever the program prints; see `confined.py` for what
-    confines it, and for what does not.
+    An early exit is a failure whatever its status, and the program's output is ignored; see `confined.py` for the
+    confinement and its limits.
 
     Args:
-        program: Python.
-        seconds: of running time.
-        memory_bytes: of address space.
+        program: Python source.
+        seconds: limit of the running time.
+        memory_bytes: limit of the address space.
     """
     nonce = secrets.token_hex(16)
     limits = {"seconds": seconds, "memory_bytes": memory_bytes, "file_bytes": FILE_BYTES}
@@ -69,14 +69,14 @@ def run_program(program: str, seconds: float, memory_bytes: int = MEMORY_BYTES) 
     first, _, rest = answer.partition("\n")
     kinds = tuple(json.loads(first)) if first.startswith("[") else ()
     if status is None:
-        return Verdict(False, f"not done after {seconds:g} s", kinds)
+        return Verdict(False, f"not finished after {seconds:g} s", kinds)
     if rest == nonce and status == 0:
         return Verdict(True, "", kinds)
     return Verdict(False, rest or f"ended early with status {status}", kinds)
 
 
 def _converse(request: str, folder: Path, seconds: float) -> tuple[str, int | None]:
-    """What the process answered, and its exit status; None where it had to be ended."""
+    """The process's answer and its exit status; None if it had to be killed."""
     process = subprocess.Popen(
         [sys.executable, "-I", "-B", str(_CHILD)],
         stdin=subprocess.PIPE,
@@ -92,7 +92,7 @@ def _converse(request: str, folder: Path, seconds: float) -> tuple[str, int | No
         try:
             with contextlib.suppress(BrokenPipeError), process.stdin:
                 process.stdin.write(request.encode())
-            # Its first line comes when the program starts, from where its time counts.
+            # The first line arrives when the program starts, and its time counts from then.
             select.select([process.stdout], [], [], _START_SECONDS)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 status = process.wait(seconds)
@@ -100,7 +100,7 @@ def _converse(request: str, folder: Path, seconds: float) -> tuple[str, int | No
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        # What the program left behind may hold the pipe open; what is in it by now is all that counts.
+        # A process left behind may keep the pipe open, so only what has been written by now is read.
         os.set_blocking(process.stdout.fileno(), False)
         answer = process.stdout.read(_ANSWER_BYTES) or b""
     return answer.decode(errors="replace"), status

@@ -1,4 +1,4 @@
-"""Figures with their standard errors, from what was measured."""
+"""Figures with standard errors, computed from measurements."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Figure:
     """One metric of one model.
 
     Attributes:
-        model: its name.
-        metric: its name.
-        value: what was measured.
-        standard_error: of the value; None where it is not known.
-        count: rows, documents or problems.
-        change: value less that of the first model, on the same rows; None where it is not known.
-        change_error: standard error of the change, row by row (paired), which is smaller than that of either value.
+        model: name of the model.
+        metric: name of the metric.
+        value: measured value.
+        standard_error: standard error of the value; None if unknown.
+        count: number of rows, documents or problems.
+        change: value minus that of the first model, on the same rows; None if unknown.
+        change_error: standard error of the change, paired by row, which is smaller than that of either value.
     """
 
     model: str
@@ -38,12 +38,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Measured:
-    """What each row came to under one model.
+    """The loss of each row under one model.
 
     Attributes:
-        model: its name.
-        nats: (n,) sums of negative log-likelihood over a row's completion.
-        tokens: (n,) tokens of the completions.
+        model: name of the model.
+        nats: (n,) sums of negative log-likelihood over each row's completion.
+        tokens: (n,) numbers of tokens in the completions.
     """
 
     model: str
@@ -52,14 +52,14 @@ class Measured:
 
 
 def ratio(totals: np.ndarray, sizes: np.ndarray) -> tuple[float, float | None]:
-    """Sum of totals over sum of sizes, and its standard error where rows are what is drawn (Cochran 1977, sec. 2.11).
+    """Sum of totals over sum of sizes, and its standard error with rows as the sampling unit (Cochran 1977, sec. 2.11).
 
     Args:
-        totals: (n,) of each row.
-        sizes: (n,) positive.
+        totals: (n,) total of each row.
+        sizes: (n,) size of each row, positive.
 
     Returns:
-        The ratio r, and sqrt(n / (n - 1) * sum (total - r * size)^2) / sum(size); None below two rows. Of no row: not a number.
+        The ratio r (NaN without rows), and sqrt(n / (n - 1) * sum (total - r * size)^2) / sum(size) (None below two rows).
     """
     if not len(sizes):
         return math.nan, None
@@ -71,19 +71,19 @@ def ratio(totals: np.ndarray, sizes: np.ndarray) -> tuple[float, float | None]:
 
 
 def loss_figures(measured: Sequence[Measured], rows: np.ndarray) -> list[Figure]:
-    """The loss of some rows under each model, and how far each is from the first.
+    """The loss of some rows under each model, and its difference from the first model's.
 
     Args:
-        measured: the first is what the others are compared with.
+        measured: losses by model; the others are compared with the first.
         rows: indices of the rows, or a mask (n,).
     """
     figures, first = [], measured[0]
     for one in measured:
-        # A row that the model's chat template refuses has no tokens and counts for nothing.
+        # A row that the model's chat template refuses has no tokens and does not count.
         at = np.arange(len(one.tokens))[rows]
         at = at[one.tokens[at] > 0]
         nats, tokens = one.nats[at], one.tokens[at]
-        # Models with tokenizers of their own cut the same text into different tokens: their losses are not comparable.
+        # Models with different tokenizers split the same text into different tokens, so their losses are not comparable.
         alike = one is not first and bool((one.tokens[rows] == first.tokens[rows]).all())
         change = ratio(nats - first.nats[at], tokens) if alike else (None, None)
         figures.append(Figure(one.model, LOSS, *ratio(nats, tokens), len(nats), *change))
@@ -94,8 +94,8 @@ def cluster_figures(measured: Sequence[Measured], clusters: np.ndarray) -> list[
     """The loss of each cluster's rows, most rows first.
 
     Args:
-        measured: as of `loss_figures`.
-        clusters: (n,) of each row.
+        measured: see `loss_figures`.
+        clusters: (n,) cluster of each row.
     """
     numbers, counts = np.unique(clusters, return_counts=True)
     order = np.lexsort((numbers, -counts))
@@ -106,5 +106,5 @@ def cluster_figures(measured: Sequence[Measured], clusters: np.ndarray) -> list[
 
 
 def file_figures(model: str, content: Mapping[str, Any]) -> list[Figure]:
-    """The figures in a file that a task or HumanEval left."""
+    """The figures in a file written by a task or by HumanEval."""
     return [Figure(model, one["metric"], one["value"], one["standard_error"], one["count"]) for one in content["figures"]]

@@ -1,4 +1,4 @@
-"""The rows that losses are measured on: a run's own held-out rows, or those of a file; and which cluster they belong to."""
+"""The rows that losses are measured on, a run's own held-out rows or those of a file; and their clusters."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ _SCHEMA = pa.schema(
 
 
 def read_file(reference: str, setting: str, pool: PoolConfig, progress: Progress) -> list[dict[str, Any]]:
-    """Conversations of a file, read as a pool's are, sorted by row id, each once; bad rows are told of.
+    """Read the distinct conversations of a file in the same way as a pool's, sorted by row id; a note reports bad rows.
 
     Args:
         reference: file, folder, glob, hf:OWNER/NAME or package:NAME.
-        setting: that names it, for messages.
-        pool: its columns, format, turns and max_chars.
-        progress: told of bad rows.
+        setting: name of the setting or option, for messages.
+        pool: columns, format, turns and max_chars to read by.
+        progress: receives a note on bad rows.
 
     Returns:
         A list of {"row_id", "messages"}.
 
     Raises:
-        InputError: there is no such file, or no conversation in it.
+        InputError: the file does not exist, or contains no conversation.
     """
     found: dict[str, list[Any]] = {}
     bad: list[str] = []
@@ -55,8 +55,8 @@ def read_file(reference: str, setting: str, pool: PoolConfig, progress: Progress
         _read_into(found, bad, file, pool)
     if not found:
         named = "pool.columns" if pool.columns else "pool.format" if pool.format != "auto" else ""
-        how = f", read by the run's {named}" if named else ""
-        raise InputError(f"{setting}: {reference}: no conversation in it{how}" + (f"; the first row: {bad[0]}" if bad else ""))
+        how = f" when read by the run's {named}" if named else ""
+        raise InputError(f"{setting}: {reference}: contains no conversation{how}" + (f"; the first row: {bad[0]}" if bad else ""))
     if bad:
         progress.note(f"{setting}: {len(bad):,} bad rows left out, the first: {bad[0]}")
     return [{"row_id": one, "messages": found[one]} for one in sorted(found)]
@@ -72,7 +72,7 @@ def _read_into(found: dict[str, list[Any]], bad: list[str], file: Input, pool: P
 
 
 def held_out_rows(runs: Sequence[Run]) -> list[dict[str, Any]] | None:
-    """The held-out rows that runs have in common, sorted by row id; None where they held out none, or not the same."""
+    """The held-out rows shared by all runs, sorted by row id; None if there are none, or if they differ between runs."""
     kept = []
     for run in runs:
         first = run.stages[round_name(round_numbers(run.stages)[0], "draw")]
@@ -89,7 +89,7 @@ def trained_on(runs: Sequence[Run]) -> set[str]:
 
 
 def write_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
-    """Parquet (row_id, messages, prompt, completion) under a name that its content gives."""
+    """Write Parquet (row_id, messages, prompt, completion) under a name derived from the row ids."""
     full = [{**row, "prompt": prompt_text(row["messages"]), "completion": completion_text(row["messages"])} for row in rows]
     target = folder / f"rows-{digest([row['row_id'] for row in rows])}.parquet"
     if not target.exists():
@@ -98,7 +98,7 @@ def write_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
 
 
 def known_clusters(run: Run, row_ids: Sequence[str]) -> dict[str, int]:
-    """The clusters of those rows that are in the run's pool."""
+    """The clusters of the rows that are in the run's pool."""
     found: dict[str, int] = {}
     for file in sorted(run.stages["cluster"].folder.glob("*.parquet")):
         table = pq.read_table(file, columns=["row_id", "cluster"], filters=[("row_id", "in", list(row_ids))])
@@ -107,5 +107,5 @@ def known_clusters(run: Run, row_ids: Sequence[str]) -> dict[str, int]:
 
 
 def nearest_clusters(run: Run, vectors: np.ndarray) -> np.ndarray:
-    """The nearest of the run's centroids to each vector: (n, d) in, (n,) out."""
+    """The nearest of the run's centroids (n,) for each vector (n, d)."""
     return assign(vectors, np.load(run.stages["cluster"].file(CENTROIDS))).labels

@@ -1,7 +1,7 @@
-"""Evaluation on Ray: each task loads one base model, in a process of its own, and writes one file for each measurement.
+"""Evaluation on Ray: each task loads one base model in its own process and writes one file per measurement.
 
-A file's name is a digest of the model's content and of everything else that it depends on, so what was measured once is
-not measured again.
+A file's name is a digest of the model's content and of everything else that the result depends on, so no measurement is
+repeated.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _POLL_SECONDS = 1.0
 
 
 class _Due(NamedTuple):
-    """A measurement that is not there yet."""
+    """A measurement without a result yet."""
 
     model: Model
     measure: Measure
@@ -46,7 +46,7 @@ def chat_template_of(config: EvaluateConfig) -> str | None:
     """The text of the configured chat template, or None for the models' own.
 
     Raises:
-        InputError: the file cannot be read, or is no Jinja template.
+        InputError: the file cannot be read, or is not a Jinja template.
     """
     return read_template(config.chat_template, f"{SECTION}.chat_template")
 
@@ -58,20 +58,20 @@ def measure_all(
     connect: Callable[[], Cluster],
     progress: Progress,
 ) -> list[Path]:
-    """Make what is not there yet, as much at a time as the cluster has places for.
+    """Run the missing measurements, as many at a time as the cluster has room for.
 
     Args:
-        wanted: m models and what to measure of each.
-        folder: where the files go; those that are there are not made again.
-        config: of the workers and their time.
-        connect: joins the cluster where it is done; called only if something is to do.
-        progress: told of measurements done.
+        wanted: m pairs of a model and a measure.
+        folder: output folder; existing files are not computed again.
+        config: settings of the workers and their time limit.
+        connect: connects to the cluster; called only if there is something to do.
+        progress: receives the number of measurements done.
 
     Returns:
         m files, in the order of `wanted`.
 
     Raises:
-        InputError: a model or what a measurement needs cannot be loaded, or no node can hold a worker.
+        InputError: a model or a requirement of a measurement cannot be loaded, or no node has room for a worker.
         JobError: a task failed, or took longer than `config.time_limit_s`.
     """
     targets = [_target(folder, model, measure) for model, measure in wanted]
@@ -89,21 +89,21 @@ def measure_all(
 
 
 def pending(wanted: Sequence[tuple[Model, Measure]], folder: Path) -> bool:
-    """Whether `measure_all` has something to do."""
+    """Whether any measurement is missing."""
     return not all(_target(folder, model, measure).exists() for model, measure in wanted)
 
 
 def embed_rows(rows: Path, config: EmbedConfig, folder: Path, connect: Callable[[], Cluster], progress: Progress) -> np.ndarray:
-    """Vectors of rows, (n, d) float16 in their order, by the encoder of a run; kept in the folder.
+    """Embed rows with a run's encoder: (n, d) float16 in the order of the rows; the vectors are kept in the folder.
 
     Args:
-        rows: Parquet (row_id, messages, prompt, completion).
-        config: of the run's encoder.
-        folder, connect, progress: as of `measure_all`.
+        rows: Parquet file (row_id, messages, prompt, completion).
+        config: settings of the run's encoder.
+        folder, connect, progress: see `measure_all`.
 
     Raises:
         InputError: the encoder cannot be loaded.
-        JobError: the cluster gave it no place, or its server's spending limit is reached.
+        JobError: the encoder could not be scheduled, or its server's spending limit is reached.
     """
     place = folder / f"embed-{digest([file_digest(rows), fingerprint(config.model), config.identity()])}"
     target = place / rows.name
@@ -120,7 +120,7 @@ def _target(folder: Path, model: Model, measure: Measure) -> Path:
 
 
 def _groups(due: Sequence[_Due], places: int) -> list[list[_Due]]:
-    """What shares a loaded base model together, cut into as many groups as find a place at once."""
+    """Group measurements that share a loaded base model, and split them into as many groups as can run at the same time."""
     together: dict[tuple[str, bool], list[_Due]] = {}
     for one in due:
         together.setdefault((one.model.base, one.measure.own_engine), []).append(one)
@@ -141,7 +141,7 @@ def _measure(group: Sequence[_Due], config: EvaluateConfig) -> None:
 
 def _run(groups: Sequence[list[_Due]], config: EvaluateConfig, cluster: Cluster, progress: Progress) -> None:
     options = {"num_cpus": _cpus(config, cluster, len(groups)), "num_gpus": cluster.gpus_per_worker(config.workers)}
-    # A process that stays would keep the model, and a GPU's memory.
+    # A reused process would keep the model and a GPU's memory.
     remote = ray.remote(max_calls=1, max_retries=MAX_RETRIES, **options)(_measure)
     places = cluster.count(config.workers, len(groups))
     files = [one.target for group in groups for one in group]
@@ -166,13 +166,13 @@ def _run(groups: Sequence[list[_Due]], config: EvaluateConfig, cluster: Cluster,
 def _check_time(running: dict[ray.ObjectRef, float], config: EvaluateConfig) -> None:
     if any(time.monotonic() > end for end in running.values()):
         raise JobError(
-            f"{SECTION}: not done after {config.time_limit_s:g} s for each measurement; what is finished is kept; raise "
-            "time_limit_s, or ask for less (--limit)"
+            f"{SECTION}: not finished after {config.time_limit_s:g} s per measurement; finished work is kept; raise "
+            "time_limit_s, or measure less (--limit)"
         )
 
 
 def _cpus(config: EvaluateConfig, cluster: Cluster, groups: int) -> float:
-    """CPUs of a task: what the configuration says, else this machine's cores shared among those that run at once."""
+    """CPUs of a task: as configured, else this machine's cores divided among the tasks that run at the same time."""
     if "workers" in config.model_fields_set or not cluster.local or cluster.gpus:
         return config.workers.cpus
     return float(max(1, cluster.cpus // min(groups, cluster.cpus)))

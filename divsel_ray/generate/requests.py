@@ -1,4 +1,4 @@
-"""From rows to what an engine is asked, and from its answers to the rows of a shard."""
+"""Requests to an engine made from rows, and the rows of a shard made from its completions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from divsel_ray.generate.engine import Completion, Engine
 from divsel_ray.models.text import cut_completion, encode_prompt
 
 Row = Mapping[str, Any]
-"""row_id, and messages (role, content) whose last one is the gold completion."""
+"""row_id, and messages (role, content), the last of which is the gold completion."""
 
 SCHEMA = pa.schema(
     [
@@ -33,21 +33,21 @@ SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
-"""A shard: a row for each completion. Gold and generated texts are cut alike; their token counts are those after the cut.
+"""A shard: one row per completion. Gold and generated texts are cut to the same limit; token counts are taken after the cut.
 
-A text is cut where it does not end by itself: here or, of a generated one, by the engine at its limit.
+A text counts as cut if it was shortened here or, for a generated text, if the engine reached its limit.
 """
 
 
 @dataclass(frozen=True)
 class Request:
-    """One completion to make.
+    """One completion to generate.
 
     Attributes:
-        row: position of its row in the shard.
-        sample: which of the row's completions.
+        row: position of the row in the shard.
+        sample: number of the completion among those of the row.
         prompt: token ids.
-        seed: of its sampling; depends on the job's seed, the row id and the sample alone.
+        seed: sampling seed; depends on the job's seed, the row id and the sample alone.
     """
 
     row: int
@@ -62,8 +62,8 @@ def complete_rows(
     """Complete the prompts of a shard.
 
     Returns:
-        A table of `SCHEMA` in row and sample order. A prompt that cannot be completed has no text, finish_reason `error`
-        and says why; it never ends the job.
+        A table of `SCHEMA` in row and sample order. A prompt that cannot be completed has no text, finish_reason `error` and
+        the reason; it does not fail the job.
 
     Raises:
         JobError: the engine fails on every prompt.
@@ -76,7 +76,7 @@ def complete_rows(
 
 
 def plan_requests(rows: Sequence[Row], tokenizer: Any, config: GenerateConfig, seed: int) -> tuple[list[Request], dict[int, str]]:
-    """What to ask, longest prompts first (they fill a batch best), and the rows that cannot be asked, with the reason."""
+    """The requests, longest prompts first (they fill a batch best), and the rows that cannot be requested, with reasons."""
     requests: list[Request] = []
     problems: dict[int, str] = {}
     for position, row in enumerate(rows):
@@ -92,28 +92,28 @@ def plan_requests(rows: Sequence[Row], tokenizer: Any, config: GenerateConfig, s
 
 def _encode(row: Row, tokenizer: Any, config: GenerateConfig) -> list[int]:
     limit = config.max_prompt_tokens
-    # One token more than allowed is enough to see that a prompt is too long.
+    # One token above the limit is enough to tell that a prompt is too long.
     prompt = encode_prompt(tokenizer, row["messages"][:-1], limit if config.long_prompts == "cut" else limit + 1)
     if len(prompt) > limit:
-        raise ValueError(f"the prompt has more than max_prompt_tokens = {limit} tokens")
+        raise ValueError(f"the prompt is longer than max_prompt_tokens = {limit}")
     return prompt
 
 
 def completion_seed(seed: int, row_id: str, sample: int) -> int:
-    """The sampling seed of one completion, 32 bits."""
+    """The 32-bit sampling seed of one completion."""
     return int.from_bytes(hashlib.blake2b(f"{seed}:generate:{row_id}:{sample}".encode(), digest_size=4).digest(), "big")
 
 
 def complete_each(engine: Engine, requests: Sequence[Request], trained: str | None) -> list[Completion]:
-    """Complete all requests in one call; where that fails, find by halving those that fail alone.
+    """Complete all requests in one call; if that fails, isolate the failing ones by halving.
 
     Raises:
-        JobError: the requests of several rows fail, all of them, so the fault is not a prompt's.
+        JobError: all requests fail, and they belong to several rows, so no single prompt is to blame.
     """
     completions = _halving(engine, requests, trained) if requests else []
     failed = all(completion.finish_reason == "error" for completion in completions)
     if failed and len({request.row for request in requests}) > 1:
-        raise JobError(f"not one of {len(completions)} prompts could be completed: {completions[0].error}")
+        raise JobError(f"none of {len(completions)} prompts could be completed; the first failed with: {completions[0].error}")
     return completions
 
 
@@ -122,7 +122,7 @@ def _halving(engine: Engine, requests: Sequence[Request], trained: str | None) -
         return engine.generate([request.prompt for request in requests], [request.seed for request in requests], trained)
     except InputError:
         raise
-    except Exception as error:  # whatever else an engine raises, the other prompts are not to blame
+    except Exception as error:  # an engine can raise anything, and the other prompts may still succeed
         if len(requests) == 1:
             return [Completion(None, 0, "error", one_line(error))]
         middle = len(requests) // 2
@@ -135,7 +135,7 @@ def shard_table(
     """The shard's rows in row and sample order; `completions` is keyed by (position of the row, sample)."""
 
     def cut(text: str) -> tuple[str, int, bool]:
-        """A text without blanks around it, cut to the limit, its tokens then, and whether any were cut off."""
+        """The stripped text cut to the limit, its number of tokens after the cut, and whether it was shortened."""
         kept = cut_completion(tokenizer, text.strip(), config.max_new_tokens)
         tokens = min(len(tokenizer(kept, add_special_tokens=False).input_ids), config.max_new_tokens)
         return kept, tokens, kept != text.strip()

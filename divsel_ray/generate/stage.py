@@ -1,7 +1,7 @@
-"""A fleet of generation actors: started once, it serves every round's trained model.
+"""A fleet of generation actors, started once to serve every round's trained model.
 
-Prompts form fixed shards by row id; one shard is one generate call on a clean cache and one file, written whole. So the
-completions depend on the shard size, which the configuration sets, and not on the size of the fleet or on kills.
+Prompts form fixed shards by row id; each shard is one generate call on a clean cache, and one file, written atomically. So
+completions depend on the shard size, which is configured, and not on the size of the fleet or on kills.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ SHARD_TIMEOUT_S = 3600.0
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What every actor of a fleet is made of.
+    """Settings shared by all actors of a fleet.
 
     Attributes:
         model: base model: folder, Hugging Face id or package:NAME.
         config: engine, lengths, sampling, data type.
-        lora_rank: largest rank of the adapters to come; 0 where training leaves whole models.
-        seed: the job's.
-        chat_template: in place of the model's own; None for its own.
-        trust_remote_code: let the model's own Python code run.
+        lora_rank: largest rank of the adapters to be used; 0 if training saves whole models.
+        seed: seed of the job.
+        chat_template: template that replaces the model's own; None for its own.
+        trust_remote_code: whether the model's own Python code may run.
     """
 
     model: str
@@ -58,13 +58,13 @@ def read_chat_template(config: GenerateConfig) -> str | None:
 
 
 def shard_files(prompts_file: Path, config: GenerateConfig, folder: Path) -> dict[int, Path]:
-    """The files that the shards of a prompts file have, or will have, by their first row."""
+    """The shard files of a prompts file, existing or not, by their first row."""
     starts = range(0, pq.read_metadata(prompts_file).num_rows, config.shard_size)
     return {start: folder / f"shard-{number:05d}.parquet" for number, start in enumerate(starts)}
 
 
 class Fleet:
-    """Generation actors, started when first needed and ended by `close`."""
+    """Generation actors, started on first use and ended by `close`."""
 
     def __init__(self, settings: EngineSettings, cluster: Cluster) -> None:
         self._settings, self._config, self._cluster = settings, settings.config, cluster
@@ -78,7 +78,7 @@ class Fleet:
         progress: Progress,
         finished: Callable[[Path], None] = lambda shard: None,
     ) -> dict[str, Any]:
-        """Complete the prompts of a Parquet file (row_id, messages whose last one is the gold completion).
+        """Complete the prompts of a Parquet file (row_id, and messages, the last of which is the gold completion).
 
         Writes `shard-00000.parquet`, ... with the columns of `requests.SCHEMA`. Shards whose file exists are not
         generated again.
@@ -86,16 +86,16 @@ class Fleet:
         Args:
             prompts_file: the prompts, in the order of their row ids.
             trained: folder of an adapter or of a whole model; None for the base model.
-            folder: where the shards go.
-            progress: told of prompts done.
-            finished: called with each shard's file, once it is there.
+            folder: output folder of the shards.
+            progress: receives the number of prompts done.
+            finished: called with each shard's file once it exists.
 
         Returns:
             {"rows", "completions", "tokens", "stopped", "truncated", "errors"}.
 
         Raises:
             InputError: the model cannot be used.
-            JobError: no place on the cluster, an engine that does not load, dies or stands still; names the shard.
+            JobError: the actors cannot be scheduled, or an engine does not load, dies or hangs; names the shard.
         """
         targets = shard_files(prompts_file, self._config, folder)
         missing = {start: target for start, target in targets.items() if not target.exists()}
@@ -113,27 +113,27 @@ class Fleet:
 
     @property
     def workers(self) -> Workers:
-        """What each actor gets."""
+        """Resources of each actor."""
         return self._config.workers
 
     @property
     def size(self) -> int:
-        """Actors running."""
+        """Number of running actors."""
         return len(self._actors)
 
     def planned(self, prompts_file: Path) -> int:
-        """Actors that completing these prompts takes."""
+        """Number of actors that will complete these prompts."""
         shards = len(shard_files(prompts_file, self._config, prompts_file.parent))
         return max(self.size, self._cluster.count(self.workers, shards))
 
     def close(self) -> None:
-        """End the actors and free what they hold."""
+        """End the actors and free their memory."""
         for actor in self._actors:
             ray.kill(actor)
         self._actors = []
 
     def _start(self, count: int) -> None:
-        """Have at least so many actors, with their engines loaded."""
+        """Start actors up to this count, and wait until their engines are loaded."""
         workers, what = self.workers, f"engine {self._config.engine} with {self._settings.model}"
         gpus = self._cluster.gpus_per_worker(workers)
         new = [start_actor(GenerateActor, [self._settings], workers, gpus) for _ in range(count - self.size)]
@@ -141,7 +141,7 @@ class Fleet:
         await_loaded(new, "refine.generate", workers, self._cluster, what)
 
     def _complete(self, prompts: str, trained: str | None, targets: dict[int, Path]) -> Iterator[tuple[Path, int]]:
-        """Have the shards completed; (file, prompts) of each as it is done."""
+        """Complete the shards; yields (file, number of prompts) of each as it is done."""
         waiting, idle = sorted(targets, reverse=True), list(self._actors)
         running: dict[Any, tuple[Any, Path]] = {}
         while waiting or running:
@@ -152,14 +152,14 @@ class Fleet:
             ready, _ = ray.wait(list(running), timeout=SHARD_TIMEOUT_S)
             if not ready:
                 names = ", ".join(sorted(target.name for _, target in running.values()))
-                raise JobError(f"refine.generate: {names}: not completed in {SHARD_TIMEOUT_S:.0f} s; lower shard_size")
+                raise JobError(f"refine.generate: {names}: not completed within {SHARD_TIMEOUT_S:.0f} s; lower shard_size")
             actor, target = running.pop(ready[0])
             yield target, answer_of(ready[0], f"refine.generate: {target.name}")
             idle.append(actor)
 
 
 class GenerateActor:
-    """One engine with its model. A restarted one loads again when it is first asked."""
+    """One engine with its model. A restarted actor loads it again on the first call."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
@@ -167,7 +167,7 @@ class GenerateActor:
         self._tokenizer: Any = None
 
     def ready(self) -> bool:
-        """Answers once the actor has its place."""
+        """Return once the actor has been scheduled."""
         return True
 
     def load(self) -> None:
@@ -178,7 +178,7 @@ class GenerateActor:
         self._engine = load_engine(folder, settings.config, self._tokenizer, settings.lora_rank, trusted=trusted)
 
     def complete(self, prompts_file: str, start: int, trained: str | None, target: str) -> int:
-        """Generate for one shard and write its file; returns its prompts."""
+        """Generate for one shard and write its file; returns its number of prompts."""
         if self._engine is None:
             self.load()
         config = self._settings.config

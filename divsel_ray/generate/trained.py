@@ -1,4 +1,4 @@
-"""What training leaves: a folder with an adapter, or with a whole model that takes the place of the base model."""
+"""Results of training: a folder with an adapter, or with a whole model that replaces the base model."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from pathlib import Path
 from divsel_ray.errors import InputError
 
 _COMPUTED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
-"""Ends of names of what old checkpoints hold and models compute: frequencies of positions, causal masks."""
+"""Name suffixes of tensors that old checkpoints store but models compute: position frequencies, causal masks."""
 Shapes = dict[str, tuple[int, ...]]
 
 
 def is_adapter(folder: str) -> bool:
-    """Whether a folder holds an adapter (PEFT's format) instead of a whole model."""
+    """Whether a folder contains an adapter (PEFT's format) instead of a whole model."""
     return (Path(folder) / "adapter_config.json").is_file()
 
 
 def split_trained(base: str, trained: str | None) -> tuple[str, str | None]:
-    """The folder that the model's weights come from, and the adapter on top of them, if any."""
+    """The folder of the model's weights, and the adapter on top of them, if any."""
     if trained is None:
         return base, None
     return (base, trained) if is_adapter(trained) else (trained, None)
 
 
 def check_same_weights(base: str, trained: str) -> None:
-    """Make sure that a trained model has the base model's weights, all and no others: vLLM takes a part in silence.
+    """Check that a trained model has exactly the base model's weights, since vLLM silently accepts a part of them.
 
-    Only the headers of the safetensors files are read. A tied output layer may be written or left out; so may be what some
-    checkpoints hold beside their weights, and the prefix that GPT-2's leaves out.
+    Only the headers of the safetensors files are read. A tied output layer may be present or missing, as may computed tensors
+    that some checkpoints store, and the name prefix that GPT-2's checkpoint omits.
 
     Args:
         base: folder, or a Hugging Face id that is in the local cache.
         trained: folder.
 
     Raises:
-        InputError: a weight is missing, unknown or has another shape; names the first.
+        InputError: a weight is missing, unknown or has another shape; the message names the first.
     """
     expected, found = _shapes(_local_folder(base)), _shapes(Path(trained))
     names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -44,7 +44,7 @@ def check_same_weights(base: str, trained: str) -> None:
     if names:
         first = names[0]
         raise InputError(
-            f"{trained}: {len(names)} weights are not those of {base}, e.g. {first}: expected {_described(expected, first)}, "
+            f"{trained}: {len(names)} weights differ from those of {base}, e.g. {first}: expected {_described(expected, first)}, "
             f"found {_described(found, first)}; save the whole model, trained from this base model"
         )
 
@@ -63,7 +63,7 @@ def _local_folder(model: str) -> Path:
 
 def _shapes(folder: Path) -> Shapes:
     """Names and shapes of the weights in a folder's safetensors files."""
-    # Some folders hold the weights in another form as well, `consolidated.safetensors`.
+    # Some folders also contain the weights in another form, `consolidated.safetensors`.
     files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
     if not files:
         raise InputError(f"{folder}: no *.safetensors file; save the model with save_pretrained")

@@ -1,4 +1,4 @@
-"""transformers' own `generate`, batch by batch: slower than vLLM, and everywhere."""
+"""transformers' own `generate`, batch by batch: slower than vLLM, but runs everywhere."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from divsel_ray.generate.trained import check_same_weights, split_trained
 
 _BATCH = 16
 _STOP_TOKENS = 8
-"""Tokens looked back over for a stop string; more than any has."""
+"""Number of last tokens searched for a stop string; more than any stop string has."""
 
 
 class TransformersEngine:
-    """One model in this process, with adapters put on and taken off."""
+    """One model in this process, with adapters loaded and unloaded per call."""
 
     def __init__(self, model: str, config: GenerateConfig, tokenizer: Any, stop: list[str], *, trusted: bool = False) -> None:
         import torch
@@ -46,7 +46,7 @@ class TransformersEngine:
 
         device = "cuda" if self._torch.cuda.is_available() else "cpu"
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=self._config.dtype, trust_remote_code=self._trusted)
-        # What else the model's own file asks for (a repetition penalty), vLLM would not do.
+        # vLLM would ignore the model's other generation settings, such as a repetition penalty.
         model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
         return model.to(device).eval()
 
@@ -55,7 +55,7 @@ class TransformersEngine:
             return
         if weights != self._base:
             check_same_weights(self._base, weights)
-        # The old weights go first: there may be no room for both.
+        # The old weights are freed first: memory may not suffice for both.
         self._model, self._loaded = None, ""
         self._model, self._loaded = self._load(weights), weights
 
@@ -74,10 +74,9 @@ class TransformersEngine:
         return [self._read(ids) for ids in output[:, start:].tolist()]
 
     def _sample(self, seeds: Sequence[int]) -> Callable[..., Any]:
-        """Logits whose largest is a draw from softmax(logits / temperature): the Gumbel-max trick.
+        """A processor of logits after which the largest is a draw from softmax(logits / temperature): the Gumbel-max trick.
 
-        Each row has its own generator, so that a completion does not depend on the batch it is in, which `do_sample`
-        could not promise.
+        Each row has its own generator, so that a completion does not depend on its batch, as it would with `do_sample`.
         """
         from transformers import TopPLogitsWarper
 
@@ -93,10 +92,10 @@ class TransformersEngine:
         return perturbed
 
     def _stop_after(self, start: int) -> Callable[..., Any]:
-        """A criterion that ends a row once it holds a stop string behind its first `start` tokens (the prompt)."""
+        """A criterion that ends a row once a stop string occurs after its first `start` tokens (the prompt)."""
 
         def reached(ids: Any, scores: Any, **_: Any) -> Any:
-            """Whether each row of token ids ends, (n,) bool."""
+            """Whether each row of token ids has ended, (n,) bool."""
             tails = self._tokenizer.batch_decode(ids[:, start:][:, -_STOP_TOKENS:])
             ends = [any(stop in tail for stop in self._stop) for tail in tails]
             return self._torch.tensor(ends, device=ids.device)

@@ -13,11 +13,11 @@ from divsel_ray.models.vllm import prepare_vllm
 
 _MAX_SEQUENCES = 256
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The largest ranks of adapters that vLLM can be set to."""
+"""The values that vLLM accepts for the largest rank of adapters."""
 
 
 class VllmEngine:
-    """One `vllm.LLM`; weights are exchanged in place, so that it starts once."""
+    """One `vllm.LLM`, started once; weights are replaced in place."""
 
     def __init__(self, model: str, config: GenerateConfig, stop: list[str], lora_rank: int, *, trusted: bool = False) -> None:
         prepare_vllm()
@@ -42,12 +42,12 @@ class VllmEngine:
         )
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], trained: str | None) -> list[Completion]:
-        """Complete prompts on a clean prefix cache: one call's result depends on nothing that came before."""
+        """Complete prompts on a clean prefix cache, so that the result does not depend on earlier calls."""
         weights, adapter = split_trained(self._base, trained)
         self._use(weights)
         request = self._adapter_request(adapter)
         inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
-        # Without this, what the last weights computed of a known prefix would be used with the new ones.
+        # Otherwise prefixes cached under the previous weights would be used with the new ones.
         self._llm.reset_prefix_cache()
         if request is not None:
             self._add(request)
@@ -66,7 +66,7 @@ class VllmEngine:
             return
         if weights != self._base:
             check_same_weights(self._base, weights)
-        # Half loaded is neither: should this fail, the next call loads again.
+        # If this fails, the weights are half loaded, and the next call must load again.
         self._loaded = ""
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": weights})
         self._loaded = weights
@@ -76,15 +76,15 @@ class VllmEngine:
             return None
         from vllm.lora.request import LoRARequest
 
-        # A new name and number each time: vLLM serves the old weights to a known one.
+        # A new name and number each time: for a known adapter, vLLM would use the old weights.
         self._adapters += 1
         return LoRARequest(f"adapter-{self._adapters}", self._adapters, adapter)
 
     def _add(self, request: Any) -> None:
-        """Have vLLM hold an adapter, none of whose layers it might know: it would then generate without it, and say nothing.
+        """Load an adapter into vLLM, and check that it has an effect: vLLM silently ignores layers that it does not know.
 
         Raises:
-            InputError: it knows none.
+            InputError: vLLM knows none of the adapter's layers.
         """
         self._llm.llm_engine.add_lora(request)
         if not any(self._llm.collective_rpc(_applied_layers, args=(request.lora_int_id,))):
@@ -102,24 +102,24 @@ class VllmEngine:
         return [SamplingParams(seed=seed, stop=self._stop or None, **settings) for seed in seeds]
 
     def _abort(self) -> None:
-        """Forget the requests of a failed call: the next one would answer them too."""
+        """Drop the requests of a failed call, which the next call would otherwise complete too."""
         engine = self._llm.llm_engine
         engine.abort_request(list(engine.output_processor.request_states), internal=True)
 
 
 def _applied_layers(worker: Any, adapter: int) -> int:
-    """In vLLM's worker: layers of the model that an adapter changes, found as vLLM's own `activate_adapter` finds them."""
+    """In vLLM's worker: number of layers that an adapter changes, found the same way as in vLLM's `activate_adapter`."""
     manager = worker.model_runner.lora_manager._adapter_manager
     held = manager.get_adapter(adapter)
     return sum(manager._get_lora_layer_weights(held, name) is not None for name in manager.modules)
 
 
 def settable_rank(lora_rank: int) -> int:
-    """The smallest rank that vLLM can be set to and that holds adapters of this rank."""
+    """The smallest rank accepted by vLLM that is large enough for adapters of this rank."""
     return next(rank for rank in _RANKS if rank >= lora_rank)
 
 
 def _completion(output: Any) -> Completion:
     if output.finish_reason not in ("stop", "length"):
-        return Completion(None, len(output.token_ids), "error", f"vLLM ended it: {output.finish_reason}")
+        return Completion(None, len(output.token_ids), "error", f"vLLM ended the completion: {output.finish_reason}")
     return Completion(output.text, len(output.token_ids), output.finish_reason)

@@ -1,8 +1,8 @@
 """Conversations as token ids, and token ids as batches.
 
-Prompts are padded on the left and completions on the right, so that all completions of a batch begin at the same
-position: the model is asked for logits only from there on. With Gemma's 262k-token vocabulary the logits of prompt
-positions cost more than the rest of the network.
+Prompts are padded on the left and completions on the right, so that all completions of a batch begin at the same position,
+and logits are computed only from there on. With Gemma's 262k-token vocabulary, the logits of prompt positions cost more
+than the rest of the network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from divsel_ray.models.text import Message, encode_completion, encode_prompt
 
 @dataclass(frozen=True)
 class Conversation:
-    """One training row: messages, the last of which is the completion."""
+    """One training row; the last of its messages is the completion."""
 
     row_id: str
     messages: Sequence[Message]
@@ -28,10 +28,10 @@ class Example:
     """Token ids of one row.
 
     Attributes:
-        prompt: what the model reads first.
-        completion: what the loss is taken on.
-        refusal: why the chat template refuses the row, which then has one token of padding and nothing to learn: it keeps its
-            place in the plan, and the other rows theirs.
+        prompt: context of the completion.
+        completion: tokens on which the loss is computed.
+        refusal: why the chat template refuses the row; such a row is one padding token without a loss, which keeps its
+            place in the plan so that the other rows keep theirs.
     """
 
     prompt: list[int]
@@ -40,14 +40,14 @@ class Example:
 
     @property
     def size(self) -> int:
-        """Tokens of both."""
+        """Number of tokens in prompt and completion."""
         return len(self.prompt) + len(self.completion)
 
 
 def encode(tokenizer: Any, rows: Sequence[Conversation], max_tokens: int) -> list[Example]:
-    """Tokenise rows to at most `max_tokens`; the completion may use what a prompt of up to half of them leaves.
+    """Tokenise rows to at most `max_tokens`: a prompt is cut to what the completion leaves, but not below half of them.
 
-    A row that the chat template refuses (a role it does not know, say) never ends the job: see `Example.refusal`.
+    A row that the chat template refuses (for an unknown role, say) does not fail the job: see `Example.refusal`.
     """
     examples = []
     for row in rows:
@@ -67,12 +67,12 @@ def _encode(tokenizer: Any, row: Conversation, max_tokens: int) -> Example:
 
 
 def padding_of(tokenizer: Any) -> int:
-    """The token that fills up batches, also of a tokenizer that names none."""
+    """The token used to pad batches, even if the tokenizer defines none."""
     return int(next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None))
 
 
 def pack(examples: Sequence[Example], max_tokens: int) -> list[list[Example]]:
-    """Put examples together into sequences of at most `max_tokens` (first fit, longest first)."""
+    """Pack examples into sequences of at most `max_tokens` (first fit, longest first)."""
     sequences: list[list[Example]] = []
     free: list[int] = []
     for example in sorted(examples, key=lambda example: -example.size):
@@ -86,12 +86,12 @@ def pack(examples: Sequence[Example], max_tokens: int) -> list[list[Example]]:
 
 
 def collate(sequences: Sequence[Sequence[Example]], padding: int) -> dict[str, Any]:
-    """A batch of sequences of one example each, or of several; of none, a batch without anything to learn.
+    """Make a batch of sequences of one or several examples each; without sequences, a batch without labels.
 
     Returns:
-        input_ids, position_ids: (sequences, tokens); keep: (positions,), whose logits predict a completion's token in any
-        sequence; labels: (sequences, positions), -100 where there is nothing to predict; and, where no sequence holds
-        several examples, attention_mask: (sequences, tokens).
+        input_ids, position_ids: (sequences, tokens); keep: (positions,) positions whose logits predict a completion token in
+        any sequence; labels: (sequences, positions), -100 where nothing is predicted; and, if every sequence consists of a
+        single example, attention_mask: (sequences, tokens).
     """
     sequences = sequences or [[Example([padding], [])]]
     if all(len(sequence) == 1 for sequence in sequences):
@@ -118,8 +118,8 @@ def _aligned(examples: Sequence[Example], padding: int) -> dict[str, Any]:
 
 
 def _packed(sequences: Sequence[Sequence[Example]], padding: int) -> dict[str, Any]:
-    """Examples one after another. Their position ids restart, by which transformers' masks keep them apart as long as no
-    attention mask is given (in architectures that `loss.check_packing` takes); so padding is one more example, of no label."""
+    """Concatenate examples. Their position ids restart, which makes transformers' masks separate them if no attention mask is
+    passed (in architectures that pass `loss.check_packing`); padding therefore counts as one more example, without labels."""
     import torch
 
     shape = (len(sequences), max(sum(example.size for example in sequence) for sequence in sequences))

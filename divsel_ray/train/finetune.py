@@ -1,6 +1,6 @@
 """Fine-tuning of a causal language model on completions, with transformers' Trainer and PEFT; without Ray.
 
-Where a torch process group is up, this is one of its workers: each calls `finetune` with its own rows.
+If a torch process group is initialised, this process is one of its workers, and each calls `finetune` with its own rows.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from divsel_ray.train.schedule import gather, rank, schedule
 __all__ = ["REFUSED", "Conversation", "Origin", "Resumption", "finetune"]
 
 REFUSED = "refused.jsonl"
-"""Beside what was trained, where there are any: the rows that the chat template refuses."""
+"""File next to the trained model that lists the rows refused by the chat template, if any."""
 _load_tokenizer = lru_cache(maxsize=1)(load_tokenizer)
-"""Kept for the next training in this process: a vocabulary of 262k words takes longer to load than a small model."""
+"""Cached for the next training in this process: a vocabulary of 262k tokens takes longer to load than a small model."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a training begins with, beside the base model.
+    """Starting point of a training, in addition to the base model.
 
     Attributes:
-        base_loss: the untuned model's loss on the held-out rows, where it was measured.
-        start: adapter or model to go on from, instead of the base model.
-        chat_template: in place of the model's own.
+        base_loss: the untuned model's loss on the held-out rows, if already measured.
+        start: adapter or model to start from instead of the base model.
+        chat_template: template that replaces the model's own.
     """
 
     base_loss: float | None = None
@@ -45,12 +45,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class Resumption:
-    """How a training survives its process.
+    """Checkpoints of a training.
 
     Attributes:
-        scratch: this worker's own folder for what it saves.
-        checkpoint: the folder of the checkpoint to go on from; it holds what all workers saved.
-        hand_on: keeps the folder of a checkpoint, which is removed afterwards; without it, none are made.
+        scratch: this worker's own folder for saving checkpoints.
+        checkpoint: folder of the checkpoint to resume from, with the files of all workers.
+        hand_on: called with the folder of each checkpoint, which is removed afterwards; None for no checkpoints.
     """
 
     scratch: Path
@@ -59,7 +59,7 @@ class Resumption:
 
 
 def trained_name(config: TrainConfig) -> str:
-    """The folder that `finetune` leaves: an adapter in PEFT's format, or a model in transformers'; both in safetensors."""
+    """Name of the folder that `finetune` writes: an adapter in PEFT's format or a model in transformers', in safetensors."""
     return "adapter" if config.method == "lora" else "model"
 
 
@@ -75,27 +75,27 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune on `rows` and save to `folder/adapter` or `folder/model`.
 
-    `folder/losses.jsonl` gets a line per optimiser step while it runs: {"step", "steps", "loss"}. Rows that the chat template
-    refuses have no loss, and a line in `folder/refused.jsonl`: {"row_id", "reason"}.
+    A line per optimiser step is appended to `folder/losses.jsonl` during training: {"step", "steps", "loss"}. Rows that the
+    chat template refuses have no loss, and a line in `folder/refused.jsonl`: {"row_id", "reason"}.
 
     Args:
         model_folder: base model.
-        rows: what this worker trains on: its parts (see `plan`) of the rows sorted by row id.
-        held_out: rows whose loss is measured before (unless it is known) and after; all of them on each worker.
+        rows: this worker's training rows: its parts (see `plan`) of the rows sorted by row id.
+        held_out: rows whose loss is measured before (unless it is known) and after training; the same on each worker.
         config: hyper-parameters.
-        seed: of the adapters' initial values and the order of rows.
-        folder: where the result and the losses go.
-        origin: what it begins with, beside the base model.
-        resumption: from what checkpoint it goes on, and which it leaves; without it, none.
+        seed: seed of the adapters' initial values and of the order of rows.
+        folder: output folder of the result and the losses.
+        origin: starting point, in addition to the base model.
+        resumption: checkpoint to resume from, and where to save new ones; None for no checkpoints.
 
     Returns:
         {"steps", "tokens", "train_loss", "held_out_loss_base", "held_out_loss", "world_size", "resumed_from", "refused",
         "held_out_refused"}, where tokens counts every epoch, train_loss is the mean over steps, in nats per completion token,
-        and the last two are rows that the chat template refuses.
+        and the last two are numbers of rows that the chat template refuses.
 
     Raises:
         JobError: the loss diverged, on all workers at the same step; or the chat template refuses every row.
-        InputError: the model does not keep packed rows apart.
+        InputError: the model does not separate packed rows.
     """
     from transformers import set_seed
 
@@ -137,25 +137,25 @@ def list_refused(rows: Sequence[Conversation], examples: Sequence[Example], fold
     """Count the rows of all workers that the chat template refuses, and list them in `folder/refused.jsonl` if there are any.
 
     Args:
-        rows: of this worker.
-        examples: what `encode` made of them.
-        folder: of this worker; the first one writes.
+        rows: rows of this worker.
+        examples: the result of `encode` for these rows.
+        folder: output folder of this worker; only the first worker writes.
 
     Raises:
-        JobError: it refuses every row; on all workers.
+        JobError: the template refuses every row of all workers; raised on all of them.
     """
     pairs = zip(rows, examples, strict=True)
     own = [{"row_id": row.row_id, "reason": example.refusal} for row, example in pairs if example.refusal]
     refused, count = [row for part in gather(own) for row in part], sum(gather(len(rows)))
     if refused and len(refused) == count:
-        raise JobError(f"refine.train: the chat template refuses every one of {count:,} rows: {refused[0]['reason']}")
+        raise JobError(f"refine.train: the chat template refuses all {count:,} rows, the first because: {refused[0]['reason']}")
     if refused and rank() == 0:
         (folder / REFUSED).write_text("".join(json.dumps(row) + "\n" for row in refused), encoding="utf-8")
     return len(refused)
 
 
 def load_trainable(model_folder: str, config: TrainConfig, start: Path | None) -> Any:
-    """The model with what is trained of it in float32, from the base model or from an earlier round's result."""
+    """Load the base model or an earlier round's result, with the trainable weights in float32."""
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -163,7 +163,7 @@ def load_trainable(model_folder: str, config: TrainConfig, start: Path | None) -
     full = config.method == "full"
     model = AutoModelForCausalLM.from_pretrained(
         start if full and start else model_folder,
-        # In bfloat16, steps of the usual learning rates would be rounded away.
+        # In bfloat16, updates at the usual learning rates would be rounded away.
         dtype=torch.float32 if full else getattr(torch, config.dtype),
         trust_remote_code=config.trust_remote_code,
     )
@@ -176,7 +176,7 @@ def load_trainable(model_folder: str, config: TrainConfig, start: Path | None) -
 
 
 def save_trained(trainer: Any, tokenizer: Any, config: TrainConfig, folder: Path) -> None:
-    """Save what was trained, in safetensors readable by all; the first worker writes, all of them take part."""
+    """Save the trained weights in world-readable safetensors; all workers take part, and the first one writes."""
     import torch
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -195,7 +195,7 @@ def save_trained(trainer: Any, tokenizer: Any, config: TrainConfig, folder: Path
             state = {name: value.to(dtype) for name, value in state.items()}
     model.save_pretrained(folder, state_dict=state)
     if config.method == "full":
-        # A sharded model does not know what its weights were saved as.
+        # A sharded model does not know the data type in which its weights were saved.
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         (folder / "config.json").write_text(json.dumps({**settings, "dtype": config.dtype}, indent=2) + "\n", encoding="utf-8")
     for file in folder.iterdir():

@@ -10,13 +10,13 @@ from divsel_ray.errors import InputError
 from divsel_ray.train.encoding import Example, collate
 
 _TRIED_TOKENS = 24
-"""Of a prompt, and of a completion, on which packing is tried."""
+"""Tokens of a prompt, and of a completion, used to test packing."""
 _EXACT, _ROUNDED = 1e-5, 0.05
-"""Shares of a loss: what computing the same again may change, and what other shapes may in bfloat16."""
+"""Relative tolerances of a loss: when the same computation is repeated, and with other shapes in bfloat16."""
 
 
 def completion_loss(model: Any, batch: dict[str, Any]) -> tuple[Any, int]:
-    """Summed cross-entropy (nats) over the completion tokens of a `collate`d batch, and how many there are."""
+    """Summed cross-entropy (nats) over the completion tokens of a `collate`d batch, and their number."""
     import torch
 
     labels = batch["labels"]
@@ -27,13 +27,13 @@ def completion_loss(model: Any, batch: dict[str, Any]) -> tuple[Any, int]:
 
 
 def check_packing(model: Any, examples: Sequence[Example], padding: int) -> None:
-    """Make sure that rows packed into one sequence do not see one another, which not every architecture can keep apart.
+    """Check that rows packed into one sequence do not attend to each other, which not every architecture ensures.
 
-    The loss of a row must not change with the row before it, and be near that of the row by itself. Short pieces of two
-    examples are tried, on the device where the model is.
+    The loss of a row must not change with the row before it, and must be near that of the row alone. Short pieces of two
+    examples are used, on the model's device.
 
     Raises:
-        InputError: it changes.
+        InputError: the loss changes.
     """
     known = [example for example in examples if not example.refusal]
     if len(known) < 2:
@@ -46,8 +46,8 @@ def check_packing(model: Any, examples: Sequence[Example], padding: int) -> None
     alone = _loss_of(model, [row], padding)
     if abs(after_it - after_others) > _EXACT * alone or abs(after_it - alone) > _ROUNDED * alone:
         raise InputError(
-            f"refine.train.packing: {type(model).__name__} of transformers does not keep packed rows apart (a row's loss is "
-            f"{alone:.4f} by itself, {after_it:.4f} and {after_others:.4f} after two other ones); set packing: false"
+            f"refine.train.packing: {type(model).__name__} of transformers does not separate packed rows (a row's loss is "
+            f"{alone:.4f} alone, {after_it:.4f} and {after_others:.4f} after two other rows); set packing: false"
         )
 
 

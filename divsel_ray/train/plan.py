@@ -1,9 +1,9 @@
-"""Which rows form which batch: fixed by the rows, the seed and the rows per optimiser step, never by who computes them.
+"""Assignment of rows to batches: determined by the rows, the seed and the rows per optimiser step, not by the workers.
 
 Rows sorted by row id are cut into as many parts as there are workers, and every part into columns, one for each of its
-rows in an optimiser step. Each epoch shuffles every column by itself, and step `s` takes the entry at `s` of every column.
-So a row never leaves its part, which is all that a worker has to hold; two workers with batches of two take the steps
-of one worker with batches of four; and where fewer workers than parts are free, some of them hold several parts.
+rows in an optimiser step. Each epoch shuffles every column separately, and step `s` takes entry `s` of every column. So a
+row never leaves its part, and a worker holds only its own part; two workers with batches of two take the same steps as one
+worker with batches of four; and if fewer workers than parts are available, some of them hold several parts.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ def part_bounds(rows: int, parts: int) -> list[int]:
 
 
 def parts_of(worker: int, workers: int, parts: int) -> range:
-    """The parts that a worker holds."""
+    """The parts held by a worker."""
     return range(worker * parts // workers, (worker + 1) * parts // workers)
 
 
 def column_bounds(rows: int, columns: int, held: range) -> list[int]:
-    """Bounds of the columns that a worker holds, counted from its own first row: (columns held + 1,) ascending.
+    """Bounds of the columns held by a worker, counted from its own first row: (columns held + 1,) ascending.
 
     Args:
-        rows: of all workers.
-        columns: of all workers.
+        rows: number of rows of all workers.
+        columns: number of columns of all workers.
         held: the columns of this worker.
     """
     first = held.start * rows // columns
@@ -39,12 +39,12 @@ def plan_steps(sizes: Sequence[int], held: range, steps: int, epochs: int, seed:
     """The entries of every optimiser step of one worker.
 
     Args:
-        sizes: entries of each column held; entries are numbered through.
+        sizes: number of entries in each held column; entries are numbered consecutively across columns.
         held: the numbers of these columns among those of all workers.
-        steps: per epoch; the entries of the longest column of any worker. Where a column is shorter, some of the steps
-            take nothing from it.
+        steps: steps per epoch, equal to the entries in the longest column of any worker. If a column is shorter, some of the
+            steps take nothing from it.
         epochs: passes over the entries.
-        seed: of the order; the same for all workers.
+        seed: seed of the order; the same for all workers.
 
     Returns:
         (epochs x steps) lists of entries, every entry once per epoch.
@@ -59,5 +59,5 @@ def plan_steps(sizes: Sequence[int], held: range, steps: int, epochs: int, seed:
 
 
 def cut_steps(steps: Sequence[Sequence[int]], batch_size: int, batches: int) -> list[list[int]]:
-    """Every step in `batches` batches of at most `batch_size` entries; some may be empty, so that all workers have as many."""
+    """Cut every step into `batches` batches of at most `batch_size` entries; some may be empty: all workers need as many."""
     return [list(step[i * batch_size : (i + 1) * batch_size]) for step in steps for i in range(batches)]

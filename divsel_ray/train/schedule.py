@@ -1,4 +1,4 @@
-"""One worker's share of the training: its sequences, and in which batches it takes them."""
+"""One worker's share of the training: its sequences and batches."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Schedule:
-    """What one worker does in every optimiser step.
+    """One worker's batches for every optimiser step.
 
     Attributes:
-        sequences: of one example, or packed ones of several.
-        batches: indices of sequences, of all epochs; some may be empty.
-        batches_per_step: how many batches form an optimiser step.
+        sequences: sequences of one example, or of several if packed.
+        batches: indices of sequences, for all epochs; some may be empty.
+        batches_per_step: number of batches in an optimiser step.
     """
 
     sequences: list[list[Example]]
@@ -30,22 +30,22 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps in all."""
+        """Total number of optimiser steps."""
         return len(self.batches) // self.batches_per_step
 
 
 def schedule(examples: Sequence[Example], config: TrainConfig, seed: int) -> Schedule:
     """Plan a worker's batches, together with the other workers of the torch process group, if there is one.
 
-    Sequences are packed within a column of the plan, so that they too are the same whoever computes them.
+    Sequences are packed within a column of the plan, so that they too do not depend on the number of workers.
 
     Args:
-        examples: of the worker's parts, in their order.
-        config: hyper-parameters; there are as many parts as configured workers, of which fewer may be there.
-        seed: of the order.
+        examples: the examples of the worker's parts, in order.
+        config: hyper-parameters; there are as many parts as configured workers, but fewer workers may be running.
+        seed: seed of the order.
 
     Raises:
-        RuntimeError: these are not the examples of the worker's parts.
+        RuntimeError: the number of examples does not match the worker's parts.
     """
     counts, worker = gather(len(examples)), rank()
     rows, workers, parts = sum(counts), len(counts), max(config.workers.count or 1, len(counts))
@@ -57,7 +57,7 @@ def schedule(examples: Sequence[Example], config: TrainConfig, seed: int) -> Sch
     columns = [examples[start:end] for start, end in pairwise(column_bounds(rows, parts * per_part, held))]
     packed = [pack(column, config.max_tokens) if config.packing else [[example] for example in column] for column in columns]
     sizes = [len(column) for column in packed]
-    # A worker with several parts takes the steps of the others in more batches, and all need as many.
+    # A worker with several parts needs more batches per step, and all workers must run the same number.
     batches_per_step = config.gradient_accumulation * max(len(parts_of(one, workers, parts)) for one in range(workers))
     steps = plan_steps(sizes, held, max(gather(max(sizes))), config.epochs, seed)
     batches = cut_steps(steps, config.batch_size, batches_per_step)

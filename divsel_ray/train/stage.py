@@ -31,20 +31,20 @@ _ERRORS = {error.__name__: error for error in (InputError, JobError)}
 
 
 def trained_folder(folder: Path, config: TrainConfig) -> Path:
-    """Where `train_round` leaves the adapter or the model."""
+    """The folder in which `train_round` leaves the adapter or the model."""
     return folder / "training" / trained_name(config)
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one round trains on.
+    """The training data of one round.
 
     Attributes:
-        rows: Parquet (row_id, messages) of the rows selected so far.
-        held_out: likewise, rows whose loss is measured.
-        seed: of the adapters and the order of rows.
-        origin: what the training begins with, beside the base model.
-        only_new: Parquet (row_id, new) of the rows, where those that are not new are left out.
+        rows: Parquet file (row_id, messages) of the rows selected so far.
+        held_out: Parquet file (row_id, messages) of the rows whose loss is measured.
+        seed: seed of the adapters and of the order of rows.
+        origin: starting point of the training, in addition to the base model.
+        only_new: Parquet file (row_id, new) of the rows, to train on new rows only; None trains on all.
     """
 
     rows: Path
@@ -55,18 +55,18 @@ class Round:
 
 
 def train_round(round_: Round, config: TrainConfig, folder: Path, cluster: Cluster, progress: Progress) -> dict[str, Any]:
-    """Fine-tune on a round's rows; leave `training/adapter` or `training/model`, and `training/losses.jsonl`.
+    """Fine-tune on a round's rows; writes `training/adapter` or `training/model`, and `training/losses.jsonl`.
 
-    A killed worker, and a killed driver whose command is given again, go on from the last checkpoint, which is kept in the
-    folder's `.state` until the training is done. The folder must be this training's own.
+    If a worker is killed, or the driver is killed and the same command is run again, training resumes from the last
+    checkpoint, which is kept in the folder's `.state` until the training is done. The folder must belong to this training alone.
 
-    Rows that the chat template refuses are not trained on: the user is told, and `training/refused.jsonl` lists them.
+    Rows that the chat template refuses are not trained on: a note says so, and `training/refused.jsonl` lists them.
 
     Returns:
-        What `finetune` reports, and "elastic": whether it may have run with fewer workers than configured.
+        The result of `finetune`, and "elastic": whether it may have run with fewer workers than configured.
 
     Raises:
-        JobError: the training failed or found no place in time; says why.
+        JobError: the training failed or could not be scheduled in time; says why.
         InputError: the model cannot be used.
     """
     output, state = folder / "training", folder / ".state"
@@ -80,14 +80,14 @@ def train_round(round_: Round, config: TrainConfig, folder: Path, cluster: Clust
             facts = _fit(trainer, unfinished / "losses.jsonl", progress)
             write_json(unfinished / _FACTS, {**facts, "elastic": _fewest(config) < _most(config)})
         if facts["refused"]:
-            refused = f"{facts['refused']:,} rows are not trained on, for the chat template refuses them"
-            progress.note(f"{SECTION}: {refused}; {output / REFUSED} says why")
+            refused = f"{facts['refused']:,} rows are not trained on because the chat template refuses them"
+            progress.note(f"{SECTION}: {refused}; see {output / REFUSED} for the reasons")
     shutil.rmtree(state, ignore_errors=True)
     return dict(read_json(output / _FACTS))
 
 
 def train_here(round_: Round, config: TrainConfig, folder: Path) -> dict[str, Any]:
-    """What `train_round` does with one worker, in this process and without checkpoints: many short trainings, one after another.
+    """Like `train_round` with one worker, but in this process and without checkpoints: for many short trainings in sequence.
 
     Raises:
         JobError, InputError: as `train_round`.
@@ -118,7 +118,7 @@ def _trainer(round_: Round, config: TrainConfig, name: str, folders: tuple[Path,
     _set_environment(cluster)
     most, fewest, gpus = _most(config), _fewest(config), cluster.gpus_per_worker(config.workers)
     state, output = folders
-    # Ray Train gives its workers a current folder of their own.
+    # Ray Train runs its workers in another working directory.
     config = config.model_copy(update={"model": absolute_model(config.model)})
     return TorchTrainer(
         _train_worker,
@@ -130,10 +130,10 @@ def _trainer(round_: Round, config: TrainConfig, name: str, folders: tuple[Path,
         ),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         datasets=_parts(round_, most),
-        # Every worker asks for its own parts, whole: no task has to find a CPU beside the workers'.
+        # Every worker reads its own parts whole, so no task needs a CPU besides the workers'.
         dataset_config=DataConfig(datasets_to_split=[]),
         run_config=RunConfig(
-            # The same command finds its checkpoints; the folder's name is the stage's key, which no other job has.
+            # The same command finds its checkpoints by the folder's name, the stage's key, which no other job shares.
             name=name,
             storage_path=str(state / "ray"),
             failure_config=FailureConfig(max_failures=config.max_failures, controller_failure_limit=config.max_failures),
@@ -146,20 +146,20 @@ def _set_environment(cluster: Cluster) -> None:
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.placement_timeout_s)
     if cluster.local:
-        # No node of this machine is ever taken away; the watcher is one more process to start.
+        # The local machine is never preempted, and the watcher is one more process to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 
 def _parts(round_: Round, parts: int) -> dict[str, Any]:
-    """The rows by row id, in one dataset for each part that `plan` speaks of."""
+    """The rows by row id, in one dataset per part (see `plan`)."""
     rows = _rows(round_)
     bounds = part_bounds(len(rows), parts)
     return {_part(part): ray.data.from_arrow(rows[bounds[part] : bounds[part + 1]]) for part in range(parts)}
 
 
 def _rows(round_: Round) -> pa.Table:
-    """What a round trains on (row_id, messages), by row id."""
+    """The rows a round trains on (row_id, messages), by row id."""
     rows = pq.read_table(round_.rows, columns=["row_id", "messages"])
     if round_.only_new is not None:
         new = pq.read_table(round_.only_new, columns=["row_id"], filters=[("new", "=", True)])
@@ -174,10 +174,10 @@ def _part(part: int) -> str:
 
 
 def _await_places(config: TrainConfig, cluster: Cluster) -> None:
-    """Wait until the workers have a place; Ray Train would wait again and again, and not say for what.
+    """Wait until the workers can be scheduled; Ray Train itself would retry without saying what it waits for.
 
     Raises:
-        JobError: there was none in time.
+        JobError: they could not be scheduled in time.
     """
     bundle = {"CPU": config.workers.cpus, "GPU": cluster.gpus_per_worker(config.workers)}
     bundle = {unit: amount for unit, amount in bundle.items() if amount}
@@ -190,7 +190,7 @@ def _await_places(config: TrainConfig, cluster: Cluster) -> None:
 
 
 def _drop_torn_snapshot(state: Path, name: str) -> None:
-    """Start over where the process was killed while Ray Train wrote down which checkpoints there are."""
+    """Start over if the process was killed while Ray Train was writing its list of checkpoints."""
     file = state / "ray" / name / "checkpoint_manager_snapshot.json"
     try:
         json.loads(file.read_text(encoding="utf-8"))
@@ -209,7 +209,7 @@ def _fit(trainer: Any, losses: Path, progress: Progress) -> dict[str, Any]:
     try:
         answer = dict(trainer.fit().return_value)
     except TrainingFailedError as error:
-        raise JobError(f"training failed: {_cause(error)}") from error
+        raise JobError(f"refine.train: training failed: {_cause(error)}") from error
     finally:
         stop.set()
         watcher.join()
@@ -219,7 +219,7 @@ def _fit(trainer: Any, losses: Path, progress: Progress) -> dict[str, Any]:
 
 
 def _cause(error: BaseException) -> str:
-    """The line that says why, out of the tracebacks Ray wraps it in."""
+    """The line with the cause, taken from the tracebacks that Ray wraps around it."""
     causes = [line.strip() for line in str(error).splitlines() if "Error" in line and ": " in line]
     return causes[-1] if causes else last_line(error)
 
@@ -233,7 +233,7 @@ def _watch(losses: Path, progress: Progress, stop: threading.Event) -> None:
 
 
 def _train_worker(settings: dict[str, Any]) -> dict[str, Any]:
-    """A failure that another attempt would only repeat is returned: Ray Train tries again what raises."""
+    """Train; return failures that would only repeat, because Ray Train retries exceptions."""
     round_, config = settings["round"], settings["config"]
     try:
         return _train(round_, config, Path(settings["state"]), Path(settings["output"]))
@@ -251,7 +251,7 @@ def _train(round_: Round, config: TrainConfig, state: Path, output: Path) -> dic
     shutil.rmtree(scratch, ignore_errors=True)
 
     def train(resume: str | None) -> dict[str, Any]:
-        """Train from a checkpoint's folder, or from the start."""
+        """Train from a checkpoint's folder, or from the beginning."""
         return finetune(
             resolve_model(config.model),
             rows,

@@ -28,7 +28,7 @@ _BASE_LOSS = "held_out_loss_base"
 
 
 class CompletionTrainer(Trainer):
-    """Takes the mean loss over all completion tokens of an optimiser step, whichever worker and batch they are in."""
+    """Uses the mean loss over all completion tokens of an optimiser step, across workers and batches."""
 
     loss_is_scaled_for_ga = True
 
@@ -36,13 +36,13 @@ class CompletionTrainer(Trainer):
         self._batches = schedule.batches
         arguments.gradient_accumulation_steps = schedule.batches_per_step
         self._steps, self._warmup = schedule.steps, arguments.warmup_steps
-        # An encoder of images, say, which text gives nothing to learn.
+        # Text gives no gradient to an image encoder, for example.
         arguments.ddp_find_unused_parameters = model.config.get_text_config() is not model.config
         super().__init__(model, arguments, lambda batch: collate(batch, padding), schedule.sequences)
         self.remove_callback(PrinterCallback)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Let Accelerate shard the model on CPUs as it does on GPUs; by itself it keeps a whole copy on each."""
+        """Make Accelerate shard the model on CPUs as on GPUs; by default it keeps a whole copy in each process."""
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
         if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
@@ -51,13 +51,13 @@ class CompletionTrainer(Trainer):
             self.is_fsdp_enabled = True
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """`learning_rate_factor` of every step, in place of transformers' own schedules, whose first step learns nothing."""
+        """Use `learning_rate_factor` instead of transformers' own schedules, whose first step has a learning rate of zero."""
         factor = partial(learning_rate_factor, steps=self._steps, warmup_ratio=self._warmup)
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The planned batches of this worker, of all epochs: nothing that Accelerate would have to divide."""
+        """The planned batches of this worker for all epochs, which Accelerate does not have to divide."""
         return DataLoader(
             self.train_dataset,
             batch_sampler=self._batches,
@@ -66,26 +66,26 @@ class CompletionTrainer(Trainer):
         )
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """The batches of an optimiser step, and how many completion tokens all workers have in it."""
+        """The batches of an optimiser step, and the number of completion tokens in it over all workers."""
         batches = list(islice(epoch_iterator, num_batches))
         tokens = sum(int((batch["labels"] != -100).sum()) for batch in batches)
         return batches, reduce(torch.tensor(float(tokens), device=device), "sum").clamp(min=1)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """This worker's share of the mean loss; times the workers, because gradients are averaged over them."""
+        """This worker's share of the mean loss, multiplied by the number of workers because gradients are averaged over them."""
         loss, _ = completion_loss(model, inputs)
         return loss * self.args.world_size / num_items_in_batch
 
 
 @dataclass
 class Watch(TrainerCallback):
-    """What happens between the steps: losses are written, a diverging one ends the training, checkpoints are handed on.
+    """Callbacks between steps: write losses, end the training if it diverges, pass on checkpoints.
 
     Attributes:
-        folder: gets `losses.jsonl`.
-        limit: a mean loss above it, or not a number, is divergence.
-        measure_base: gives the untuned model's loss on the held-out rows.
-        hand_on: takes the folder of a checkpoint, which is removed afterwards.
+        folder: folder of `losses.jsonl`.
+        limit: a mean loss above it, or not a number, counts as divergence.
+        measure_base: returns the untuned model's loss on the held-out rows.
+        hand_on: called with the folder of each checkpoint, which is removed afterwards.
     """
 
     folder: Path
@@ -95,7 +95,7 @@ class Watch(TrainerCallback):
     resumed_from: int = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the losses up to the checkpoint anew: a killed attempt may have written more."""
+        """Rewrite the losses up to the checkpoint: a killed attempt may have written more."""
         self.resumed_from = state.global_step
         if not state.global_step:
             state.log_history.append({_BASE_LOSS: self.measure_base(), "step": 0})
@@ -103,17 +103,17 @@ class Watch(TrainerCallback):
             (self.folder / "losses.jsonl").write_text("".join(map(_line, losses(state))), encoding="utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Note the loss of a step, which is the same on all workers.
+        """Record the loss of a step, which is the same on all workers.
 
         Raises:
-            JobError: it diverged.
+            JobError: the loss diverged.
         """
         if "loss" not in (logs or {}):
             return
         entry = losses(state)[-1]
         if not math.isfinite(entry["loss"]) or entry["loss"] > self.limit:
             raise JobError(
-                f"training diverged at step {entry['step']}: loss {entry['loss']:g} (limit {self.limit:g}); "
+                f"refine.train: training diverged at step {entry['step']}: loss {entry['loss']:g} (limit {self.limit:g}); "
                 "lower refine.train.learning_rate"
             )
         if state.is_world_process_zero:
@@ -121,12 +121,12 @@ class Watch(TrainerCallback):
                 stream.write(_line(entry))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Make no checkpoint of the end, which would be removed at once."""
+        """Skip the checkpoint at the end, which would be removed at once."""
         if state.global_step % args.save_steps:
             control.should_save = False
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Hand on what this worker saved."""
+        """Pass on this worker's checkpoint."""
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self.hand_on is not None:
             self.hand_on(checkpoint)
@@ -134,14 +134,14 @@ class Watch(TrainerCallback):
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup_ratio: float) -> float:
-    """Learning rate of an optimiser step, over its peak: a linear warm-up, then half a cosine; above zero in every step.
+    """Learning rate of an optimiser step relative to its peak: linear warm-up, then half a cosine; above zero in every step.
 
-    A training may have a few steps only, or a single one, and each of them has to count.
+    A training may consist of a few steps, or of a single one, and each of them has to count.
 
     Args:
-        step: 0 for the first.
-        steps: in all.
-        warmup_ratio: share of the steps that warm up, rounded down.
+        step: 0 for the first step.
+        steps: total number of steps.
+        warmup_ratio: share of the steps used for warm-up, rounded down.
 
     Example:
         >>> [round(learning_rate_factor(step, steps=4, warmup_ratio=0.25), 3) for step in range(4)]
@@ -160,7 +160,7 @@ def losses(state: Any) -> list[dict[str, Any]]:
 
 
 def facts_of(trainer: CompletionTrainer, watch: Watch) -> dict[str, Any]:
-    """What a finished training knows of itself: {"steps", "train_loss", "held_out_loss_base", "world_size", "resumed_from"}."""
+    """Facts of a finished training: {"steps", "train_loss", "held_out_loss_base", "world_size", "resumed_from"}."""
     state = trainer.state
     steps = losses(state)
     return {
@@ -177,19 +177,19 @@ def _line(entry: dict[str, Any]) -> str:
 
 
 def measure(trainer: CompletionTrainer, examples: list[Example], padding: int) -> float:
-    """Mean loss of the trained model, as precise as it trains."""
+    """Mean loss of the trained model, in the precision of the training."""
     with trainer.accelerator.autocast():
         return mean_loss(trainer.model, examples, padding, trainer.args.per_device_train_batch_size)
 
 
 def training_arguments(config: TrainConfig, seed: int, scratch: Path, *, saves: bool) -> TrainingArguments:
-    """Settings of the Trainer, of which `CompletionTrainer` derives those that depend on the schedule.
+    """Settings of the Trainer; `CompletionTrainer` derives those that depend on the schedule.
 
     Args:
         config: hyper-parameters.
-        seed: of everything random.
-        scratch: where this worker's checkpoints are written first.
-        saves: whether to make checkpoints.
+        seed: seed of everything random.
+        scratch: folder to which this worker's checkpoints are written first.
+        saves: whether to save checkpoints.
     """
     return TrainingArguments(
         output_dir=str(scratch),

@@ -226,13 +226,13 @@ def test_an_impossible_cap_is_refused_with_the_least_possible_one(max_size):
 def test_more_rows_than_a_key_can_number_are_refused(monkeypatch):
     monkeypatch.setattr(balance, "LARGEST_POOL", 99)
     rows, centroids = random_case(100, 3, 2)
-    with pytest.raises(InputError, match="100 rows: max_size works for up to 99"):
+    with pytest.raises(InputError, match="100 rows: max_size supports at most 99"):
         balanced(shards_of(rows), centroids, 50)
 
 
 def test_thresholds_of_other_rows_are_refused():
     rows, centroids = random_case(10, 3, 2)
-    with pytest.raises(InputError, match="row 4 is admitted by no cluster"):
+    with pytest.raises(InputError, match="row 4: no cluster admits it"):
         balanced_labels(Shard(rows[4:], 4), centroids, np.zeros(3, np.int64))
 
 

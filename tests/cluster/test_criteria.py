@@ -84,7 +84,7 @@ def test_the_best_separated_of_the_most_stable_is_recommended():
     found = recommend(grid, 100_000)
     assert (found.k, found.preferred) == (32, True)
     assert found.reason == (
-        "k = 32: refits find its clusters again (adjusted Rand index 0.95 ± 0.01) and its simplified silhouette, 0.500, "
+        "k = 32: refits reproduce its clusters (adjusted Rand index 0.95 ± 0.01) and its simplified silhouette, 0.500, "
         "stands out from the other k's median, 0.350."
     )
 
@@ -108,7 +108,7 @@ def test_flat_figures_leave_the_default_and_the_reason_says_so():
     found = recommend(candidates((8, 0.20, 0.80, 0.01), (16, 0.21, 0.80, 0.01), (32, 0.20, 0.79, 0.01)), 100_000)
     assert (found.k, found.preferred) == (256, False)
     assert found.reason == (
-        "The data shows no preferred k, so the default k = 256 stands: k = 16 comes nearest, but its simplified silhouette, "
+        "The data shows no preferred k, so the default k = 256 is used: k = 16 comes closest, but its simplified silhouette, "
         "0.210, does not stand out from the other k's median, 0.200."
     )
 
@@ -117,7 +117,7 @@ def test_clusterings_that_do_not_repeat_leave_the_default():
     found = recommend(candidates((8, 0.40, 0.50, 0.02), (16, 0.20, 0.40, 0.01), (32, 0.45, 0.30, 0.01)), 1_000)
     assert (found.k, found.preferred) == (50, False)
     assert found.reason == (
-        "The data shows no preferred k, so the default k = 50 stands: k = 8 comes nearest, but its refits agree only by an "
+        "The data shows no preferred k, so the default k = 50 is used: k = 8 comes closest, but its refits agree only with an "
         "adjusted Rand index of 0.50 ± 0.02 (0.65 is moderate)."
     )
 
@@ -149,9 +149,9 @@ def test_one_singleton_in_twenty_clusters_is_few():
 def test_a_single_k_has_nothing_to_be_compared_with():
     alone = recommend(candidates((8, 0.9, 1.0, 0.0)), 1_000)
     assert (alone.k, alone.preferred) == (50, False)
-    assert "only k = 8 of the grid can be judged" in alone.reason
+    assert "only k = 8 of the grid is eligible" in alone.reason
     none = recommend(candidates((80, 0.9, 1.0, 0.0)), 1_000)
-    assert "no k of the grid can be judged (k up to 50 (rows / 20)" in none.reason
+    assert "no k of the grid is eligible (k up to 50 (rows / 20)" in none.reason
 
 
 figures = st.floats(0, 1, allow_subnormal=False)

@@ -66,15 +66,15 @@ def test_too_few_distinct_rows_warn(cluster):
         ({"n_clusters": 11}, "k 11 exceeds the pool's 10 rows; lower cluster.k"),
         ({"init": "best"}, "init='best'"),
         ({"init": np.zeros((3, 2))}, r"init has shape \(3, 2\); expected \(8, 2\)"),
-        ({"init": np.full((8, 2), np.nan)}, "init holds a NaN"),
+        ({"init": np.full((8, 2), np.nan)}, "init: contains a NaN"),
         ({"n_init": 0}, "n_init=0"),
         ({"max_iter": 1.5}, "max_iter=1.5"),
         ({"tol": -1}, "tol=-1"),
         ({"metric": "manhattan"}, "metric='manhattan': expected 'euclidean' or 'cosine'"),
         ({"mode": "disk"}, "mode='disk'"),
-        ({"mode": "streaming"}, "mode='streaming' reads Parquet files"),
+        ({"mode": "streaming"}, "mode='streaming': reads Parquet files"),
         ({"fit_rows": 0}, "fit_rows=0"),
-        ({"max_size": 1}, "max_size=1: 8 clusters of that size cannot hold 10 rows"),
+        ({"max_size": 1}, "max_size=1: 8 clusters of that size have no room for 10 rows"),
         ({"n_shards": 0}, "n_shards=0"),
         ({"seed": None}, "seed=None: expected an integer"),
         ({"tol": None}, "tol=None: expected a number"),
@@ -103,7 +103,7 @@ def test_parameters_are_scikit_learns(cluster):
 
 def test_prediction_needs_the_fitted_dimension(cluster):
     model = KMeans(2).fit(np.array([[0.0, 0.0], [1.0, 1.0]]))
-    with pytest.raises(InputError, match="X has 3 dimensions"):
+    with pytest.raises(InputError, match="X: has 3 dimensions"):
         model.predict(np.zeros((1, 3)))
     assert model.predict(np.empty((0, 2))).shape == (0,)
 
@@ -118,9 +118,9 @@ def test_a_ray_dataset_gives_the_labels_of_its_rows_in_order_whatever_its_blocks
 
 
 def test_a_dataset_needs_a_column_of_vectors(cluster):
-    with pytest.raises(InputError, match="column id holds int"):
+    with pytest.raises(InputError, match="column id contains int"):
         KMeans(2).fit(ray.data.range(4))
-    with pytest.raises(InputError, match=r"columns \['a', 'b'\]; expected one called embedding"):
+    with pytest.raises(InputError, match=r"columns \['a', 'b'\]; expected one named embedding"):
         KMeans(2).fit(ray.data.from_items([{"a": 1, "b": 2}]))
 
 
@@ -239,7 +239,7 @@ def test_rows_far_from_the_origin_are_in_the_cluster_of_the_nearest_centroid(clu
 
 def test_float64_values_that_float32_does_not_tell_apart_are_warned_of():
     seconds = 1.7e9 + np.repeat([0.0, 20.0, 40.0], 50)[:, None]
-    with pytest.warns(UserWarning, match="X is computed with in float32, .* take their mean off first"):
+    with pytest.warns(UserWarning, match="X: values are too far from 0 for float32, .* subtract their mean first"):
         KMeans(3).fit(seconds)
     labels = KMeans(3).fit(seconds - seconds.mean()).labels_
     assert np.bincount(labels).tolist() == [50, 50, 50]
@@ -250,7 +250,7 @@ def test_first_directions_count_and_not_their_lengths():
     init = X[:8]
     short, long = (KMeans(8, metric="cosine", init=scale * init).fit(X) for scale in (1.0, np.arange(1, 9)[:, None] * 3.0))
     np.testing.assert_array_equal(short.labels_, long.labels_)
-    with pytest.raises(InputError, match="init holds a vector of zeros"):
+    with pytest.raises(InputError, match="init: contains a vector of zeros"):
         KMeans(8, metric="cosine", init=np.vstack([init[:7], np.zeros(5)])).fit(X)
 
 
@@ -271,6 +271,6 @@ def test_a_verbose_fit_says_how_it_ended(capsys):
 
 def test_somebodys_array_is_not_taken_for_a_checkpoint(tmp_path):
     np.save(tmp_path / "mine.npy", np.arange(3))
-    with pytest.raises(InputError, match=r"mine\.npy: holds an array"):
+    with pytest.raises(InputError, match=r"mine\.npy: contains an array"):
         KMeans(3, checkpoint=tmp_path / "mine.npy").fit(np.random.default_rng(0).normal(size=(60, 2)))
     assert np.load(tmp_path / "mine.npy").tolist() == [0, 1, 2]

@@ -38,6 +38,6 @@ def test_a_removed_journal_is_gone(tmp_path):
 
 def test_a_folder_is_refused_and_kept(tmp_path):
     (tmp_path / "kept").write_text("all of it")
-    with pytest.raises(InputError, match="a folder; expected the name of a file"):
+    with pytest.raises(InputError, match="is a folder; expected the name of a checkpoint file"):
         Journal(tmp_path, "a")
     assert (tmp_path / "kept").read_text() == "all of it"

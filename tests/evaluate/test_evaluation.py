@@ -59,7 +59,7 @@ def test_rows_that_a_model_was_trained_on_are_left_out_and_told(tmp_path, monkey
 
     result = evaluate(Request([str(run)], rows=str(file)), build_settings([]))
     assert json.loads(result.read_text()) == {"rows": 3}
-    assert taken["work"].notes == ["1 of 4 rows are left out: a model was trained on them"]
+    assert taken["work"].notes == ["1 of 4 rows are left out because a model was trained on them"]
     assert taken["work"].config.max_tokens == 48
 
 

@@ -86,7 +86,7 @@ def test_data_that_cannot_be_fetched_is_one_line_that_says_what_to_do(tmp_path, 
     folder = write_task(tmp_path / "tasks", dataset_path="someone/something", dataset_kwargs={})
     with pytest.raises(InputError) as caught:
         HarnessTask("local_choice", folder, None, EvaluateConfig()).check()
-    assert "task local_choice: its data could not be fetched" in str(caught.value)
+    assert "task local_choice: its data could not be downloaded" in str(caught.value)
     assert "--tasks-folder" in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -51,7 +51,7 @@ def test_a_solution_that_loops_in_one_problem_does_not_touch_the_others(solution
     problems = read_problems(2)
     verdicts = judge(problems, [["    while True: pass\n"], [solutions[1]]], 3, 2)
     assert [of_problem[0].passed for of_problem in verdicts] == [False, True]
-    assert verdicts[0][0].reason == "not done after 3 s"
+    assert verdicts[0][0].reason == "not finished after 3 s"
 
 
 def test_figures_are_means_over_problems_with_every_k_that_the_samples_allow():

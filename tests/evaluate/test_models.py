@@ -57,9 +57,9 @@ def test_what_leads_nowhere_is_told(tmp_path):
         ([str(tmp_path / "none")], [], "no such folder"),
         (["package:surely-not-installed"], [], "not installed"),
         (["some/model"], [tmp_path], "adapter_config.json"),
-        (["some/model", "other/model"], [_adapter(tmp_path / "one")], "name the one base model"),
+        (["some/model", "other/model"], [_adapter(tmp_path / "one")], "expected exactly one model"),
         ([str(_adapter(tmp_path / "baseless", base=""))], [], "names no base model"),
-        ([str(static)], [], "trained no model"),
+        ([str(static)], [], "without training a model"),
     ):
         with pytest.raises(InputError, match=said):
             find_models(references, adapters)

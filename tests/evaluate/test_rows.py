@@ -52,7 +52,7 @@ def test_of_a_run_that_named_columns_or_a_format_rows_are_read_by_them(tmp_path)
     columns = PoolConfig(data=[], columns={"prompt": "ask", "completion": "reply"})
     assert read_file(str(file), "--rows", columns, Silent()) == [A]
     assert read_file(str(file), "--rows", ANY, Silent()) == [C]
-    with pytest.raises(InputError, match=r"no conversation in it, read by the run's pool.format; the first row: .*instruction"):
+    with pytest.raises(InputError, match=r"contains no conversation when read by the run's pool.format; the first row: .*instruction"):
         read_file(str(file), "--rows", PoolConfig(data=[], format="alpaca"), Silent())
 
 
@@ -66,7 +66,7 @@ def test_rows_longer_than_the_run_allowed_are_bad_rows(tmp_path):
 def test_a_file_without_conversations_is_told(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "x"}\n')
-    with pytest.raises(InputError, match=r"--rows: .*no conversation in it"):
+    with pytest.raises(InputError, match=r"--rows: .*contains no conversation"):
         read_file(str(file), "--rows", ANY, Silent())
 
 

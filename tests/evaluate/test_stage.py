@@ -67,7 +67,7 @@ def test_what_takes_too_long_is_ended_and_what_is_finished_is_kept(tmp_path, clu
     kept = stage._target(tmp_path, *wanted[0])
     kept.write_text("done")
     began = time.monotonic()
-    with pytest.raises(JobError, match="not done after 1 s"):
+    with pytest.raises(JobError, match="not finished after 1 s"):
         measure_all(wanted, tmp_path, config, lambda: cluster, Silent())
     assert time.monotonic() - began < 60
     assert [file.read_text() for file in tmp_path.glob("slow-*")] == ["done"]

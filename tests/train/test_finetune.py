@@ -148,7 +148,7 @@ def test_rows_that_the_chat_template_refuses_are_left_out_of_the_loss_and_listed
 
 def test_a_chat_template_that_refuses_every_row_ends_the_training_in_its_words(model_folder, tmp_path):
     rows = [with_system(row) for row in ROWS]
-    with pytest.raises(JobError, match=r"refuses every one of 18 rows: TemplateError: System role not supported$"):
+    with pytest.raises(JobError, match=r"refuses all 18 rows, the first because: TemplateError: System role not supported$"):
         finetune(model_folder, rows, [], settings(), 3, tmp_path, Origin(chat_template=NO_SYSTEM))
 
 
@@ -183,7 +183,7 @@ def test_every_step_of_a_training_has_a_learning_rate(model_folder, tmp_path):
 def test_packing_is_refused_where_the_model_lets_rows_see_one_another(packing, tmp_path):
     folder = str(save_unpackable_model(tmp_path / "bloom"))
     if packing:
-        with pytest.raises(InputError, match=r"refine\.train\.packing: BloomForCausalLM .* does not keep packed rows apart"):
+        with pytest.raises(InputError, match=r"refine\.train\.packing: BloomForCausalLM .* does not separate packed rows"):
             finetune(folder, ROWS, [], settings(packing=True, method="full"), 0, tmp_path / "out")
     else:
         assert finetune(folder, ROWS, [], settings(method="full", epochs=1), 0, tmp_path / "out")["steps"] == 5

@@ -34,11 +34,11 @@ def test_a_refused_row_has_no_part_in_the_mean_loss(strict):
 
 
 def test_a_template_that_refuses_every_row_is_told_in_its_words(strict):
-    with pytest.raises(InputError, match=r"refuses every one of 5 rows: TemplateError: System role not supported$"):
+    with pytest.raises(InputError, match=r"refuses all 5 rows, the first because: TemplateError: System role not supported$"):
         losses_of(*strict, [with_system(row) for row in ROWS], *HOW.values())
 
 
 def test_where_every_row_needs_a_loss_a_refused_one_is_named(folder):
     rows = [*ROWS[:3], *map(with_system, ROWS[3:])]
-    with pytest.raises(InputError, match=rf"^row {ROWS[3].row_id}: .*chat template refuses it \(2 such rows of 5\)"):
+    with pytest.raises(InputError, match=rf"^row {ROWS[3].row_id}: .*chat template refuses it \(2 of 5 rows\)"):
         LossMeter(folder, chat_template=NO_SYSTEM, **HOW).measure(None, rows)

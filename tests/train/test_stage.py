@@ -49,7 +49,7 @@ def test_a_diverging_loss_of_a_model_named_by_a_relative_path_is_not_tried_again
     model = Path(job[1]["model"])
     monkeypatch.chdir(model.parent)
     config = TrainConfig(**{**job[1], "model": model.name, "max_loss": 0.5})
-    with pytest.raises(JobError, match=r"^training diverged at step 1: loss .*lower refine\.train\.learning_rate$"):
+    with pytest.raises(JobError, match=r"^refine.train: training diverged at step 1: loss .*lower refine.train.learning_rate$"):
         train_round(job[0], config, tmp_path / "round", cluster, Silent())
     assert not (tmp_path / "round" / "training").exists()
     assert (tmp_path / "round" / ".state").stat().st_mode & 0o777 == 0o700
@@ -139,7 +139,8 @@ def test_a_worker_all_of_whose_rows_are_refused_takes_its_steps_and_the_user_is_
     assert (facts["steps"], facts["refused"]) == (10, 9)
     assert facts["held_out_loss"] < facts["held_out_loss_base"]
     listed = tmp_path / "round" / "training" / "refused.jsonl"
-    assert said == [f"refine.train: 9 rows are not trained on, for the chat template refuses them; {listed} says why"]
+    because = "rows are not trained on because the chat template refuses them"
+    assert said == [f"refine.train: 9 {because}; see {listed} for the reasons"]
     assert len(listed.read_text().splitlines()) == 9
 
 

@@ -52,7 +52,7 @@ def test_of_a_run_that_named_columns_or_a_format_rows_are_read_by_them(tmp_path)
     columns = PoolConfig(data=[], columns={"prompt": "ask", "completion": "reply"})
     assert read_file(str(file), "--rows", columns, Silent()) == [A]
     assert read_file(str(file), "--rows", ANY, Silent()) == [C]
-    with pytest.raises(InputError, match=r"contains no conversation when read by the run's pool.format; the first row: .*instruction"):
+    with pytest.raises(InputError, match=r"no conversation when read by the run's pool.format; the first row: .*instruction"):
         read_file(str(file), "--rows", PoolConfig(data=[], format="alpaca"), Silent())
 
 

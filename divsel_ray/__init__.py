@@ -1,6 +1,6 @@
 """Diverse, quality-weighted selection of instruction data on Ray (Yu et al. 2024, arXiv 2409.11378).
 
-The public names are imported when first used, so that `import divsel_ray` and `divsel --help` stay fast.
+Public names are imported on first use, to keep `import divsel_ray` and `divsel --help` fast.
 """
 
 from __future__ import annotations

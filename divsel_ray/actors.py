@@ -1,4 +1,4 @@
-"""Actors that outlive a call: a place on the cluster within a time limit, and answers whose errors are one line."""
+"""Long-lived actors: scheduled within a time limit, with errors reported in one line."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from divsel_ray.tasks import MAX_RETRIES
 
 LOAD_TIMEOUT_S = 900.0
 RESTARTED = {"max_restarts": MAX_RETRIES, "max_task_retries": -1}
-"""A lost process is started again so often. Calls are not counted: while it starts, one loss can fail a call several times."""
+"""How often a lost process is restarted. Call retries are unlimited: during a restart, one loss can fail a call several times."""
 
 
 def start_actor(kind: type, arguments: Sequence[Any], workers: Workers, gpus: float) -> Any:
-    """One actor. Should its process die, it is started again and the call under way repeated, `MAX_RETRIES` times in all."""
+    """Start one actor. If its process dies, it is restarted and the current call repeated, up to `MAX_RETRIES` times in total."""
     return ray.remote(kind).options(num_cpus=workers.cpus, num_gpus=gpus, **RESTARTED).remote(*arguments)
 
 
 def await_loaded(actors: Sequence[Any], section: str, workers: Workers, cluster: Cluster, what: str) -> None:
-    """Wait until actors have their places (their method `ready` answers) and then have loaded what they hold (`load`).
+    """Wait until actors are scheduled (their method `ready` returns) and have then loaded their model or data (`load`).
 
     Args:
         actors: the actors.
-        section: of the configuration, whose workers they are.
-        workers: what each asks for.
-        cluster: knows how long to wait for a place.
-        what: they load, for messages.
+        section: section of the configuration that the workers belong to.
+        workers: resources that each actor requests.
+        cluster: defines how long to wait for scheduling.
+        what: what the actors load, for messages.
 
     Raises:
         InputError: `load` raised one.
-        JobError: no place in time, or loading failed or took too long.
+        JobError: the actors were not scheduled in time, or loading failed or took too long.
     """
     await_ready([actor.ready.remote() for actor in actors], section, workers, cluster.placement_timeout_s)
     loading = [actor.load.remote() for actor in actors]
     while loading:
         done, loading = ray.wait(loading, timeout=LOAD_TIMEOUT_S)
         if not done:
-            raise JobError(f"{section}: {what} is not loaded after {LOAD_TIMEOUT_S:.0f} s")
+            raise JobError(f"{section}: {what} was not loaded within {LOAD_TIMEOUT_S:.0f} s")
         answer_of(done[0], f"{section}: {what} cannot be loaded")
 
 
 def answer_of(task: Any, what: str) -> Any:
-    """What a call returned.
+    """The return value of a call.
 
     Raises:
-        InputError, JobError: as the call raised it.
-        JobError: it failed otherwise; one line that begins with `what`.
+        InputError, JobError: as raised by the call.
+        JobError: the call failed otherwise; one line that begins with `what`.
     """
     try:
         with explained(what):
@@ -75,28 +75,28 @@ def map_on_actors(
     *,
     gpus: float,
 ) -> Iterator[dict[str, Any]]:
-    """Call actors of one kind on items, one at a time, by Ray Data; what they return, as it comes.
+    """Call actors on items, one at a time, through Ray Data; yields the results as they arrive.
 
     Args:
         items: plain values; each reaches an actor as a batch of one.
         kind: class of the actors; called with a batch, it returns one.
-        arguments: of its constructor.
+        arguments: arguments of its constructor.
         what: section of the configuration, for messages.
-        workers: what each actor gets.
-        count: how many actors.
-        cluster: where they run.
-        gpus: GPUs of each.
+        workers: resources of each actor.
+        count: number of actors.
+        cluster: the cluster that they run on.
+        gpus: GPUs of each actor.
 
     Raises:
-        JobError: the cluster gave the actors no place.
+        JobError: the actors were not scheduled in time.
         RayError: an actor lost its process or node more than `MAX_RETRIES` times.
     """
     if not items:
         return
-    # A plan keeps the settings that stand when it is made: the limit must stand by then.
+    # A plan keeps the settings in effect at its creation: the limit must be set by then.
     with actor_pool(count, what, workers, cluster.placement_timeout_s):
         with warnings.catch_warnings():
-            # Ray Data starts a lost actor again without end, and names no other way to limit it than the one it deprecates.
+            # Ray Data restarts a lost actor endlessly, and offers no way to limit this other than the one it deprecates.
             warnings.simplefilter("ignore", RayDeprecationWarning)
             work = ray.data.from_items([dict(item) for item in items], override_num_blocks=len(items)).map_batches(
                 kind,

@@ -1,7 +1,7 @@
-"""`divsel choose-k` below the command line: embeddings of a job or of a folder in, one recommended k out.
+"""Implementation of `divsel choose-k`: recommend a k for the embeddings of a job or of a folder.
 
-Measures lie in `<out>/choose_k/<key>/`, one file for each k. The key hashes the embeddings and how they are clustered,
-not the grid: another grid measures only what is missing.
+Measures are stored in `<out>/choose_k/<key>/`, one file per k. The key hashes the embeddings and the clustering settings but
+not the grid, so a new grid measures only the missing values.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ __all__ = ["choose_k", "load_settings", "read_choice"]
 
 
 def load_settings(config: str | Path | None, embeddings: str | Path | None, overrides: Sequence[str]) -> Config:
-    """The job's configuration; where there is none but a folder of embeddings, the defaults.
+    """The job's configuration; the defaults if only a folder of embeddings is given.
 
     Raises:
-        InputError: neither is given, or the configuration is wrong.
+        InputError: neither is given, or the configuration is invalid.
     """
     if config is not None:
         return load_config(config, overrides)
     if embeddings is None:
-        raise InputError("choose-k: nothing to cluster; name a configuration, or a folder of vectors with --embeddings")
+        raise InputError("choose-k: nothing to cluster; give a configuration, or a folder of vectors with --embeddings")
     return parse_config(yaml.safe_dump({"budget": 1, "pool": {"data": str(embeddings)}}), "choose-k", overrides)
 
 
@@ -53,15 +53,15 @@ def choose_k(
     """Measure a grid of k and recommend one; returns the folder of `choose-k.json` (a `Choice`) and `choose-k.html`.
 
     Args:
-        config: of the job. Its pool and embed stages run, or are found in `out`; `cluster.k` is not looked at.
+        config: configuration of the job. Its pool and embed stages run, or are found in `out`; `cluster.k` is ignored.
         out: the job's run folder.
-        grid: ascending; by default `criteria.default_grid`.
+        grid: values of k, ascending; by default `criteria.default_grid`.
         embeddings: a folder of Parquet files with `row_id` and `embedding` to use instead of the job's own.
-        progress: where the user is told.
+        progress: receives messages and progress for the user.
 
     Raises:
-        InputError: the data does not fit the configuration, or the grid the number of rows.
-        JobError: another process holds the run folder, or Ray lost the actors for good.
+        InputError: the data does not fit the configuration, or the grid does not fit the number of rows.
+        JobError: another process is using the run folder, or Ray lost the actors for good.
     """
     store, progress = Store(out), progress or Silent()
     with store.lock():
@@ -81,7 +81,7 @@ def choose_k(
 
 @dataclass(frozen=True)
 class _Source:
-    """Checked embedding files, what to call them, and what identifies them."""
+    """Checked embedding files, their display name, and the key that identifies them."""
 
     files: rows.Files
     name: str

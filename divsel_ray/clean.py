@@ -1,7 +1,7 @@
-"""`divsel clean`: what lies in a run folder and is not of its last finished job, found and removed.
+"""`divsel clean`: find and remove stages of a run folder that its last finished job did not use.
 
-A run folder keeps every stage that was ever made in it, so that an earlier budget or setting costs nothing a second time. What
-other settings left, and what was stopped half-way, goes when the disk is wanted for something else.
+A run folder keeps every stage ever built in it, so that returning to an earlier budget or setting costs nothing. Stages from
+other settings and interrupted ones can be removed when disk space is needed.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Leftover:
     """A stage that the last finished job of its run folder did not use.
 
     Attributes:
-        stage: its name.
-        folder: where it lies.
-        bytes: on the disk; none of a stage that is a link into another run folder.
-        finished: whether it is whole, and a job that needs it would find it.
+        stage: name of the stage.
+        folder: its folder.
+        bytes: size on disk; 0 for a stage that is a link into another run folder.
+        finished: whether it is complete, so that a job that needs it would find it.
     """
 
     stage: str
@@ -35,10 +35,10 @@ class Leftover:
 
 
 def find_leftovers(root: Path) -> list[Leftover]:
-    """The stages in a run folder that its last finished job did not use, in the order of their names.
+    """The stages in a run folder that its last finished job did not use, sorted by name.
 
     Raises:
-        InputError: the folder holds no finished run.
+        InputError: the folder does not contain a finished run.
     """
     _, used = read_stages(root)
     kept = {record.folder for record in used.values()}
@@ -46,10 +46,10 @@ def find_leftovers(root: Path) -> list[Leftover]:
 
 
 def remove(root: Path, leftovers: Sequence[Leftover]) -> None:
-    """Delete stages. What is a link into another run folder stays there.
+    """Delete stages. The target of a link into another run folder is kept.
 
     Raises:
-        JobError: a job is at work in the folder.
+        JobError: a job is running in the folder.
     """
     with Store(root).lock():
         for one in leftovers:
@@ -61,7 +61,7 @@ def remove(root: Path, leftovers: Sequence[Leftover]) -> None:
 
 
 def _stage_folders(root: Path) -> Iterator[Path]:
-    """Folders named by a key, below the name of a stage; whatever else lies in a run folder is not ours to judge."""
+    """Folders named by a key, below the name of a stage; anything else in a run folder is left alone."""
     for pattern in ("*/*", "*/*/*"):
         for folder in root.glob(pattern):
             if folder.is_dir() and folder.parent.name in VERSIONS and re.fullmatch("[0-9a-f]{16}", folder.name):

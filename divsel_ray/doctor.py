@@ -1,4 +1,4 @@
-"""`divsel doctor`: what must be in place for a job to run here, each with how to mend it."""
+"""`divsel doctor`: check the requirements for running a job on this machine, with a fix for each problem."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from divsel_ray.models.references import packaged_data, packaged_files
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: what was looked at, what was found, whether it is in order, and how to mend it."""
+    """One check: what was examined, what was found, whether it is in order, and how to fix it."""
 
     what: str
     found: str
@@ -26,7 +26,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """All checks, quick ones first; none starts a model."""
+    """Run all checks, quick ones first; none loads a model."""
     return [
         _vllm_builds(),
         *map(_importable, ("torch", "transformers", "ray", "accelerate", "peft", "vllm")),
@@ -50,14 +50,14 @@ def _importable(name: str) -> Finding:
     try:
         module = import_module(name)
     except Exception as error:  # any failure to import is what this check is for
-        return Finding(name, f"does not import: {error}", False, f"reinstall {name} in the version pyproject.toml names")
+        return Finding(name, f"cannot be imported: {error}", False, f"reinstall {name} in the version given in pyproject.toml")
     return Finding(name, str(getattr(module, "__version__", "installed")), True)
 
 
 def _companions() -> Finding:
     versions = {name: found for name in ("torch", *COMPANIONS) if (found := installed_version(name))}
     blocked = mismatched(versions)
-    found = f"{', '.join(blocked)} do not fit torch {versions.get('torch')}; kept from being imported" if blocked else "fit torch"
+    found = f"{', '.join(blocked)} do not match torch {versions.get('torch')}; import disabled" if blocked else "match torch"
     return Finding("torch companions", found, True)
 
 
@@ -80,5 +80,5 @@ def _disk() -> Finding:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free / 2**30
     writable = os.access(existing, os.W_OK)
-    mend = "free some space, or point DIVSEL_CACHE at a folder that has it"
+    mend = "free some space, or point DIVSEL_CACHE at a folder with enough"
     return Finding("model cache", f"{folder}, {free:.0f} GiB free", free > 2 and writable and Path(existing).is_dir(), mend)

@@ -1,4 +1,4 @@
-"""The two ways a job ends badly, and how other exceptions are told."""
+"""The two kinds of job failure, and one-line descriptions of other exceptions."""
 
 
 class InputError(Exception):
@@ -9,26 +9,26 @@ class InputError(Exception):
 
 
 class JobError(Exception):
-    """The job failed for a reason the user did not type: exit code 1. The run folder stays resumable."""
+    """The job failed for a reason other than the user's input: exit code 1. The run folder can be resumed."""
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as one line: its kind, and at most 300 characters of what it says."""
+    """An exception as one line: its type and at most 300 characters of its message."""
     return f"{type(error).__name__}: {words_of(error)}".removesuffix(": ")
 
 
 def words_of(error: BaseException, length: int = 300) -> str:
-    """What an exception says, as one line of at most `length` characters; for where its kind would tell a user nothing."""
+    """The message of an exception as one line of at most `length` characters, for cases where its type does not help the user."""
     return " ".join(str(error).split())[:length]
 
 
 def first_line(error: BaseException) -> str:
-    """At most 200 characters of the first line of what an exception says, or its kind; for libraries that go on with details."""
+    """At most 200 characters of the first line of an exception's message, or its type; for libraries that append details."""
     return _lines(error)[0][:200]
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of what an exception says, or its kind; of what Ray wraps in tracebacks, the error itself."""
+    """The last line of an exception's message, or its type; for exceptions that Ray wraps in tracebacks, the error itself."""
     return _lines(error)[-1].strip()
 
 

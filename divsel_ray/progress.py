@@ -1,4 +1,4 @@
-"""How a stage tells the user where it is: one small protocol, so that no stage knows about terminals."""
+"""Progress reporting: one small protocol, so that stages need to know nothing about terminals."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from rich.progress import Progress as Bars
 
 
 class Progress(Protocol):
-    """What the pipeline and its stages report to."""
+    """Receives the reports of the pipeline and its stages."""
 
     def note(self, text: str) -> None:
-        """Say one line."""
+        """Show one line."""
 
     def start(self, stage: str) -> None:
-        """A stage begins."""
+        """Report that a stage begins."""
 
     def advance(self, done: int, total: int, unit: str) -> None:
-        """The running stage has finished `done` of `total` units (rows, prompts, steps)."""
+        """Report that the running stage has finished `done` of `total` units (rows, prompts, steps)."""
 
     def finish(self, stage: str, text: str, *, cached: bool) -> None:
-        """A stage is committed; `cached` when it was there already."""
+        """Report that a stage is committed; `cached` if it already was before."""
 
 
 class Silent:
-    """Reports nothing."""
+    """Shows nothing."""
 
     def note(self, text: str) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def start(self, stage: str) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def advance(self, done: int, total: int, unit: str) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def finish(self, stage: str, text: str, *, cached: bool) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
 
 class Terminal:
@@ -73,21 +73,21 @@ class Terminal:
         self._console.print(f"  {escape(text)}", highlight=False, soft_wrap=True)
 
     def start(self, stage: str) -> None:
-        """Show a bar without an end until the stage says how much there is; a line where there is no terminal."""
+        """Show an indeterminate bar until the stage reports its total; without a terminal, print a line."""
         self._began = time.monotonic()
-        # A task that is reset keeps its total.
+        # Resetting the task would keep its total.
         self._bars.remove_task(self._task)
         self._task = self._bars.add_task(stage, total=None, unit="", rate="")
         if not self._console.is_terminal:
             self._console.print(f"  {stage:<18} ...", highlight=False)
 
     def advance(self, done: int, total: int, unit: str) -> None:
-        """Move the bar."""
+        """Update the bar."""
         rate = f"{done / max(time.monotonic() - self._began, 1e-9):,.1f}/s"
         self._bars.update(self._task, completed=done, total=total, unit=unit, rate=rate)
 
     def finish(self, stage: str, text: str, *, cached: bool) -> None:
-        """Replace the bar by a line that stays."""
+        """Replace the bar with a permanent line."""
         self._bars.update(self._task, visible=False)
         mark, spent = ("=", "cached") if cached else ("+", f"{time.monotonic() - self._began:,.1f} s")
         self._console.print(f"{mark} {stage:<18} {escape(text)}  [dim]{spent}[/dim]", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a stage needs, what the cluster has, and whether the one fits the other before anything starts."""
+"""Resources that stages need and the cluster has, and the check, before anything starts, that they fit."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ from divsel_ray.config import Workers
 from divsel_ray.errors import InputError, JobError, one_line
 
 SPARE_CPUS = 1.0
-"""CPUs of a cluster never given to long-lived actors: read and bookkeeping tasks must always find a place."""
+"""CPUs of a cluster never given to long-lived actors, so that read and bookkeeping tasks can always be scheduled."""
 OOM_RETRIES = 3
-"""How often a call is made again whose process was killed because the node's memory ran out."""
+"""How often a call is retried if its process was killed because the node ran out of memory."""
 HIDE_GPUS = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
-"""Environment variable by which a Ray worker that is given no GPU sees none; without it, it sees all of its node."""
+"""Environment variable that makes a Ray worker without an assigned GPU see none; by default it sees all GPUs of its node."""
 DECLARED_PER_CORE = 2
-"""CPUs that a local Ray declares for each core; four more are for what does not stay (see `connect`)."""
+"""CPUs that a local Ray declares per core; four more are for short-lived work (see `connect`)."""
 
 _STARTED_HERE = "divsel_local"
-"""A resource of a Ray that `connect` started on this machine, by which every process of it knows."""
+"""Resource that marks a Ray which `connect` started on this machine, visible to all its processes."""
 placement_timeout_s = ContextVar("placement_timeout_s", default=600.0)
-"""`Config.placement_timeout_s` of the job that this process does, for tasks."""
+"""`Config.placement_timeout_s` of this process's job, for tasks."""
 
 _UNIT = 10_000
 Amounts = tuple[int, int]
-"""CPUs and GPUs in ten-thousandths, as Ray counts them, so that shares of one add up exactly."""
+"""CPUs and GPUs in ten-thousandths, as Ray counts them, so that fractions add up exactly."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What there is to compute with.
+    """The available computing resources.
 
     Attributes:
-        cpus: CPUs worth filling with actors (a local machine's cores; a cluster's declared CPUs less the spare).
-        gpus: GPUs of all nodes.
+        cpus: CPUs worth filling with actors (the cores of a local machine; the declared CPUs of a cluster minus the spare).
+        gpus: total GPUs of all nodes.
         node_cpus: declared CPUs of the largest node.
-        node_gpus: GPUs of the node with most.
-        memory_gib: memory of all nodes.
-        nodes: alive nodes.
-        local: whether this process started it; its CPUs are then bookkeeping (see `connect`).
-        each: CPUs and GPUs of every node, the spare CPU taken off one; where none are given, one node has all of them.
+        node_gpus: GPUs of the node with the most GPUs.
+        memory_gib: total memory of all nodes.
+        nodes: number of alive nodes.
+        local: whether this process started it; its CPUs are then bookkeeping only (see `connect`).
+        each: CPUs and GPUs of every node, minus the spare CPU on one of them; if empty, a single node has everything.
         placement_timeout_s: how long a stage waits for its actors to be ready (`Config.placement_timeout_s`).
     """
 
@@ -64,11 +64,11 @@ class Cluster:
     placement_timeout_s: float = 600.0
 
     def gpus_per_worker(self, workers: Workers) -> float:
-        """GPUs for each actor: what the configuration says, else one where there are any."""
+        """GPUs per actor: as configured, otherwise one if the cluster has any."""
         return workers.gpus if workers.gpus is not None else float(self.gpus >= 1)
 
     def count(self, workers: Workers, tasks: int) -> int:
-        """How many actors to start for a stage with so many tasks: at least one, never more than the tasks."""
+        """Number of actors to start for a stage with this many tasks: at least one, at most one per task."""
         if workers.count is not None:
             return max(1, min(workers.count, tasks))
         gpus = self.gpus_per_worker(workers)
@@ -80,36 +80,36 @@ class Cluster:
 
     @property
     def _local_cpus(self) -> float:
-        """CPUs that actors may hold of a local Ray; a part of it (a trial's) does not know what the whole declares."""
+        """CPUs that actors may occupy on a local Ray; a share of it (for a trial) does not know what the whole declares."""
         return max(self.node_cpus - SPARE_CPUS, DECLARED_PER_CORE * self.cpus)
 
     @property
     def node_gib(self) -> float:
-        """Memory of a node, on average."""
+        """Average memory of a node."""
         return self.memory_gib / self.nodes
 
     def check(self, stage: str, workers: Workers, gib: float = 0.0) -> None:
-        """Refuse a stage of which no node can hold one worker, or whose workers are to have more GPUs than there are.
+        """Raise if no node can hold a single worker, or if the workers need more GPUs than exist.
 
-        Whether the CPUs of all its workers are free is only known when they are started (see `await_ready`).
+        Whether enough CPUs are free for all workers is only known when they start (see `await_ready`).
 
         Args:
-            stage: its section of the configuration.
-            workers: what each of its actors asks for.
-            gib: memory that is known to be needed by each.
+            stage: section of the configuration.
+            workers: resources that each actor requests.
+            gib: memory that each actor is known to need.
 
         Raises:
-            InputError: says what one actor asks for, what the cluster has, and which setting to change.
+            InputError: the message states the request of one actor, the resources of the cluster, and the setting to change.
         """
         gpus, count = self.gpus_per_worker(workers), workers.count or 1
-        asked = f"{stage}.workers: one worker asks for {workers.cpus:g} CPUs and {gpus:g} GPUs, but"
+        asked = f"{stage}.workers: one worker requests {workers.cpus:g} CPUs and {gpus:g} GPUs, but"
         if self.node_cpus < 1:
             raise InputError(
-                f"{asked} no node with a CPU is up; where the cluster starts nodes on demand, ask for some: --wait-for CPU=16"
+                f"{asked} no node with a CPU is up; if the cluster starts nodes on demand, request some: --wait-for CPU=16"
             )
         if workers.cpus > self.node_cpus or gpus > self.node_gpus:
             raise InputError(
-                f"{asked} the largest node has {self.node_cpus:g} CPUs and the most GPUs on a node are {self.node_gpus:g}; lower "
+                f"{asked} the largest node has {self.node_cpus:g} CPUs and no node has more than {self.node_gpus:g} GPUs; lower "
                 f"{stage}.workers.cpus or .gpus"
             )
         ask, spare = _amounts(workers.cpus, gpus), _amounts(SPARE_CPUS, 0)[0]
@@ -117,18 +117,18 @@ class Cluster:
             raise InputError(f"{asked} no node has both; lower {stage}.workers.cpus or .gpus")
         if gib > self.node_gib:
             raise InputError(
-                f"{stage}: one worker needs at least {gib:.1f} GiB of memory, a node has {self.node_gib:.1f}; use a larger node"
+                f"{stage}: one worker needs at least {gib:.1f} GiB of memory, but nodes have {self.node_gib:.1f}; use larger ones"
             )
         if count * gpus > self.gpus:
             raise InputError(
-                f"{stage}.workers: {count} workers x {gpus:g} GPUs are asked for, the cluster has {self.gpus:g}; lower the count"
+                f"{stage}.workers: {count} workers x {gpus:g} GPUs are requested, but the cluster has {self.gpus:g}; lower count"
             )
 
     def holds_together(self, *groups: tuple[Workers, int]) -> bool:
         """Whether these groups of actors, each `(workers, count)`, fit the cluster's nodes at the same time.
 
-        First fit of the largest: those with most GPUs, then CPUs, are placed first, each on the first node with room for it.
-        A local Ray counts its CPUs too: what stays must leave one of those that it declares to what comes and goes.
+        First-fit decreasing: actors with the most GPUs, then CPUs, are placed first, each on the first node with room for it.
+        On a local Ray, CPUs count too: long-lived actors must leave one of the declared CPUs for short-lived work.
         """
         free = [_amounts(self._local_cpus, self.gpus)] if self.local else self._nodes()
         asks = [(_amounts(one.cpus, self.gpus_per_worker(one)), count) for one, count in groups]
@@ -148,7 +148,7 @@ def _amounts(cpus: float, gpus: float) -> Amounts:
 
 
 def _places(node: Amounts, ask: Amounts) -> int:
-    """How many actors that ask for as much a node has room for; a part of a GPU is of one GPU."""
+    """How many actors with this request fit on a node; a fraction of a GPU comes from a single GPU."""
     (cpus, gpus), (cpus_asked, gpus_asked) = node, ask
     by_cpus = cpus // cpus_asked if cpus_asked else sys.maxsize
     if not 0 < gpus_asked < _UNIT:
@@ -157,20 +157,20 @@ def _places(node: Amounts, ask: Amounts) -> int:
 
 
 def connect() -> Cluster:
-    """Join the cluster that `RAY_ADDRESS` names (as under `ray job submit`), or start one on this machine.
+    """Join the cluster at `RAY_ADDRESS` (as under `ray job submit`), or start one on this machine.
 
     A local Ray declares more CPUs than there are cores: they are bookkeeping only, and a stage must never wait for a
-    long-lived but idle actor (Ray Data stops without a word when no CPU is left to declare).
+    long-lived but idle actor (Ray Data stalls silently when no declared CPU is left).
 
-    Workers that are given no GPU see none, whoever started the cluster. Only where the caller has initialised Ray before does
-    its own setting stand, which by itself lets them see and use GPUs that others hold.
+    Workers without an assigned GPU see none, no matter who started the cluster. Only if the caller has already initialised
+    Ray does Ray's own setting apply, which by default lets such workers see and use GPUs assigned to others.
     """
     if not ray.is_initialized():
         # Ray Data's second reader takes seconds to list a handful of files.
         os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
         # Ray's core writes harmless warnings about every actor pool over the progress bars.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        # Without a limit Ray makes a call again for ever whose process it killed because memory ran out.
+        # By default Ray retries a call forever if it killed the process for lack of memory.
         os.environ.setdefault("RAY_task_oom_retries", str(OOM_RETRIES))
         with _native_stderr_hidden():
             _start(_local() if os.environ.get("RAY_ADDRESS") is None else _joining())
@@ -182,35 +182,33 @@ def _start(how: dict[str, Any]) -> None:
     """Initialise Ray.
 
     Raises:
-        JobError: it does not answer.
+        JobError: it does not respond.
     """
     try:
         ray.init(**how, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
-        # Ray raises bare ones for what a busy machine or a wrong address does to it.
+        # Ray raises plain exceptions on a busy machine or for a wrong address.
         where = f"the cluster at {os.environ['RAY_ADDRESS']}" if "address" not in how else "Ray on this machine"
-        raise JobError(
-            f"{where} did not start or answer: {one_line(error)}; see whether it has memory and CPUs to spare"
-        ) from None
+        raise JobError(f"{where} did not start or respond: {one_line(error)}; check that it has free memory and CPUs") from None
 
 
 def _local() -> dict[str, Any]:
-    """How a Ray is started on this machine; its processes have this one's environment."""
+    """Arguments for starting Ray on this machine; its processes inherit this environment."""
     os.environ.setdefault(HIDE_GPUS, "1")
     cpus = DECLARED_PER_CORE * (os.cpu_count() or 1) + 4
     return {"address": "local", "num_cpus": cpus, "resources": {_STARTED_HERE: 1}, "include_dashboard": False}
 
 
 def _joining() -> dict[str, Any]:
-    """How a running cluster is joined: the workers that it starts for this job have what the job says in their environment."""
-    # Ray refuses a variable that the job was submitted with; here it has the same value.
+    """Arguments for joining a running cluster; the workers that it starts for this job get these environment variables."""
+    # Ray rejects a variable that the job was submitted with; here it has the same value.
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     return {"runtime_env": {"env_vars": {HIDE_GPUS: os.environ.get(HIDE_GPUS, "1")}}}
 
 
 @contextlib.contextmanager
 def _native_stderr_hidden() -> Iterator[None]:
-    """Hide what Ray's core writes while it starts: it announces the log level it was just told to keep. Errors are raised."""
+    """Hide what Ray's core writes at startup: it announces the log level that was just set. Errors are raised anyway."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -223,7 +221,7 @@ def _native_stderr_hidden() -> Iterator[None]:
 
 
 def describe() -> Cluster:
-    """The cluster this process is connected to."""
+    """Describe the cluster that this process is connected to."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     local = any(_STARTED_HERE in node for node in nodes)
     each = [] if local else without_spare([(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes])
@@ -240,7 +238,7 @@ def describe() -> Cluster:
 
 
 def without_spare(nodes: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """CPUs and GPUs of every node less the spare CPU: of a node without GPUs where there is one; the only CPU stays."""
+    """CPUs and GPUs of every node minus the spare CPU, taken from a node without GPUs if possible; a sole CPU is kept."""
     left = list(nodes)
     able = [at for at, (cpus, _) in enumerate(left) if cpus >= SPARE_CPUS]
     if able and sum(cpus for cpus, _ in left) >= SPARE_CPUS + 1:
@@ -250,17 +248,17 @@ def without_spare(nodes: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def await_free_cpu() -> None:
-    """Wait until a task finds a CPU, so that no stage of tasks waits for ever for what other jobs keep.
+    """Wait until a task gets a CPU, so that no stage waits forever for CPUs that other jobs occupy.
 
     Raises:
-        JobError: there was none in `placement_timeout_s`.
+        JobError: none became free within `placement_timeout_s`.
     """
     limit = placement_timeout_s.get()
     done, _ = ray.wait([ray.remote(num_cpus=1)(_answer).remote()], timeout=limit)
     if not done:
         free, there = ray.available_resources().get("CPU", 0.0), ray.cluster_resources().get("CPU", 0.0)
         raise JobError(
-            f"no task found a CPU in {limit:g} s: {free:g} of the cluster's {there:g} are free; free some of them, or raise "
+            f"no task got a CPU within {limit:g} s: {free:g} of the cluster's {there:g} are free; free more of them, or raise "
             "placement_timeout_s"
         )
 
@@ -270,17 +268,17 @@ def _answer() -> bool:
 
 
 def await_ready(references: Sequence[Any], what: str, workers: Workers, limit: float) -> None:
-    """Wait until actors have a place and answer, so that no stage waits for ever for what the cluster does not have.
+    """Wait until actors are scheduled and respond, so that no stage waits forever for resources that the cluster lacks.
 
     Args:
-        references: one for each actor, of a call that it answers once it is ready.
-        what: the section of the configuration whose workers they are, e.g. `refine.train`.
-        workers: what each actor asks for.
+        references: for each actor, the reference of a call that returns once the actor is ready.
+        what: section of the configuration that the workers belong to, e.g. `refine.train`.
+        workers: resources that each actor requests.
         limit: seconds to wait for all of them (`Cluster.placement_timeout_s`).
 
     Raises:
-        JobError: some were not ready in time; says what was asked for, what is free and what is missing.
-        ray.exceptions.RayError: an actor failed while it started; raised as soon as it does.
+        JobError: some were not ready in time; the message states what was requested, what is free and what is missing.
+        ray.exceptions.RayError: an actor failed while starting; raised as soon as it does.
     """
     pending, end = list(references), time.monotonic() + limit
     while pending:
@@ -292,10 +290,10 @@ def await_ready(references: Sequence[Any], what: str, workers: Workers, limit: f
 
 @contextlib.contextmanager
 def actor_pool(count: int, what: str, workers: Workers, limit: float) -> Iterator[None]:
-    """As `await_ready`, for the actors of a Ray Data plan that is made and executed in the block; arguments as there.
+    """Like `await_ready`, for the actors of a Ray Data plan created and executed in the block; same arguments.
 
     Raises:
-        JobError: not all of them were ready in time.
+        JobError: some actors were not ready in time.
     """
     ray.data.DataContext.get_current().wait_for_min_actors_s = math.ceil(limit)
     try:
@@ -305,24 +303,24 @@ def actor_pool(count: int, what: str, workers: Workers, limit: float) -> Iterato
 
 
 def _unplaced(waiting: int, count: int, what: str, workers: Workers, limit: float) -> str:
-    """Why actors are not ready: too little is free, or they are slow to start."""
+    """Explain why actors are not ready: too few resources are free, or they are slow to start."""
     gpus, free = describe().gpus_per_worker(workers), ray.available_resources()
     asked = {"CPUs": waiting * workers.cpus, "GPUs": waiting * gpus}
     there = {"CPUs": free.get("CPU", 0.0), "GPUs": free.get("GPU", 0.0)}
     missing = [f"{asked[unit] - there[unit]:g} {unit}" for unit in asked if asked[unit] > there[unit]]
     each = f"{workers.cpus:g} CPUs and {gpus:g} GPUs"
     return (
-        f"{what}: {waiting} of {count} workers ({each} each) were not ready in {limit:g} s; free are {there['CPUs']:g} CPUs and "
-        f"{there['GPUs']:g} GPUs, missing up to {' and '.join(missing) or '0, so they start slowly'}; free some of the cluster, "
-        f"lower {what}.workers or raise placement_timeout_s"
+        f"{what}: {waiting} of {count} workers ({each} each) were not ready within {limit:g} s; free: {there['CPUs']:g} CPUs and "
+        f"{there['GPUs']:g} GPUs, missing: up to {' and '.join(missing) or '0, so they are slow to start'}; free more of the "
+        f"cluster, lower {what}.workers or raise placement_timeout_s"
     )
 
 
 def _quiet_data() -> None:
-    """Ray Data's own bars and banners would write over ours; a stalled plan must end, not hang."""
+    """Turn off Ray Data's own bars and banners, which would overwrite ours, and make a stalled plan fail instead of hang."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = 1800
-    # Its errors are raised too, and told in one line where the machines are to blame.
+    # Its errors are raised as well, and reported in one line if the machines are at fault.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""The stages of a round: fine-tune, generate, score, move the weights. `stages.py` holds those before."""
+"""The stages of a round: fine-tune, generate, score, update the weights. `stages.py` contains those before."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _GAP_COLUMNS = ("gap", "gold_tokens", "generated_tokens", "second_gap")
 
 @dataclass
 class RefiningJob(Job):
-    """A job whose rounds learn from the model they train."""
+    """A job with rounds, each of which learns from the model trained so far."""
 
     _stream: Stream | None = None
 
@@ -49,13 +49,13 @@ class RefiningJob(Job):
         return self.config.refine
 
     def train(self, number: int | None, draw: Stage, before: Before | None) -> Stage:
-        """The model of this round: the base model on all rows so far, or the last round's on the new ones."""
+        """The model of this round: the base model trained on all rows so far, or the previous round's on the new ones."""
         config, seed = self.refinement.train, self.config.seed
         last = before.model if before and config.mode == "continue" else None
         template = read_chat_template(self.refinement.generate)
 
         def build(folder: Path) -> dict[str, Any]:
-            """Train on what was drawn."""
+            """Train on the drawn rows."""
             self._fetch_model()
             base_loss = before.model.facts["held_out_loss_base"] if before else None
             origin = Origin(base_loss, trained_folder(last.folder, config) if last else None, template)
@@ -84,13 +84,13 @@ class RefiningJob(Job):
         )
 
     def fine_tune(self, round_: Round, folder: Path) -> dict[str, Any]:
-        """Do a round's training in a stage's folder, and return its facts."""
+        """Run a round's training in a stage's folder and return its facts."""
         return train_round(round_, self.refinement.train, folder, self.hardware, self.progress)
 
     def generate(self, number: int, draw: Stage, trained: Stage | None, reward: Stage | None) -> Stage:
-        """Completions of the prompts that are scored and of the held-out ones; only of these by the untrained base model.
+        """Completions of the scored and the held-out prompts; the untrained base model completes only the held-out ones.
 
-        Scoring (`score`) begins with the first shard, where the cluster has room for it.
+        Scoring (`score`) starts with the first shard, if the cluster has room for it.
         """
         config, scored = self.refinement.generate, self.refinement.scored
         names = ["held_out", scored] if trained else ["held_out"]
@@ -98,7 +98,7 @@ class RefiningJob(Job):
         model_key = trained.key if trained else fingerprint(self.refinement.train.model)
 
         def build(folder: Path) -> dict[str, Any]:
-            """Complete the prompts, in the order of their row ids."""
+            """Complete the prompts in the order of their row ids."""
             self._fetch_model()
             parts = [pq.read_table(draw.folder / f"{name}_rows.parquet", columns=["row_id", "messages"]) for name in names]
             prompts = folder / "prompts.parquet"
@@ -119,7 +119,7 @@ class RefiningJob(Job):
         )
 
     def _streaming(self, reward: Stage | None) -> Stream:
-        """What generates and scores, the same for all rounds."""
+        """The fleet and crews that generate and score, the same for all rounds."""
         if self._stream is None:
             refine, train = self.refinement, self.refinement.train
             rank = train.lora_rank if train.method == "lora" else 0
@@ -132,7 +132,7 @@ class RefiningJob(Job):
         return self._stream
 
     def _scorers(self, reward: Stage | None) -> list[tuple[str, str, RewardConfig, ScorerSpec]]:
-        """What scores completions: name, section of the configuration, the section, and the scorer."""
+        """The scorers of completions: name, section name, section of the configuration, and scorer specification."""
         scorers = [("rewards", "reward", self.reward_config, self.reward_spec(reward)[0])]
         second = self.refinement.second
         if second is not None:
@@ -140,18 +140,18 @@ class RefiningJob(Job):
         return scorers
 
     def static_control(self, budget: int, sources: Sources) -> Stage:
-        """The model that one training on a static selection of the whole budget gives: same sampler, same held-out rows."""
+        """The model of a single training on a static selection of the whole budget: same sampler, same held-out rows."""
         return self.train(None, self.draw(None, budget, sources, before=None), before=None)
 
     def _fetch_model(self) -> None:
-        """Convert the language model, where it comes in a form that must be, before a stage that loads it waits for it."""
+        """Convert the language model, if its format requires it, before a stage that loads it would have to wait."""
         reference = self.refinement.train.model
         if unconverted(reference):
-            self.progress.note(f"converting {reference} once for this machine, about a minute; its own terms of use apply")
+            self.progress.note(f"converting {reference} once for this machine (about a minute); its own terms of use apply")
             answer_of(ray.remote(max_calls=1)(resolve_model).remote(reference), f"refine.train.model {reference}")
 
     def close(self) -> None:
-        """End the actors that outlive a stage."""
+        """Stop the actors that outlive a stage."""
         if self._stream is not None:
             self._stream.close()
 
@@ -159,7 +159,7 @@ class RefiningJob(Job):
         """Rewards of gold and generated completions, and their gap (Yu et al. 2024, Eq. 4)."""
 
         def build(folder: Path) -> dict[str, Any]:
-            """Have every shard scored, and compare."""
+            """Score every shard and compare the rewards."""
             shards = [Path(file) for file in generated.files("shard-*.parquet")]
             scored = self._streaming(reward).score(shards, folder, self.progress)
             held_out = set(pq.read_table(draw.folder / "held_out.parquet")["row_id"].to_pylist())
@@ -181,7 +181,7 @@ class RefiningJob(Job):
         )
 
     def _score_stage(self, number: int, generated: str, reward: Stage | None) -> Stage:
-        """The stage that the completions with this key are scored in; known before there are any."""
+        """The stage that scores the completions with this key; known before any exist."""
         spec, inputs = self.reward_spec(reward)
         identity: dict[str, Any] = {"scorer": "reward", **spec.limits}
         second = self.refinement.second
@@ -191,11 +191,11 @@ class RefiningJob(Job):
         return self.store.stage(round_name(number, "score"), VERSIONS["score"], identity, [generated, *inputs])
 
     def weights(self, number: int, draw: Stage, clusters: Stage, scored: Stage) -> Stage:
-        """The next round's cluster weights, every cluster explained."""
+        """The next round's cluster weights, with an explanation for every cluster."""
         config = self.refinement.weights
 
         def build(folder: Path) -> dict[str, Any]:
-            """Move the weights, and write why."""
+            """Update the weights and write the explanations."""
             update = update_of_round(self.config, number, draw, scored)
             write_json(folder / "weights.json", explain_weights(clusters.facts["sizes"], update))
             return update.facts(config)
@@ -214,12 +214,12 @@ def _template_digests(template: str | None) -> list[str]:
 
 
 def second_spec(config: RewardConfig) -> ScorerSpec:
-    """The scorer that gives the second opinion."""
+    """Specification of the second scorer."""
     return ScorerSpec.of_reward(config, reward_reference(config, Path()))
 
 
 def update_of_round(config: Config, number: int, draw: Stage, scored: Stage) -> WeightUpdate:
-    """How a round's gaps move the weights it drew by: computed from committed artefacts only, whenever it is asked for."""
+    """The weight update that follows from a round's gaps, computed from committed artefacts only."""
     assert config.refine is not None
     facts = draw.facts
     exhausted = np.array(facts["drawn"]) >= np.array(facts["capacity"])
@@ -228,7 +228,7 @@ def update_of_round(config: Config, number: int, draw: Stage, scored: Stage) -> 
 
 
 def read_gaps(draw: Stage, scored: Stage, config: RefineConfig) -> RowGaps:
-    """The gaps of the rows that move the weights, by row id: those selected so far, or the probe; never those held out."""
+    """The gaps of the rows that drive the weights, by row id: those selected so far, or the probe; never the held-out rows."""
     clusters = pq.read_table(draw.folder / f"{config.scored}.parquet", columns=["row_id", "cluster"])
     of_row = dict(zip(clusters["row_id"].to_pylist(), clusters["cluster"].to_pylist(), strict=True))
     table = pq.read_table(scored.folder / "gaps.parquet").sort_by("row_id")

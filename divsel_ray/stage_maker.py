@@ -1,4 +1,4 @@
-"""How a stage is found or made: its identity, its commit, what it held, and who is told."""
+"""How a stage is found or built: its identity, its commit, its resource usage, and the notifications."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ VERSIONS = {
     "rows": 1,
     "cell": 1,
 }
-"""Raised by whoever changes what a stage writes."""
+"""Incremented with every change of a stage's output."""
 
 
 @dataclass
 class StageMaker:
-    """A job's settings and folder, and the stages it has come by.
+    """A job's settings and folder, and the stages it has gone through.
 
     Attributes:
         config: the whole configuration.
         store: the run folder.
-        progress: where the user is told.
-        cluster: what there is to compute with; None only in a dry job.
-        dry: list the stages without making any.
-        stages: the stages seen so far, in order, with whether each was there already.
-        watchers: told of every stage, the cached ones too.
+        progress: receives messages and progress for the user.
+        cluster: the available resources; None only in a dry job.
+        dry: whether to list the stages without building any.
+        stages: the stages seen so far, in order, each with whether it was already committed.
+        watchers: notified of every stage, including cached ones.
     """
 
     config: Config
@@ -69,7 +69,7 @@ class StageMaker:
     def hardware(self) -> Cluster:
         """The cluster of a job that runs."""
         if self.cluster is None:
-            raise RuntimeError("a dry job makes no stage")
+            raise RuntimeError("a dry job builds no stage")
         return self.cluster
 
     def make(
@@ -80,17 +80,17 @@ class StageMaker:
         build: Callable[[Path], dict[str, Any]],
         summary: Callable[[dict[str, Any]], str],
     ) -> Stage:
-        """Find a stage committed, or build and commit it with what it held.
+        """Find a committed stage, or build it and commit it with its resource usage.
 
         Args:
-            name: of its folder; its kind has an entry in `VERSIONS`.
+            name: name of its folder; its kind has an entry in `VERSIONS`.
             config: the settings that its output depends on.
             inputs: keys and digests of what it reads.
             build: writes into the folder and returns the stage's facts.
-            summary: one line for the user, of the facts.
+            summary: turns the facts into one line for the user.
 
         Raises:
-            JobError: a disk is full, or processes or nodes were lost again and again; the folder goes on from there.
+            JobError: a disk is full, or processes or nodes were lost repeatedly; the folder can be resumed.
         """
         stage = self.store.stage(name, VERSIONS[kind_of(name)], config, inputs)
         cached = stage.committed

@@ -1,7 +1,7 @@
-"""What each stage of a job depends on, and the call that makes it.
+"""What each stage of a job depends on, and the call that builds it.
 
 A stage's key is known before it runs, because it hashes settings and the keys of its inputs; `Job(dry=True)` therefore
-lists every stage, and which of them are committed already, without doing any.
+lists every stage, and which of them are already committed, without running any.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ DRAW_MEMORY_SHARE = 0.5
 
 @dataclass
 class Job(StageMaker):
-    """One job's stages; each method makes its stage, or finds it committed."""
+    """The stages of one job; each method builds its stage, or finds it committed."""
 
     def pool(self) -> Stage:
-        """Clean rows, sorted by row id, in content-cut partitions."""
+        """Clean rows, sorted by row id, in content-defined partitions."""
         config, tokenizer = self.config.pool, self.config.pool.tokenizer or self.config.embed.model
         names = [path.name for path in self.inputs]
         return self.make(
@@ -59,7 +59,7 @@ class Job(StageMaker):
         )
 
     def clean(self, pool: Stage) -> Stage:
-        """The pool without what the settings take out of it; the pool itself where they take nothing."""
+        """The pool without the rows that the settings remove; the pool itself if they remove none."""
         config = self.config.clean
         if not (config.min_tokens or config.max_tokens or config.near_duplicates or config.benchmarks):
             return pool
@@ -73,7 +73,7 @@ class Job(StageMaker):
         )
 
     def embeddings(self, pool: Stage, records: Stage) -> Stage:
-        """One unit vector per row. `records` is the pool as it was read."""
+        """One unit vector per row. `records` is the pool as read."""
         config = self.config.embed
         if config.given is not None:
             return self._given(config.given, pool, records)
@@ -96,7 +96,7 @@ class Job(StageMaker):
         )
 
     def clusters(self, embeddings: Stage) -> Stage:
-        """A cluster for every row."""
+        """The cluster of every row."""
         config, seed = self.config.cluster, self.config.seed
         return self.make(
             "cluster",
@@ -109,12 +109,12 @@ class Job(StageMaker):
         )
 
     def reward(self, pool: Stage) -> Stage | None:
-        """The fitted stand-in reward model, if the configuration asks for one and something is scored by it."""
+        """The fitted stand-in reward model, if the configuration requests one and something is scored by it."""
         config, refine = self.config.reward, self.config.refine
         if config is not None and config.perplexity is not None and refine is not None and refine.weights.direction == "lagging":
             self.progress.note(
-                "reward.perplexity with direction lagging (Yu et al. 2024, Eq. 7) raises clusters whose own completions "
-                f"{config.perplexity} finds strange, and spoiled rows are; look at what is selected, or use a reward model"
+                "reward.perplexity with direction lagging (Yu et al. 2024, Eq. 7) raises clusters whose gold completions "
+                f"{config.perplexity} finds unlikely, such as corrupted rows; inspect the selection, or use a reward model"
             )
         if config is None or config.fit is None or not self.config.scores_by_reward:
             return None
@@ -127,7 +127,7 @@ class Job(StageMaker):
         )
 
     def quality(self, pool: Stage, reward: Stage | None, clusters: Stage) -> Stage | None:
-        """A quality for every row, or for those that `oversample` draws; None where rows are drawn alike."""
+        """The quality of every row, or of those that `oversample` draws; None if all rows are treated equally."""
         config, seed = self.config.quality, self.config.seed
         if config.source == "none":
             return None
@@ -136,7 +136,7 @@ class Job(StageMaker):
         sampled = {} if config.oversample is None else _identity_of_sample(wanted)
 
         def build(folder: Path) -> dict[str, Any]:
-            """Score all rows, or those drawn for it."""
+            """Score all rows, or those drawn for scoring."""
             if spec.kind == "given":
                 check_scores(spec.model, _rows_of_files(next(stage for stage, _ in self.stages if stage.name == "pool")))
             ids = draw_wanted(clusters.files(), rows_to_score(clusters.facts["sizes"], wanted), seed, folder) if sampled else ""
@@ -151,7 +151,7 @@ class Job(StageMaker):
         )
 
     def _quality_spec(self, reward: Stage | None) -> tuple[ScorerSpec, list[str]]:
-        """The scorer of the pool's rows, and what identifies it."""
+        """The scorer of the pool's rows, and its identity."""
         config = self.config.quality
         if config.source == "reward":
             spec, inputs = self.reward_spec(reward)
@@ -160,7 +160,7 @@ class Job(StageMaker):
         return spec, [_digest_of(spec.model, "quality.source")] if spec.kind == "given" else spec.identity()
 
     def semantic(self, embeddings: Stage, clusters: Stage, quality: Stage | None) -> Stage | None:
-        """The rows that say what another row of their cluster says, or None where they may be drawn."""
+        """Semantic duplicates, rows that repeat another row of their cluster; None if they may be drawn."""
         threshold = self.config.clean.semantic_duplicates
         if threshold is None:
             return None
@@ -172,14 +172,14 @@ class Job(StageMaker):
             lambda folder: drop_semantic_duplicates(
                 clusters.files(), embeddings.files(), quality_files, clusters.facts["k"], threshold, folder, self.progress
             ),
-            lambda facts: f"{facts['removed']:,} of {facts['rows']:,} rows are like another",
+            lambda facts: f"{facts['removed']:,} of {facts['rows']:,} rows are semantic duplicates",
         )
 
     def draw(self, number: int | None, size: int, sources: Sources, before: Before | None) -> Stage:
-        """The rows selected up to this round, with their text, the held-out rows, and those of the probe where there is one.
+        """The rows selected up to this round, with their text, the held-out rows, and those of the probe if one exists.
 
         Raises:
-            InputError: the pool does not hold what is asked for.
+            InputError: the pool does not contain enough rows.
         """
         config, lists = self.config, listed_files(self.config.select)
         plan = plan_draw(config, size, before)
@@ -187,21 +187,21 @@ class Job(StageMaker):
         budgets = [*sorted(config.nested), config.budget]
         identity = {**settings, "seed": config.seed, "budgets": budgets, "size": size, "unit": plan.unit}
         identity |= {"held_out": plan.held_out, "probe": plan.probe}
-        # With the suffix: by it the list is read, and its copy found again.
+        # With the suffix: it decides how the list is read, and the copy is found by it.
         identity |= {name: _digest_of(str(path), f"select.{name}") + path.suffix for name, path in lists.items()}
-        # Only where it is set: without it every draw is whole, and none is made anew.
+        # Only if set, so that keys of existing draws stay unchanged.
         identity |= {"allow_fewer": True} if plan.allow_fewer else {}
 
         def build(folder: Path) -> dict[str, Any]:
-            """Draw by the plan, with copies of its lists."""
-            # The lists are part of what the draw can be made again from.
+            """Draw according to the plan, with copies of its lists."""
+            # The lists are among the inputs needed to repeat the draw.
             copies = {name: shutil.copy(path, folder / f"{name}{path.suffix}") for name, path in lists.items()}
             memory = DRAW_MEMORY_SHARE * self.hardware.node_gib * 2**30
             facts = draw_round(sources.files, sources.clusters.facts["k"], with_lists(plan, copies), folder, memory)
             facts["asked"] = size
             if plan.probe and not facts["probe"]:
                 raise InputError(
-                    f"refine.scored probe: the pool has no row to spare for it beside the budget of {plan.reserved:,}; lower the "
+                    f"refine.scored probe: the pool has no rows left for it after the budget of {plan.reserved:,}; lower the "
                     "budget, or score the selected rows (refine.scored: selected)"
                 )
             for name in ("selected", "held_out", *(["probe"] if plan.probe else [])):
@@ -216,11 +216,11 @@ class Job(StageMaker):
             identity,
             inputs,
             build,
-            lambda facts: f"{facts['new']:,} new rows, {facts['rows']:,} in all",
+            lambda facts: f"{facts['new']:,} new rows, {facts['rows']:,} in total",
         )
 
     def diversity(self, drawn: Stage, sources: Sources) -> Stage | None:
-        """How diverse the selection is beside random subsets of its size; None of no rows."""
+        """Diversity of the selection compared with random subsets of its size; None if it is empty."""
         if not self.dry and not drawn.facts["rows"]:
             return None
         seed, selected = self.config.seed, drawn.folder / "selected.parquet"
@@ -233,30 +233,30 @@ class Job(StageMaker):
         )
 
     def budget(self, pool: Stage) -> int:
-        """Rows or tokens to select: the budget, or the whole pool where fewer are allowed.
+        """Rows or tokens to select: the budget, or the whole pool if it is smaller and fewer are allowed.
 
         Raises:
-            InputError: the pool holds fewer, and that is not allowed.
+            InputError: the pool contains fewer, and that is not allowed.
         """
         if self.dry and not pool.committed:
             return self.config.budget
         held = pool.facts["rows" if self.config.budget_unit == "rows" else "tokens"]
         if held < self.config.budget and not self.config.allow_fewer:
             raise InputError(
-                f"budget {self.config.budget} exceeds the pool's {held} {self.config.budget_unit}; lower it, or allow fewer "
-                "(--allow-fewer, allow_fewer: true)"
+                f"budget {self.config.budget} exceeds the pool's {held} {self.config.budget_unit}; lower it, or allow a smaller "
+                "selection (--allow-fewer, allow_fewer: true)"
             )
         return int(min(self.config.budget, held))
 
     @property
     def reward_config(self) -> RewardConfig:
-        """The reward settings of a job that scores by them."""
+        """The reward settings of a job that uses a reward."""
         if self.config.reward is None:
             raise RuntimeError("this job has no reward section")
         return self.config.reward
 
     def reward_spec(self, reward: Stage | None) -> tuple[ScorerSpec, list[str]]:
-        """What scores completions, and what identifies it: a model by its content, a judge by its settings but for limits."""
+        """The scorer of completions, and its identity: a model's content, or a judge's settings except limits."""
         config = self.reward_config
         spec = ScorerSpec.of_reward(config, reward_reference(config, reward.folder if reward else Path()))
         return spec, [reward.key] if reward else spec.identity()
@@ -264,7 +264,7 @@ class Job(StageMaker):
 
 @dataclass(frozen=True)
 class Sources:
-    """What is drawn from: the stages that say something of every row."""
+    """The inputs of a draw: the stages that describe every row."""
 
     pool: Stage
     embeddings: Stage
@@ -274,12 +274,12 @@ class Sources:
 
     @property
     def keys(self) -> list[str]:
-        """What identifies them; pool and embeddings are in the key of the clusters."""
+        """Keys that identify the sources; pool and embeddings are part of the clusters' key."""
         return [stage.key for stage in (self.clusters, self.quality, self.semantic) if stage]
 
     @property
     def files(self) -> DrawFiles:
-        """Their files."""
+        """Files of the sources."""
         quality, semantic = (stage.files() if stage else [] for stage in (self.quality, self.semantic))
         unscored = self.quality.files(UNSCORED) if self.quality else []
         return DrawFiles(self.clusters.files(), quality, self.pool.files(), self.embeddings.files(), semantic, unscored)
@@ -287,7 +287,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class Before:
-    """What a round needs of the last one."""
+    """What a round needs from the previous one."""
 
     draw: Stage
     model: Stage
@@ -295,7 +295,7 @@ class Before:
 
 
 def plan_draw(config: Config, size: int, before: Before | None) -> DrawPlan:
-    """What a round draws: `size` new rows, or the whole budget of a static selection."""
+    """Plan of a round's draw: `size` new rows, or the whole budget of a static selection."""
     uniform = config.refine is not None and config.refine.weights.initial == "uniform"
     plan = DrawPlan(
         config.select.model_copy(update={"allocation": "equal", "weights": None} if uniform else {}),
@@ -315,7 +315,7 @@ def plan_draw(config: Config, size: int, before: Before | None) -> DrawPlan:
 
 
 def _identity_of_sample(plan: DrawPlan) -> dict[str, Any]:
-    """What decides which rows are drawn for scoring, see `rows_to_score`."""
+    """Settings that determine which rows are drawn for scoring, see `rows_to_score`."""
     shares = plan.config.model_dump(include={"allocation", "exponent", "weights"})
     return {"rows": plan.budgets[-1], "held_out": plan.held_out, "probe": plan.probe, **shares, "seed": plan.seed}
 
@@ -326,12 +326,12 @@ def listed_files(config: SelectConfig) -> dict[str, Path]:
 
 
 def with_lists(plan: DrawPlan, copies: Mapping[str, Any]) -> DrawPlan:
-    """The plan with these files as its lists of row ids."""
+    """The plan, with its lists of row ids replaced by these files."""
     return replace(plan, config=plan.config.model_copy(update={name: str(path) for name, path in copies.items()}))
 
 
 def _rows_of_files(records: Stage) -> dict[str, int]:
-    """Records of each input file, the bad ones too."""
+    """Number of records in each input file, including bad ones."""
     return {name: facts["rows"] for name, facts in records.facts["files"].items()}
 
 
@@ -344,10 +344,10 @@ def _counts(removed: Mapping[str, int]) -> str:
 
 
 def _digest_of(path: str, setting: str) -> str:
-    """What identifies a file that a user named, or the Parquet files of a folder; see `named_files`."""
+    """Digest of a file that the user named, or of the Parquet files of a folder; see `named_files`."""
     return digest([file_digest(file) for file in named_files(path, setting)])
 
 
 def settings_of(section: BaseModel, *left_out: str) -> dict[str, Any]:
-    """A section without what cannot change the stage's output."""
+    """A section without the settings that cannot change the stage's output."""
     return section.model_dump(mode="json", exclude={"workers", *left_out})

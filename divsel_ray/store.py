@@ -1,8 +1,8 @@
 """The run store: content-addressed stage outputs, atomic commit, resume.
 
 A stage's output lives in `<root>/<stage>/<key>/`. The key hashes what the output depends on: the stage's version, its
-configuration and the keys of its inputs. `_manifest.json` is written last, by rename, and is the commit; a folder
-without it is unfinished, and the files in it that were finished (each is renamed into place) are used again.
+configuration and the keys of its inputs. `_manifest.json` is written last, by rename, and is the commit. A folder
+without it is unfinished; finished files in it (each is renamed into place) are reused.
 
     store = Store(folder)
     with store.lock():
@@ -34,13 +34,13 @@ import pyarrow.parquet as pq
 from divsel_ray.errors import InputError, JobError
 
 MANIFEST = "_manifest.json"
-"""Of a stage."""
+"""Manifest of a stage."""
 RUN_MANIFEST = "manifest.json"
-"""Of a finished run: what was asked, its stages and what came out."""
+"""Manifest of a finished run: its configuration, stages and results."""
 _UNFINISHED = ".tmp-"
 _LOCK = ".lock"
 _WRITTEN = (RUN_MANIFEST, "README.md", "report.html", "selection.jsonl", "selection.parquet")
-"""What a run writes into its folder, beside its stages."""
+"""Files that a run writes into its folder, in addition to its stages."""
 
 
 def digest(value: Any) -> str:
@@ -57,13 +57,13 @@ def file_digest(path: Path) -> str:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` by rename when the block ends well.
+    """Yield a temporary path next to `path` that is renamed to `path` when the block succeeds.
 
-    Works for a file, and for a folder, which takes the place of a folder. Readers see the old content or the new, never a half,
-    even after a power cut.
+    Works for files and for folders; a folder replaces an existing folder. Readers see either the old or the new content, never
+    a mixture, even after a power cut.
 
     Raises:
-        IsADirectoryError: a file was made, and there is a folder of its name.
+        IsADirectoryError: a file was created, but a folder of that name exists.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,19 +84,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that a stop half-way leaves nothing that looks finished."""
+    """Remove a folder so that an interruption leaves nothing that looks finished."""
     doomed = _unfinished_beside(folder)
     folder.rename(doomed)
     shutil.rmtree(doomed)
 
 
 def _unfinished_beside(path: Path) -> Path:
-    """A path that nobody has, of which `files` and `commit` know that it is not whole."""
+    """A unique path that `files` and `commit` recognise as incomplete."""
     return path.with_name(f"{path.name}{_UNFINISHED}{uuid.uuid4().hex[:12]}")
 
 
 def _flush(path: Path) -> None:
-    """Have a file's content, or a folder's list of entries, on the disk."""
+    """Flush a file's content, or a folder's list of entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -112,13 +112,13 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically, in UTF-8 and with its line ends as they are."""
+    """Write a text file atomically, in UTF-8 and with line endings unchanged."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_table(path: str | Path, table: pa.Table, **options: Any) -> None:
-    """Write Parquet atomically, with these options of pyarrow."""
+    """Write Parquet atomically; `options` are passed to pyarrow."""
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, **options)
 
@@ -127,7 +127,7 @@ def write_array(path: str | Path, array: np.ndarray) -> None:
     """Write a NumPy file atomically, under exactly this name.
 
     Raises:
-        ValueError: the array holds objects, which only a pickle could.
+        ValueError: the array contains objects, which would have to be pickled.
     """
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, array, allow_pickle=False)
@@ -140,7 +140,7 @@ def read_json(path: str | Path) -> Any:
 
 @dataclass
 class Stage:
-    """One stage's folder in a run, committed or not; where `shared` is given, a commit is also linked there."""
+    """The folder of one stage in a run, committed or not; if `shared` is given, a commit is also linked there."""
 
     name: str
     key: str
@@ -151,7 +151,7 @@ class Stage:
 
     @property
     def committed(self) -> bool:
-        """Whether the output is whole: the manifest is there and every file it lists has its size."""
+        """Whether the output is complete: the manifest exists and every file it lists has the recorded size."""
         try:
             files = read_json(self.folder / MANIFEST)["files"]
         except (FileNotFoundError, json.JSONDecodeError, KeyError):
@@ -160,18 +160,18 @@ class Stage:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the stage reported when it was committed (counts, losses, ...)."""
+        """Facts recorded when the stage was committed (counts, losses, ...)."""
         return dict(read_json(self.folder / MANIFEST)["facts"])
 
     @property
     def seconds(self) -> float:
-        """How long the work took, from the committing process's start of the stage."""
+        """Duration of the work, from when the committing process started the stage."""
         return float(read_json(self.folder / MANIFEST)["seconds"])
 
     def start(self) -> Path:
-        """Make the folder, take damaged files of an earlier commit out of it, and count the time from here."""
+        """Create the folder, remove damaged files of an earlier commit from it, and start measuring time."""
         if self.folder.is_symlink():
-            # What another run shared and is whole no more: that run's folder stays as it is.
+            # Shared by another run and no longer complete: leave that run's folder unchanged.
             self.folder.unlink()
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / MANIFEST).is_file():
@@ -180,7 +180,7 @@ class Stage:
         return self.folder
 
     def _discard_damaged(self) -> None:
-        """Without this, parts that were cut short would count as finished when the stage is made again."""
+        """Remove damaged files, since truncated parts would otherwise count as finished when the stage is rebuilt."""
         try:
             damaged = self.damaged()
         except (json.JSONDecodeError, KeyError):
@@ -190,17 +190,17 @@ class Stage:
         (self.folder / MANIFEST).unlink(missing_ok=True)
 
     def files(self, pattern: str = "*.parquet") -> list[str]:
-        """Paths of the stage's files that match, in name order."""
+        """Paths of the stage's files that match the pattern, sorted by name."""
         return [str(p) for p in sorted(self.folder.glob(pattern)) if _UNFINISHED not in p.name]
 
     def damaged(self) -> list[str]:
-        """Names of committed files that are gone or whose bytes are no longer those that were committed."""
+        """Names of committed files that are missing or whose content has changed since the commit."""
         files = read_json(self.folder / MANIFEST)["files"]
         places = {name: self.folder / name for name in files}
         return [name for name, path in places.items() if not path.is_file() or file_digest(path) != files[name]["sha256"]]
 
     def commit(self, facts: Mapping[str, Any]) -> None:
-        """List every file with size and hash, and rename the manifest into place."""
+        """Record the size and hash of every file, and rename the manifest into place."""
         _remove_unfinished(self.folder)
         files = {
             str(path.relative_to(self.folder)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
@@ -219,7 +219,7 @@ def _size(path: Path) -> int:
 
 
 def _link(place: Path, target: Path) -> None:
-    """Make `place` a relative link to a folder, unless there is a whole stage already: whoever commits first is found."""
+    """Make `place` a relative link to a folder, unless a complete stage is already there: the first commit wins."""
     if Stage("", "", place, {}).committed or (place.is_dir() and not place.is_symlink()):
         return
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -239,28 +239,28 @@ def _remove_unfinished(folder: Path) -> None:
 class Store:
     """The stages of one run folder.
 
-    Several runs find one another's stages through a `shared` folder: what one commits is linked there, and from there into
-    the folder of whoever needs it next. Each writes into its own folder only.
+    Several runs find one another's stages through a `shared` folder: every committed stage is linked there, and from there into
+    the folder of any run that needs it next. Each run writes into its own folder only.
     """
 
     def __init__(self, root: str | Path, shared: str | Path | None = None) -> None:
         if "://" in str(root):
             raise InputError(
-                f"{root}: run folders must be on a local or mounted file system; mount the bucket and name the mount"
+                f"{root}: run folders must be on a local or mounted file system; mount the bucket and use the mount's path"
             )
         self.root = Path(root).absolute()
         self.shared = None if shared is None else Path(shared).absolute()
 
     def stage(self, name: str, version: int, config: Mapping[str, Any], inputs: Sequence[str]) -> Stage:
-        """The folder of a stage with this identity; `start` makes it.
+        """The folder of a stage with this identity; `start` creates it.
 
         Args:
             name: folder name under the root, e.g. `pool` or `round-1/train`.
-            version: raised by the stage's author when its output changes.
+            version: incremented by the stage's author when its output changes.
             config: the settings the output depends on (JSON values).
             inputs: keys of the stages, or fingerprints of the files, that it reads.
 
-        With a shared folder that holds it whole, it is linked into this one.
+        If the shared folder contains the complete stage, it is linked into this run.
         """
         identity = {"stage": name, "version": version, "config": dict(config), "inputs": list(inputs)}
         key = digest(identity)
@@ -271,7 +271,7 @@ class Store:
 
     @staticmethod
     def _find(own: Path, shared: Path) -> None:
-        """Link a stage into this folder that the shared one holds whole; drop a link to what is whole no more."""
+        """Link a complete stage from the shared folder into this one; drop a link to a stage that is no longer complete."""
         if own.is_symlink() and not Stage("", "", own, {}).committed:
             own.unlink()
         if not own.exists() and Stage("", "", shared, {}).committed:
@@ -279,11 +279,11 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run folder; the kernel frees it when this process dies, however it dies.
+        """Lock the run folder; the kernel releases the lock when this process dies, however it dies.
 
         Raises:
-            JobError: another process works on this folder.
-            InputError: it cannot be written to or locked, or holds files of somebody's that a run would overwrite.
+            JobError: another process is using this folder.
+            InputError: it cannot be written to or locked, or contains other files that a run would overwrite.
         """
         self._refuse_strangers()
         with self._locked() as stream:
@@ -293,7 +293,7 @@ class Store:
             yield
 
     def _locked(self) -> TextIO:
-        """The file whose lock is held; it also says that the folder is a run's."""
+        """The locked file, whose existence also marks the folder as a run folder."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             stream = (self.root / _LOCK).open("a+")
@@ -304,12 +304,14 @@ class Store:
             raise JobError(f"{self.root}: {holder} is working on this run folder; wait for it or choose another --out") from None
         except OSError as error:
             raise InputError(
-                f"{self.root}: cannot be used as a run folder ({error.strerror}); name one that can be written to, on a file "
-                "system with file locks (flock)"
+                f"{self.root}: cannot be used as a run folder ({error.strerror}); choose a writable one on a file system with "
+                "file locks (flock)"
             ) from None
         return stream
 
     def _refuse_strangers(self) -> None:
         found = [name for name in _WRITTEN if (self.root / name).exists()]
         if found and not (self.root / _LOCK).exists() and not any(self.root.glob(f"*/*/{MANIFEST}")):
-            raise InputError(f"{self.root}: holds a {found[0]} that is not of a run and would be overwritten; name a new folder")
+            raise InputError(
+                f"{self.root}: contains a {found[0]} that is not from a run and would be overwritten; choose a new folder"
+            )

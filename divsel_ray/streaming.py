@@ -1,7 +1,7 @@
-"""Completions and their scores: a fleet that generates, and crews that score each shard as soon as it is there.
+"""Completions and their scores: a fleet that generates, and crews that score each shard as soon as it is finished.
 
-Both stay loaded from round to round where the cluster holds them beside the training between; else each gives way to
-what comes next.
+Both stay loaded from round to round if the cluster has room for them along with the training in between; otherwise each is
+stopped to make room for the next step.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from divsel_ray.resources import Cluster
 from divsel_ray.score.crew import Crew
 
 Group = tuple[Workers, int]
-"""Actors of a kind, and how many of them."""
+"""Workers of one kind, and their number."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """What generates and scores, and what must fit beside it.
+    """The actors that generate and score, and the training that must fit alongside.
 
     Attributes:
-        fleet: generates.
-        crews: score, each by another scorer.
+        fleet: the actors that generate.
+        crews: the actors that score, one crew per scorer.
         training: workers of the fine-tuning between two rounds.
-        cluster: where all of them run.
+        cluster: the cluster that all of them run on.
     """
 
     fleet: Fleet
@@ -40,15 +40,15 @@ class Stream:
     def generate(self, prompts: Path, trained: str | None, folder: Path, scores: Path, progress: Progress) -> dict[str, Any]:
         """Complete prompts into `folder` (see `Fleet.generate`).
 
-        Where the cluster holds fleet and crews together, every finished shard is scored into `scores` while the next ones
-        are generated. The stage of scores needs only wait for what is missing.
+        If the cluster has room for fleet and crews together, every finished shard is scored into `scores` while the next ones
+        are generated. The score stage then only waits for the missing ones.
         """
         limits = self._limits((self.fleet.workers, self.fleet.planned(prompts)))
         if limits is None:
             self._close_crews()
 
         def finished(shard: Path) -> None:
-            """Have a shard scored, where crews have room."""
+            """Submit a shard for scoring, if the crews have room."""
             for crew in self.crews if limits is not None else ():
                 crew.submit(shard, scores, (limits or {}).get(crew.name, 1))
 
@@ -58,7 +58,7 @@ class Stream:
         return facts
 
     def score(self, shards: Sequence[Path], folder: Path, progress: Progress) -> dict[str, tuple[list[Path], dict[str, Any]]]:
-        """Have all shards scored by every crew: files and facts by its name. What training has no room for is ended."""
+        """Score all shards with every crew and stop actors that training has no room for; returns files and facts by crew."""
         limits = self._limits((self.fleet.workers, self.fleet.size))
         scored = {}
         for crew in self.crews:
@@ -70,7 +70,7 @@ class Stream:
         return scored
 
     def close(self) -> None:
-        """End all actors."""
+        """Stop all actors."""
         self.fleet.close()
         self._close_crews()
 
@@ -79,7 +79,7 @@ class Stream:
             crew.close()
 
     def _make_room(self) -> None:
-        """End the crews, and then the fleet, where training has no room beside them."""
+        """Stop the crews, and then the fleet, if training has no room alongside them."""
         fleet: Group = (self.fleet.workers, self.fleet.size)
         if not self.cluster.holds_together(self._training, fleet, *((crew.workers, crew.size) for crew in self.crews)):
             self._close_crews()
@@ -91,7 +91,7 @@ class Stream:
         return self.training, self.training.count or 1
 
     def _limits(self, fleet: Group) -> dict[str, int] | None:
-        """Actors that each crew may have beside the fleet, and if possible the training; None where one has no room."""
+        """Maximum actors of each crew alongside the fleet, and the training if possible; None if one crew has no room."""
         beside = self._limits_beside([fleet, self._training])
         return self._limits_beside([fleet]) if beside is None else beside
 
@@ -104,11 +104,11 @@ class Stream:
         return limits if all(limits.values()) else None
 
     def _room(self, crew: Crew, taken: Sequence[Group]) -> int:
-        """The most actors of a crew that fit beside others, at most those that it is to have."""
+        """The largest number of a crew's actors that fit alongside others, at most the number wanted."""
         wanted = self.cluster.count(crew.workers, crew.workers.count or MOST)
         fitting = (count for count in range(wanted, 0, -1) if self.cluster.holds_together(*taken, (crew.workers, count)))
         return next(fitting, 0)
 
 
 MOST = 1024
-"""Actors of a crew, where the configuration does not say: the cluster is what limits them."""
+"""Actors of a crew if the configuration sets no count: only the cluster limits them."""

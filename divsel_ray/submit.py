@@ -1,7 +1,7 @@
-"""`divsel submit`: a job in a folder of this machine, run by the cluster behind a Ray job server.
+"""`divsel submit`: run a job from a local folder on the cluster behind a Ray job server.
 
-What is sent is the folder, packed here as one archive: the code and the configuration, not the data. The archive holds no times,
-so a folder that has not changed is sent once.
+The folder (code and configuration, not the data) is packed locally into one archive and uploaded. The archive contains no
+timestamps, so an unchanged folder is uploaded only once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-# Private in Ray 2.60, the version that is asked for. Its public way to send a folder, `working_dir`, sends hidden files too.
+# Private in Ray 2.60, the required version. Ray's public way to upload a folder, `working_dir`, includes hidden files.
 from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -31,11 +31,11 @@ from divsel_ray.nodes import bundles_of
 from divsel_ray.select.registry import check_sampler
 
 UPLOAD_LIMIT = 100 * 2**20
-"""Bytes of the largest request that Ray's job server takes."""
+"""Size in bytes of the largest request that Ray's job server accepts."""
 _REQUEST_SECONDS = 60.0
-"""How long an answer of the job server is waited for."""
+"""How long to wait for a response from the job server."""
 _LOST_SECONDS = 120.0
-"""How long a job is followed whose server does not answer."""
+"""How long to keep following a job whose server does not respond."""
 _POLL_SECONDS = 1.0
 _CHUNK = 1 << 20
 _LOGGER = logging.getLogger(__name__)
@@ -43,16 +43,16 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Submission:
-    """What is run, and where.
+    """What to run, and where.
 
     Attributes:
         config: the configuration file, inside `working_dir`.
-        out: run folder, as the cluster's nodes see it.
-        working_dir: folder that is sent.
-        address: of the job server.
-        overrides: `key.path=value` changes of the configuration.
-        wait_for: what the cluster must have free before the job begins (see `nodes.await_nodes`).
-        token_file: file with the cluster's token; without one, Ray's own environment variables say it.
+        out: run folder, as a path on the cluster's nodes.
+        working_dir: folder to upload.
+        address: address of the job server.
+        overrides: `key.path=value` changes to the configuration.
+        wait_for: resources that the cluster must have free before the job starts (see `nodes.await_nodes`).
+        token_file: file with the cluster's token; without one, Ray's own environment variables apply.
     """
 
     config: Path
@@ -65,28 +65,28 @@ class Submission:
 
     @property
     def config_there(self) -> str:
-        """The configuration's path inside the folder that is sent, in which it lies (see `check`)."""
+        """Path of the configuration relative to the uploaded folder, which contains it (see `check`)."""
         return self.config.resolve().relative_to(self.working_dir.resolve()).as_posix()
 
     @property
     def entrypoint(self) -> str:
-        """What the cluster runs: the same command whether the folder holds this package or its nodes have it installed."""
+        """The command that the cluster runs; it works whether the folder contains this package or the nodes have it installed."""
         waiting = ["--wait-for", self.wait_for] if self.wait_for else []
         return shlex.join(
             ["python", "-m", "divsel_ray.cli", "run", self.config_there, "--out", self.out, *waiting, *self.overrides]
         )
 
     def ray_job(self, action: str, job: str) -> str:
-        """The `ray job` command that does something to a submitted job."""
+        """The `ray job` command line that performs an action on a submitted job."""
         token = f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={shlex.quote(str(self.token_file))} " if self.token_file else ""
         return f"{token}ray job {action} --address {shlex.quote(self.address)} {job}"
 
     def check(self) -> None:
-        """Refuse, before anything is sent, what the cluster would refuse.
+        """Detect, before anything is uploaded, errors that the cluster would report.
 
         Raises:
-            InputError: the configuration or `wait_for` is wrong, the folder is not there or does not hold the configuration, or
-                the run folder is no absolute path.
+            InputError: the configuration or `wait_for` is invalid, the folder does not exist or does not contain the
+                configuration, or the run folder is not an absolute path.
         """
         check_sampler(load_config(self.config, self.overrides))
         if self.wait_for:
@@ -95,13 +95,13 @@ class Submission:
             raise InputError(f"--working-dir {self.working_dir}: no such folder")
         if not self.config.resolve().is_relative_to(self.working_dir.resolve()):
             raise InputError(
-                f"{self.config}: lies outside the folder that is sent ({self.working_dir}); "
-                "move it there or name another --working-dir"
+                f"{self.config}: is outside the folder to upload ({self.working_dir}); "
+                "move it there or choose another --working-dir"
             )
         if not self.out.startswith("/"):
             raise InputError(
                 f"--out {self.out}: expected an absolute path on storage that every node of the cluster mounts, "
-                "e.g. /shared/runs/job; the job's own folder there is deleted with the job"
+                "e.g. /shared/runs/job; the job's working directory on the cluster is deleted with the job"
             )
 
 
@@ -110,8 +110,8 @@ class Ending:
     """How a job ended.
 
     Attributes:
-        exit_code: of its process where that is 0, 1 or 2; else 1.
-        text: in one line, with the last of its log.
+        exit_code: exit code of its process if that is 0, 1 or 2; otherwise 1.
+        text: one-line description, with the last line of the log if it failed.
     """
 
     exit_code: int
@@ -119,10 +119,10 @@ class Ending:
 
 
 def submit(submission: Submission) -> tuple[JobSubmissionClient, str]:
-    """Send a job to its cluster; returns the client and the submission id, `NAME-DATE-ATTEMPT`.
+    """Submit a job to its cluster and return the client and the submission id, `NAME-DATE-ATTEMPT`.
 
     Raises:
-        InputError: it is refused here (see `Submission.check`), too large to send, or the server refuses it or is not there.
+        InputError: the job fails a check (see `Submission.check`), is too large, or the server rejects it or is unreachable.
     """
     submission.check()
     with tempfile.TemporaryDirectory() as folder:
@@ -133,7 +133,7 @@ def submit(submission: Submission) -> tuple[JobSubmissionClient, str]:
 
 
 def _send(client: JobSubmissionClient, submission: Submission, archive: Path) -> str:
-    """Submit under the first free attempt of today."""
+    """Submit under today's first free attempt number."""
     name = re.sub(r"[^A-Za-z0-9_]+", "-", submission.config.stem)
     stem = f"{name}-{datetime.now(UTC):%Y%m%d}-"
     taken = {job.submission_id for job in client.list_jobs()}
@@ -147,20 +147,22 @@ def _send(client: JobSubmissionClient, submission: Submission, archive: Path) ->
 
 
 def follow(client: JobSubmissionClient, submission: Submission, job: str, write: Callable[[str], Any]) -> Ending:
-    """Wait for the end of a job and write its log as it grows.
+    """Wait for a job to end, writing its log as it grows.
 
     Raises:
-        JobError: the server has not answered for two minutes; the job may go on.
+        JobError: the server has not responded for two minutes; the job may still be running.
     """
     answered, written = time.monotonic(), 0
     while True:
         try:
-            # The status before the log: of a job that has ended, the log is then whole.
+            # Status first, then log: if the job has ended, the log is then complete.
             info, log = client.get_job_info(job), client.get_job_logs(job)
         except (OSError, RuntimeError, AuthenticationError) as error:
             if time.monotonic() - answered > _LOST_SECONDS:
                 again = submission.ray_job("logs --follow", job)
-                raise JobError(f"{submission.address} answers no more ({last_line(error)}); the job may go on: {again}") from None
+                raise JobError(
+                    f"{submission.address} no longer responds ({last_line(error)}); the job may still be running: {again}"
+                ) from None
         else:
             answered = time.monotonic()
             write(log[written:])
@@ -175,7 +177,7 @@ def _ending(info: Any, log: str) -> Ending:
         return Ending(0, "succeeded")
     code = info.driver_exit_code if info.driver_exit_code in (1, 2) else 1
     if info.status == JobStatus.STOPPED:
-        return Ending(code, "was stopped; submitted again, it goes on")
+        return Ending(code, "was stopped; submit it again to resume")
     return Ending(code, f"failed: {_last_written(log) or _last_written(info.message or '')}")
 
 
@@ -184,10 +186,10 @@ def _last_written(text: str) -> str:
 
 
 def connect(address: str, token_file: Path | None = None) -> JobSubmissionClient:
-    """A client of the job server at an address.
+    """Return a client of the job server at an address.
 
     Raises:
-        InputError: nothing answers there, it is no job server, or it wants another token.
+        InputError: nothing responds there, it is not a job server, or it requires another token.
     """
     if not address.startswith(("http://", "https://")):
         raise InputError(f"--address {address}: expected the job server's address, e.g. http://localhost:8265")
@@ -199,7 +201,7 @@ def connect(address: str, token_file: Path | None = None) -> JobSubmissionClient
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client, which waits for an answer no longer than `_REQUEST_SECONDS`."""
+    """Ray's client with a request timeout of `_REQUEST_SECONDS`."""
 
     def _do_request(self, *arguments: Any, **options: Any) -> Any:
         return super()._do_request(*arguments, timeout=_REQUEST_SECONDS, **options)
@@ -207,7 +209,7 @@ class _Client(JobSubmissionClient):
 
 @contextlib.contextmanager
 def _named_in_environment(address: str) -> Iterator[None]:
-    """Ray's client prefers an address from the environment to the one that it is given."""
+    """Set the address in the environment as well, since Ray's client prefers that one to its argument."""
     name = "RAY_API_SERVER_ADDRESS"
     before = os.environ.get(name)
     os.environ[name] = address
@@ -225,40 +227,40 @@ def _token(file: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--token-file {file}: cannot be read ({error})") from None
     if not token:
-        raise InputError(f"--token-file {file}: is empty; expected the cluster's token, as `ray get-auth-token` prints it there")
+        raise InputError(f"--token-file {file}: is empty; expected the token that `ray get-auth-token` prints on the cluster")
     return token
 
 
 @contextlib.contextmanager
 def _answered(address: str) -> Iterator[None]:
-    """Tell what a job server, or the way to it, answers in one line.
+    """Turn errors of a job server, or of the connection to it, into one-line messages.
 
     Raises:
-        InputError: says what to do about it.
+        InputError: the message says what to do about it.
     """
     try:
         yield
     except AuthenticationError as error:
-        wrong = "refuses this token" if "authentication failed" in str(error).lower() else "wants its token"
+        wrong = "rejects this token" if "authentication failed" in str(error).lower() else "requires a token"
         raise InputError(
-            f"{address} {wrong}: name its file by --token-file, or set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE"
+            f"{address} {wrong}: pass its file as --token-file, or set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE"
         ) from None
     except ConnectionError:
-        raise InputError(f"{address}: no job server answers there; is the tunnel open (`ray dashboard cluster.yaml`)?") from None
+        raise InputError(f"{address}: no job server responds there; is the tunnel open (`ray dashboard cluster.yaml`)?") from None
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise InputError(f"{address}: does not take this job: {last_line(error)}") from None
+        raise InputError(f"{address}: rejects this job: {last_line(error)}") from None
 
 
 def pack(folder: Path, archive: Path, config: Path, token_file: Path | None = None) -> Path:
-    """Write the files of a folder that are sent (see `sent_files`), but for the cluster's token, into an archive, and return it.
+    """Write the files of a folder to upload (see `sent_files`), except the cluster's token, into an archive and return it.
 
     Raises:
-        InputError: the archive would be larger than a job server takes, or the configuration is not among the files.
+        InputError: the archive would be larger than a job server accepts, or the configuration is not among the files.
     """
     tokens = {Path(file).resolve() for file in (token_file, os.environ.get("RAY_AUTH_TOKEN_PATH")) if file}
     files = [file for file in sent_files(folder) if file.resolve() not in tokens]
     if config.resolve() not in {file.resolve() for file in files}:
-        raise InputError(f"{config}: is left out of what is sent, by .gitignore, .rayignore, its name or its folder's; move it")
+        raise InputError(f"{config}: is excluded from the upload by .gitignore, .rayignore, its name or its folder; move it")
     with archive.open("wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as target:
         for file in files:
             entry = zipfile.ZipInfo(file.relative_to(folder).as_posix())
@@ -272,10 +274,10 @@ def pack(folder: Path, archive: Path, config: Path, token_file: Path | None = No
 
 
 def sent_files(folder: Path) -> list[Path]:
-    """The files of a folder that are sent to a cluster, in the order of their paths.
+    """The files of a folder to upload to a cluster, sorted by path.
 
-    Left out are what .gitignore and .rayignore name, its `runs`, virtual environments, caches, linked folders, and whatever is
-    hidden: files such as .env and .netrc hold keys.
+    Excluded are paths matched by .gitignore and .rayignore, the top-level `runs`, virtual environments, caches, linked folders,
+    and everything hidden, because files such as .env and .netrc contain keys.
     """
     return sorted(_walk(folder, [], top=True))
 
@@ -293,7 +295,7 @@ def _walk(folder: Path, rules: list[Callable[[Path], bool]], *, top: bool = Fals
 
 
 def _stays_here(folder: Path) -> bool:
-    """Whether a folder is of this machine only."""
+    """Whether a folder is specific to this machine."""
     return folder.name == "__pycache__" or (folder / "pyvenv.cfg").exists()
 
 
@@ -301,6 +303,6 @@ def _too_large(folder: Path, files: Sequence[Path]) -> str:
     largest = sorted(files, key=lambda file: file.stat().st_size, reverse=True)[:3]
     named = ", ".join(f"{file.relative_to(folder)} ({file.stat().st_size / 2**20:,.0f} MiB)" for file in largest)
     return (
-        f"--working-dir {folder}: more than {UPLOAD_LIMIT >> 20} MiB would be sent, the most that a job server takes; "
-        f"largest are {named}; keep data on storage that every node mounts, or name it in .rayignore"
+        f"--working-dir {folder}: the upload exceeds {UPLOAD_LIMIT >> 20} MiB, the limit of a job server; "
+        f"the largest files are {named}; keep data on storage that every node mounts, or list it in .rayignore"
     )

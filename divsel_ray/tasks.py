@@ -1,7 +1,7 @@
-"""Many independent calls on Ray, as many at a time as there are CPUs.
+"""Many independent calls on Ray, one per CPU at a time.
 
-The caller's own errors come back as they were and are never tried again. A lost process or node is: each call starts anew
-`MAX_RETRIES` times, and then the job ends.
+Errors raised by the called function are passed on and never retried. If a process or node is lost, the call is retried up to
+`MAX_RETRIES` times before the job ends.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from divsel_ray.resources import await_free_cpu, describe
 
 T = TypeVar("T")
 MAX_RETRIES = 3
-"""How often a call is made again that lost its process or node; an error that it raised ends it at once."""
+"""How often a call is retried after losing its process or node; an error that the call raises ends it at once."""
 _POLL_SECONDS = 5.0
 
 
 def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]], progress: Progress, unit: str) -> list[T]:
-    """Call a function on Ray; results in the order of the calls.
+    """Call a function on Ray and return the results in the order of the calls.
 
     Args:
-        function: of a module, called in worker processes.
-        calls: its arguments, for each call.
-        progress: told of calls done.
-        unit: what a call does, in the plural.
+        function: module-level function, called in worker processes.
+        calls: arguments of each call.
+        progress: receives the number of finished calls.
+        unit: what a call processes, in the plural.
 
     Raises:
         InputError: a call raised one.
@@ -53,12 +53,12 @@ def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]], prog
 
 
 def run_task(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function once on Ray, as `run_tasks` does."""
+    """Call a function once on Ray, like `run_tasks`."""
     return run_tasks(function, [arguments], Silent(), "tasks")[0]
 
 
 def result_of(reference: Any) -> Any:
-    """What a task returned.
+    """The return value of a task.
 
     Raises:
         InputError: the task raised one.

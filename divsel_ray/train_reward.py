@@ -1,4 +1,4 @@
-"""`divsel train-reward` below the command line: preferences in, a reward model out.
+"""Implementation of `divsel train-reward`: fit a reward model to preferences.
 
 A row is a prompt with a chosen and a rejected completion:
 
@@ -32,7 +32,7 @@ from divsel_ray.score.scorer import Exchange
 from divsel_ray.store import atomic_path, write_json
 
 FACTS = "train-reward.json"
-"""Beside the model: what was measured."""
+"""File with the measurements, next to the model."""
 FEWEST = 10
 _RATES = {"encoder": 5e-4, "decoder": 5e-5}
 """Learning rates of the top layers, AdamW."""
@@ -44,13 +44,13 @@ class Training:
 
     Attributes:
         base: encoder or causal language model: local folder, Hugging Face id or package:NAME.
-        held_out: share of the prompts that accuracy is measured on.
+        held_out: share of the prompts held out to measure accuracy.
         epochs: passes over the pairs.
-        learning_rate: AdamW; 5e-4 for an encoder, 5e-5 for a causal language model where it is None.
-        max_tokens: prompt and completion together.
-        trained_layers: top layers that are trained with the head (all, where a model's layers are not known).
-        max_bad_rows: bad rows tolerated; the larger of 100 and 1 % where it is None.
-        seed: of the split, the order of the pairs and the new output layer.
+        learning_rate: learning rate of AdamW; if None, 5e-4 for an encoder and 5e-5 for a causal language model.
+        max_tokens: maximum tokens of prompt and completion together.
+        trained_layers: number of top layers trained along with the head (all, if the model's layers are not known).
+        max_bad_rows: bad rows tolerated; if None, the larger of 100 and 1 %.
+        seed: seed of the split, the order of the pairs and the new output layer.
     """
 
     base: str = FitRewardConfig.model_fields["base"].default
@@ -66,23 +66,23 @@ class Training:
 def train_reward(
     data: Sequence[str], out: str | Path, training: Training | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Fit a Bradley-Terry reward model and save it as an ordinary transformers folder, which `reward.model` takes.
+    """Fit a Bradley-Terry reward model and save it as an ordinary transformers folder, usable as `reward.model`.
 
-    Bad rows are listed in `<out>.quarantine.jsonl`, and what was measured in `<out>/train-reward.json`.
+    Bad rows are listed in `<out>.quarantine.jsonl`, and measurements are written to `<out>/train-reward.json`.
 
     Args:
-        data: files of preferences, as `pool.data` names them.
+        data: preference files, in the same forms as `pool.data`.
         out: folder of the model.
         training: settings.
-        progress: told of steps.
+        progress: receives the number of training steps.
 
     Returns:
-        {"pairs", "held_out_pairs", "bad_rows", "refused": pairs that the base's chat template refuses, "held_out_accuracy",
+        {"pairs", "held_out_pairs", "bad_rows", "refused": pairs rejected by the base's chat template, "held_out_accuracy",
         "held_out_interval": its 95 % interval (Wilson), "train_loss", "seconds", "base"}.
 
     Raises:
-        InputError: the data or the base cannot be used, too many rows are bad, fewer than 10 pairs are left, or `out` holds
-            something else than a model of this command.
+        InputError: the data or the base cannot be used, too many rows are bad, fewer than 10 pairs are left, or `out` contains
+            something other than a model written by this command.
     """
     settings, progress, out = training or Training(), progress or Silent(), Path(out)
     if not 0 < settings.held_out < 1:
@@ -100,7 +100,7 @@ def train_reward(
         train, held_out, config, settings.seed, out, lambda done, total: progress.advance(done, total, "steps")
     )
     if fitted["refused"]:
-        progress.note(f"{fitted['refused']:,} pairs are left out, for the chat template of {settings.base} refuses them")
+        progress.note(f"{fitted['refused']:,} pairs are left out because the chat template of {settings.base} rejects them")
     accuracy = fitted.pop("held_out_accuracy")
     fitted.pop("accuracy_by_kind")
     interval = wilson_interval(round(accuracy * fitted["held_out_pairs"]), fitted["held_out_pairs"])
@@ -112,22 +112,22 @@ def train_reward(
 
 
 def _check_replaceable(out: Path) -> None:
-    """The model takes the place of the whole folder: make sure that nothing else is lost with it.
+    """Check that nothing else is lost when the model replaces the whole folder.
 
     Raises:
-        InputError: it is a file, or a folder of something else.
+        InputError: `out` is a file, or a folder with other content.
     """
     if out.is_file():
-        raise InputError(f"--out {out}: is a file; name a new folder")
+        raise InputError(f"--out {out}: is a file; choose a new folder")
     if out.is_dir() and any(out.iterdir()) and not (out / FACTS).is_file():
-        raise InputError(f"--out {out}: holds other files than a model of this command, which would be lost; name a new folder")
+        raise InputError(f"--out {out}: contains files not written by this command, which would be lost; choose a new folder")
 
 
 def read_preferences(data: Sequence[str], quarantine: Path, max_bad_rows: int | None = None) -> tuple[list[Comparison], int]:
-    """All pairs of the files, each once, and the number of bad rows; those are listed in `quarantine`.
+    """All distinct pairs in the files, and the number of bad rows, which are listed in `quarantine`.
 
     Raises:
-        InputError: there is no such file, too many rows are bad, or fewer than 10 pairs are left.
+        InputError: a file does not exist, too many rows are bad, or fewer than 10 pairs are left.
     """
     found: dict[str, Comparison] = {}
     bad: list[str] = []
@@ -146,8 +146,8 @@ def read_preferences(data: Sequence[str], quarantine: Path, max_bad_rows: int | 
     limit = bad_rows_allowed(rows, max_bad_rows)
     if len(bad) > limit or len(found) < FEWEST:
         raise InputError(
-            f"{', '.join(data)}: {len(found):,} different pairs (at least {FEWEST} are needed) and {len(bad):,} bad rows "
-            f"({limit:,} are allowed){first}"
+            f"{', '.join(data)}: {len(found):,} distinct pairs (at least {FEWEST} are needed) and {len(bad):,} bad rows "
+            f"(at most {limit:,} are allowed){first}"
         )
     return list(found.values()), len(bad)
 
@@ -159,21 +159,21 @@ def _records(data: Sequence[str]) -> Iterator[tuple[str, Record]]:
 
 
 def parse_preference(record: Record) -> Comparison:
-    """The pair of a row.
+    """Parse the pair of a row.
 
     Raises:
-        BadRow: the row cannot be read, lacks a part, or its two completions are the same or answer different prompts.
+        BadRow: the row cannot be read, lacks a part, or its two completions are identical or answer different prompts.
     """
     if record.reason is not None:
         raise BadRow(record.reason)
     row = record.value
     if not isinstance(row, Mapping):
-        raise BadRow(f"a row is {kind_of(row)}, expected an object")
+        raise BadRow(f"the row is {kind_of(row)}, expected an object")
     chosen, rejected = (canonicalise(_conversation(row, key)) for key in ("chosen", "rejected"))
     if chosen[:-1] != rejected[:-1]:
         raise BadRow("chosen and rejected answer different prompts")
     if chosen[-1]["content"].strip() == rejected[-1]["content"].strip():
-        raise BadRow("chosen and rejected are the same")
+        raise BadRow("chosen and rejected are identical")
     prompt = row_id(chosen[:-1])
     kept, other = (Exchange(prompt, _plain(messages[:-1]), messages[-1]["content"]) for messages in (chosen, rejected))
     return Comparison(kept, {"rejected": other})
@@ -201,14 +201,14 @@ def _pair_id(pair: Comparison) -> str:
 
 
 def split_by_prompt(pairs: Sequence[Comparison], share: float, seed: int) -> tuple[list[Comparison], list[Comparison]]:
-    """Training and held-out pairs, in an order that depends on their content alone; no prompt is in both.
+    """Split into training and held-out pairs without common prompts, in an order that depends on content alone.
 
     Raises:
-        InputError: all pairs have one prompt.
+        InputError: all pairs have the same prompt.
     """
     prompts = sorted({pair.chosen.row_id for pair in pairs}, key=lambda prompt: (draw(seed, "held_out", prompt), prompt))
     if len(prompts) < 2:
-        raise InputError("the preferences have one prompt in all; at least two are needed, one to be held out")
+        raise InputError("the preferences have a single prompt; at least two are needed, one of them held out")
     apart = set(prompts[: min(len(prompts) - 1, math.ceil(share * len(prompts)))])
     ordered = sorted(pairs, key=_pair_id)
     return [pair for pair in ordered if pair.chosen.row_id not in apart], [
@@ -217,7 +217,7 @@ def split_by_prompt(pairs: Sequence[Comparison], share: float, seed: int) -> tup
 
 
 def _fit_config(settings: Training) -> FitRewardConfig:
-    """The settings of the fit; a wrong one, and a base that is no model, are told before any data is read."""
+    """The settings of the fit; an invalid setting or base is reported before any data is read."""
     usual = _usual_rate(settings.base)
     try:
         return FitRewardConfig(
@@ -237,11 +237,11 @@ def _usual_rate(base: str) -> float:
     try:
         return _RATES["decoder" if is_decoder(resolve_model(base)) else "encoder"]
     except (OSError, ValueError):
-        raise InputError(f"--base {base}: no model that transformers can load") from None
+        raise InputError(f"--base {base}: not a model that transformers can load") from None
 
 
 def wilson_interval(right: int, count: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927), which stays inside 0 and 1.
+    """95 % confidence interval of a share (Wilson 1927), which stays within 0 and 1.
 
     Example:
         >>> wilson_interval(9, 10)

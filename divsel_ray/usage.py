@@ -1,7 +1,7 @@
-"""What a stage holds while it runs: a thread that looks now and then, and hours and money from what it saw.
+"""Resource usage of a stage, sampled by a thread while the stage runs, and the resulting hours and cost.
 
-CPUs and GPUs are those that Ray has handed out, whether they are busy or not: an idle actor keeps others from them. Memory
-is what the processes of this machine have in it.
+CPUs and GPUs are those that Ray has assigned, busy or not: an idle actor keeps others from using them. Memory is that of the
+processes on this machine.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from divsel_ray.resources import Cluster
 from divsel_ray.store import read_json, write_json
 
 FACT = "usage"
-"""The name under which a stage's facts hold its usage."""
+"""The name under which a stage's facts contain its usage."""
 ATTEMPTS = "_usage.json"
-"""In the folder of an unfinished stage: what its attempts have used so far."""
+"""File in the folder of an unfinished stage: the usage of its attempts so far."""
 SAVE_S = 5.0
-"""Seconds between two savings of that file; so much of a killed attempt is lost at most."""
+"""Seconds between writes of that file; at most this much of a killed attempt is lost."""
 DRIVER_CPUS = 1.0
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What one stage, or several together, held.
+    """Resources used by one stage, or by several together.
 
     Attributes:
         wall_s: seconds of work.
-        cpu_s: CPUs held times seconds, the driver counted as one CPU.
-        gpu_s: GPUs held times seconds.
-        gib_s: GiB in memory on this machine times seconds; pages that processes share count for each of them.
-        peak_gib: most GiB at one time.
-        attempts: how often the work was begun; 1 unless it was interrupted.
-        nodes: machines of the cluster; memory is known of one of them.
-        paid: money that a judge was paid, in all attempts.
+        cpu_s: CPU-seconds occupied, with the driver counted as one CPU.
+        gpu_s: GPU-seconds occupied.
+        gib_s: GiB-seconds of memory on this machine; pages shared by processes count for each of them.
+        peak_gib: peak memory in GiB.
+        attempts: how often the work was started; 1 unless it was interrupted.
+        nodes: number of machines in the cluster; memory is measured on one of them only.
+        paid: cost of judge requests, over all attempts.
     """
 
     wall_s: float = 0.0
@@ -60,34 +60,34 @@ class Usage:
         return replace(Usage(**summed), peak_gib=max(self.peak_gib, other.peak_gib), nodes=max(self.nodes, other.nodes))
 
     def money(self, prices: PricesConfig) -> float:
-        """What it cost: what was held, by these prices, and what a judge was paid."""
+        """Total cost: the resources at these prices, plus the payments to a judge."""
         return self.paid + (self.cpu_s * prices.cpu_hour + self.gpu_s * prices.gpu_hour + self.gib_s * prices.gib_hour) / 3600
 
 
 def usage_of(facts: Mapping[str, Any]) -> Usage | None:
-    """The usage in a stage's facts; None where the stage was made by a version that recorded none."""
+    """The usage in a stage's facts; None if the stage was built by a version that did not record it."""
     return Usage(**facts[FACT]) if facts.get(FACT) else None
 
 
 def paid_to_servers(facts: Mapping[str, Any]) -> float:
-    """Money that a stage's facts say servers were paid: to embed, or to judge rows or completions."""
+    """Payments to servers recorded in a stage's facts, for embedding or for judging rows or completions."""
     scorers = (facts, *(facts.get(name) or {} for name in ("rewards", "second")))
     return math.fsum(scorer.get("cost", 0.0) for scorer in scorers)
 
 
 @dataclass
 class Meter:
-    """Adds up what is held, sample by sample.
+    """Accumulates usage, sample by sample.
 
     Attributes:
-        usage: of this attempt and those before it.
+        usage: usage of this attempt and earlier ones.
     """
 
     usage: Usage
     _last: float = field(default_factory=time.monotonic)
 
     def add(self, cpus: float, gpus: float, gib: float) -> None:
-        """This was held since the last sample."""
+        """Add the resources occupied since the last sample."""
         now = time.monotonic()
         spent, self._last = now - self._last, now
         held = Usage(spent, cpus * spent, gpus * spent, gib * spent, gib)
@@ -98,7 +98,7 @@ class Recorder:
     """Measures the stages of a job.
 
     Args:
-        cluster: where the job runs. On one that others use too, what they held when the job began is left out.
+        cluster: where the job runs. On a shared cluster, resources that others occupied when the job began are not counted.
     """
 
     def __init__(self, cluster: Cluster | None) -> None:
@@ -107,7 +107,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def measure(self, folder: Path) -> Iterator[Meter]:
-        """Measure the block; attempts that were cut short before are added from what they left in `folder`."""
+        """Measure the block; the usage of earlier interrupted attempts is added from the records in `folder`."""
         meter = Meter(_earlier(folder) + Usage(attempts=1, nodes=self._cluster.nodes if self._cluster else 1))
         stop = threading.Event()
         thread = threading.Thread(target=self._watch, args=(meter, folder, stop), daemon=True)
@@ -116,7 +116,7 @@ class Recorder:
             yield meter
         except BaseException:
             _end(stop, thread)
-            # A full disk is what ended it, perhaps.
+            # The failure may have been a full disk.
             with contextlib.suppress(OSError):
                 write_json(folder / ATTEMPTS, asdict(meter.usage))
             raise
@@ -127,9 +127,9 @@ class Recorder:
         began = saved = time.monotonic()
         ended = False
         while not ended:
-            # Often at first, so that short stages are seen; seldom later, so that long ones are not slowed.
+            # Often at first, to capture short stages; rarely later, to avoid slowing long ones.
             ended = stop.wait(min(2.0, max(0.1, (time.monotonic() - began) / 10)))
-            # Watching must never end a job: what cannot be seen (a cluster that is going down) counts as not held.
+            # Measuring must never end a job: what cannot be observed (a cluster shutting down) counts as unused.
             with contextlib.suppress(Exception):
                 meter.add(*self._held(), self._gib())
             if time.monotonic() - saved > SAVE_S and not ended:
@@ -140,7 +140,7 @@ class Recorder:
     def _held(self) -> tuple[float, float]:
         cpus, gpus = (max(0.0, now - before) for now, before in zip(_handed_out(), self._others, strict=True))
         cpus += DRIVER_CPUS
-        # A Ray that this process started hands out more CPUs than the machine has.
+        # A Ray that this process started declares more CPUs than the machine has.
         most = self._cluster.cpus if self._cluster is not None and self._cluster.local else cpus
         return min(cpus, most), gpus
 
@@ -149,7 +149,7 @@ class Recorder:
         if self._cluster is None or self._cluster.local:
             others = here.children(recursive=True)
         else:
-            # Ray does not say whose job a worker serves.
+            # Ray does not reveal which job a worker serves.
             titles = ((one, one.info["name"] or "") for one in psutil.process_iter(["name"]))
             others = [one for one, title in titles if title.startswith("ray::") and "IDLE" not in title]
         return sum(_resident(one) for one in (here, *others)) / 2**30
@@ -163,7 +163,7 @@ def _resident(process: Any) -> int:
 
 
 def _handed_out() -> tuple[float, float]:
-    """CPUs and GPUs that Ray has given to actors and tasks."""
+    """CPUs and GPUs that Ray has assigned to actors and tasks."""
     if not ray.is_initialized():
         return 0.0, 0.0
     total, free = ray.cluster_resources(), ray.available_resources()

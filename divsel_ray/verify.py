@@ -1,7 +1,7 @@
-"""Making a selection again from what its run folder holds, and comparing.
+"""Recompute a selection from the contents of its run folder, and compare.
 
-Embeddings, clusters, quality and gaps are taken as they were committed; draws and weight updates are computed anew. That
-they come out the same shows that the selection is what its manifest says, on any machine and any version that draws alike.
+Embeddings, clusters, quality and gaps are used as committed; draws and weight updates are recomputed. Identical results show
+that the selection is what its manifest says, on any machine and with any version that draws the same way.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from divsel_ray.stages import Before, Sources, listed_files, plan_draw, with_lis
 from divsel_ray.store import RUN_MANIFEST, Stage
 
 _READ = ("pool", "clean", "embed", "cluster", "quality", "semantic", "draw", "score", "weights")
-"""Stages that a selection is made from."""
+"""Stages that a selection is computed from."""
 
 
 def verify_run(folder: Path) -> dict[str, Any]:
-    """Draw every round again and compare rows, weights and reasons with what was committed, and rows with the files written.
+    """Redraw every round and compare rows, weights and reasons with the committed ones, and rows with the files written.
 
     Returns:
         {"verified": rows, "draws", "weight_updates"}.
 
     Raises:
-        InputError: the folder is no finished run, or lacks what a draw is made from.
+        InputError: the folder does not contain a finished run, or lacks the inputs of a draw.
         JobError: something differs; the message says what.
     """
     manifest, _ = read_stages(folder)
@@ -63,15 +63,15 @@ def _stages(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Stage]:
         name, key = entry["stage"], entry["key"]
         stages[name] = Stage(name, key, folder / name / key, {})
         if not stages[name].committed:
-            raise InputError(f"{folder}: stage {name}/{key} is not there whole; run the job again and it is made anew")
+            raise InputError(f"{folder}: stage {name}/{key} is incomplete; run the job again to rebuild it")
         if kind_of(name) in _READ and (damaged := stages[name].damaged()):
             path = stages[name].folder / damaged[0]
-            raise JobError(f"{path}: not the bytes that were committed; remove {name}/{key} and run again")
+            raise JobError(f"{path}: has changed since it was committed; remove {name}/{key} and run the job again")
     return stages
 
 
 def _written(folder: Path, config: Config) -> list[Path]:
-    """The files of the selection, in the run folder and, where that is one of `divsel select`, beside it."""
+    """The files of the selection, in the run folder and, for a run of `divsel select`, next to it."""
     names = [SELECTION, *map(nested_name, config.nested)]
     files = [folder / f"{name}{suffix}" for name in names for suffix in (".parquet", ".jsonl")]
     if folder.name.endswith(WORK_SUFFIX):
@@ -81,14 +81,14 @@ def _written(folder: Path, config: Config) -> list[Path]:
 
 
 def _check_texts(file: Path) -> None:
-    """Make sure that every row still has the conversation that its id is the hash of."""
+    """Check that the id of every row is still the hash of its conversation."""
     for number, row in enumerate(_rows_of(file), start=1):
         try:
             same = row_id(row["messages"]) == row["row_id"]
         except (KeyError, TypeError):
             same = False
         if not same:
-            raise JobError(f"{file}: row {number}: its messages are not those that its row_id was made of; the file was changed")
+            raise JobError(f"{file}: row {number}: its messages do not match its row_id; the file was changed")
 
 
 def _rows_of(file: Path) -> Iterator[dict[str, Any]]:
@@ -100,21 +100,21 @@ def _rows_of(file: Path) -> Iterator[dict[str, Any]]:
             with file.open(encoding="utf-8") as lines:
                 yield from map(json.loads, lines)
     except (OSError, ValueError) as error:
-        raise JobError(f"{file}: cannot be read ({one_line(error)}); run the job again and it is written anew") from None
+        raise JobError(f"{file}: cannot be read ({one_line(error)}); run the job again to rewrite it") from None
 
 
 def _check_result(folder: Path, manifest: Mapping[str, Any], last: Stage) -> None:
     file = existing(folder / f"{SELECTION}.parquet")
     ids = [row["row_id"] for row in _rows_of(file)]
     if ids_digest(ids) != manifest["row_ids_sha256"]:
-        raise JobError(f"{folder}/selection.parquet: its row ids are not those of {RUN_MANIFEST}; the file was changed")
+        raise JobError(f"{folder}/selection.parquet: its row ids do not match {RUN_MANIFEST}; the file was changed")
     drawn = pq.read_table(last.folder / "selected.parquet", columns=["row_id"])["row_id"].to_pylist()
     if ids != drawn:
-        raise JobError(f"{folder}/selection.parquet: its row ids are not those that {last.name} drew")
+        raise JobError(f"{folder}/selection.parquet: its row ids do not match those drawn by {last.name}")
 
 
 def _replay(config: Config, stages: Mapping[str, Stage], rounds: int) -> int:
-    """Every draw and every weight update again. Returns the number of updates."""
+    """Repeat every draw and every weight update; returns the number of updates."""
     pool = stages.get("clean", stages["pool"])
     sources = Sources(pool, stages["embed"], stages["cluster"], stages.get("quality"), stages.get("semantic"))
     before: Before | None = None
@@ -143,10 +143,10 @@ def _compare_tables(drawn: Stage, committed: pa.Table, again: pa.Table) -> None:
         if not again[name].combine_chunks().equals(committed[name].combine_chunks()):
             theirs, ours = (set(table["row_id"].to_pylist()) for table in (committed, again))
             rows = f"{len(theirs - ours):,} of {len(theirs):,} rows differ" if theirs != ours else f"the column {name} differs"
-            raise JobError(f"{drawn.name}: drawn again from the same artefacts, {rows}")
+            raise JobError(f"{drawn.name}: redrawn from the same artefacts, {rows}")
 
 
 def _compare_weights(config: Config, number: int, before: Before, scored: Stage) -> None:
     again = update_of_round(config, number, before.draw, scored)
     if not np.allclose(again.after, before.weights.facts["weights"], rtol=1e-9, atol=0):
-        raise JobError(f"{before.weights.name}: updated again from the same gaps, the weights differ")
+        raise JobError(f"{before.weights.name}: recomputed from the same gaps, the weights differ")

@@ -1,7 +1,7 @@
-"""Following a job from outside: Ray's own metrics, and experiment trackers that are told of every stage and round.
+"""Monitoring a job from outside: Ray's own metrics, and experiment trackers that receive every stage and round.
 
-Metrics go wherever the cluster sends them (Prometheus, Ray's dashboard). Trackers are off unless `watch` names them; their
-libraries are imported only then. One that fails, as where its server is gone, is left out from there on: it never ends a job.
+Metrics go wherever the cluster sends them (Prometheus, Ray's dashboard). Trackers are off unless `watch` names them, and their
+libraries are imported only then. A tracker that fails, e.g. because its server is gone, is disabled; it never ends a job.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from divsel_ray.stage_names import kind_of, round_name, round_of
 from divsel_ray.usage import FACT, Usage, usage_of
 
 PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
-"""What pip installs for each tracker; the modules have the same names."""
+"""The pip package of each tracker; the modules have the same names."""
 
 
 class Tracker(Protocol):
-    """Someone who keeps a job's figures."""
+    """Records the figures of a job."""
 
     def stage(self, name: str, figures: Mapping[str, float]) -> None:
-        """A stage is committed, or was found committed."""
+        """Called when a stage is committed, or was found committed."""
 
     def round(self, number: int, figures: Mapping[str, float]) -> None:
-        """A round is over."""
+        """Called at the end of a round."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Called when no more figures follow."""
 
 
 class TensorBoard:
@@ -52,17 +52,17 @@ class TensorBoard:
             self._writer.add_scalar(f"stage/{name}/{figure}", value, 0)
 
     def round(self, number: int, figures: Mapping[str, float]) -> None:
-        """Scalars `round/FIGURE`, a step for each round."""
+        """Scalars `round/FIGURE`, one step per round."""
         for figure, value in figures.items():
             self._writer.add_scalar(f"round/{figure}", value, number)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close the event file."""
         self._writer.close()
 
 
 class MLflow:
-    """A run of MLflow's current experiment, where its own environment variables say."""
+    """A run in MLflow's current experiment, as set by MLflow's own environment variables."""
 
     def __init__(self, config: Config, folder: Path) -> None:
         self._mlflow = _module("mlflow")
@@ -83,7 +83,7 @@ class MLflow:
 
 
 class WeightsAndBiases:
-    """A run of the project `divsel-ray`, where wandb's own environment variables say."""
+    """A run in the project `divsel-ray`, as set by wandb's own environment variables."""
 
     def __init__(self, config: Config, folder: Path) -> None:
         settings = config.model_dump(mode="json")
@@ -94,7 +94,7 @@ class WeightsAndBiases:
         self._run.summary.update({f"stage/{name}/{figure}": value for figure, value in figures.items()})
 
     def round(self, number: int, figures: Mapping[str, float]) -> None:
-        """History values `round/FIGURE` beside `round`."""
+        """History values `round/FIGURE`, along with `round`."""
         self._run.log({"round": number, **{f"round/{figure}": value for figure, value in figures.items()}})
 
     def close(self) -> None:
@@ -110,12 +110,12 @@ _TRACKERS: dict[str, Callable[[Config, Path], Tracker]] = {
 
 
 class Watchers:
-    """Passes on a job's stages, and each round's figures as soon as its weights are known.
+    """Passes a job's stages to the trackers, and each round's figures as soon as its weights are known.
 
     Args:
-        trackers: who is told; one that fails is told no more.
-        prices: of what stages hold.
-        progress: told of each tracker that failed.
+        trackers: trackers to notify; one that fails is disabled.
+        prices: prices of the resources that stages use.
+        progress: receives a note for each tracker that failed.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Watchers:
         self._seen: dict[str, Mapping[str, Any]] = {}
 
     def stage(self, name: str, facts: Mapping[str, Any]) -> None:
-        """A stage is there, with these facts."""
+        """Report a finished stage with its facts."""
         self._seen[name] = facts
         figures = _numbers({**facts, **facts.get(FACT, {})})
         self._tell(lambda tracker: tracker.stage(name, figures))
@@ -145,10 +145,10 @@ class Watchers:
 
 
 def round_figures(stages: Mapping[str, Mapping[str, Any]], number: int, prices: PricesConfig) -> dict[str, float]:
-    """What a round came to, from the facts of the stages so far; figures that are not known are left out.
+    """The figures of a round, from the facts of the stages so far; unknown figures are left out.
 
-    Losses in nats per token, gaps and rewards in the reward model's units, the entropy of the next weights as a share of
-    log k, and what all stages so far cost.
+    Losses are in nats per token, gaps and rewards in the reward model's units, the entropy of the next weights is a share of
+    log k, and the cost covers all stages so far.
     """
     train, score, weights = (stages.get(round_name(number, kind), {}) for kind in ("train", "score", "weights"))
     cost = sum((used for facts in stages.values() if (used := usage_of(facts))), Usage())
@@ -160,7 +160,7 @@ def round_figures(stages: Mapping[str, Mapping[str, Any]], number: int, prices: 
 
 
 def entropy(weights: Sequence[float]) -> float | None:
-    """Entropy of (k,) weights as a share of the largest, log k: 1 is even. None below two clusters."""
+    """Entropy of (k,) weights as a share of its maximum, log k; 1 means equal weights. None for fewer than two clusters."""
     if len(weights) < 2:
         return None
     return -math.fsum(weight * math.log(weight) for weight in weights if weight > 0) / math.log(len(weights))
@@ -170,7 +170,7 @@ def require_trackers(names: Sequence[str]) -> None:
     """Import the libraries of these trackers.
 
     Raises:
-        InputError: one is not installed; says what to install.
+        InputError: one is not installed; the message says what to install.
     """
     for name in names:
         _module(name)
@@ -178,7 +178,7 @@ def require_trackers(names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def watched(config: Config, folder: Path, progress: Progress, others: Sequence[Tracker] = ()) -> Iterator[Watchers]:
-    """The trackers that the configuration names, open for the block, and others; `progress` is told of those that fail."""
+    """Open the configured trackers for the block, in addition to `others`; `progress` receives a note on those that fail."""
     with contextlib.ExitStack() as stack:
         trackers: list[Tracker] = [*others]
         for name in dict.fromkeys(config.watch):
@@ -197,19 +197,19 @@ def _close(tracker: Tracker) -> None:
 
 
 def _failed(tracker: str, error: Exception) -> str:
-    return f"watch: {tracker} failed and is told no more of this job ({one_line(error)})"
+    return f"watch: {tracker} failed and is disabled for the rest of this job ({one_line(error)})"
 
 
 class Metered:
-    """Progress that also goes to Ray's metrics: `divsel_done`, `divsel_total` and `divsel_per_second` by stage and unit."""
+    """Progress that is also sent to Ray's metrics: `divsel_done`, `divsel_total` and `divsel_per_second` by stage and unit."""
 
     def __init__(self, inner: Progress) -> None:
         self._inner = inner
         self._stage, self._began = "", time.monotonic()
         tags = ("stage", "unit")
-        self._done = Gauge("divsel_done", "Units of the running stage that are done.", tags)
-        self._total = Gauge("divsel_total", "Units of the running stage in all.", tags)
-        self._rate = Gauge("divsel_per_second", "Units of the running stage done per second.", tags)
+        self._done = Gauge("divsel_done", "Completed units of the running stage.", tags)
+        self._total = Gauge("divsel_total", "Total units of the running stage.", tags)
+        self._rate = Gauge("divsel_per_second", "Completed units of the running stage per second.", tags)
 
     def note(self, text: str) -> None:
         """Pass on."""

@@ -63,7 +63,7 @@ def test_two_encoders_share_the_pool_and_stand_side_by_side_once_and_for_all(clu
 def test_one_encoder_alone_is_refused(job, tmp_path):
     done = compare(job / "job.yaml", "-e", f"bert={job / 'bert'}", "--no-random", "--out", tmp_path)
     assert done.exit_code == 2
-    assert "only one; name another" in done.stderr
+    assert "only one encoder; add another" in done.stderr
 
 
 def test_the_same_encoder_twice_agrees_with_itself_and_own_vectors_are_an_encoder(cluster, job, tmp_path):
@@ -121,8 +121,8 @@ def test_an_encoder_takes_the_place_of_the_jobs_own_and_tokens_are_counted_as_be
 @pytest.mark.parametrize(
     ("encoders", "said"),
     [
-        (["a=x/y", "a=x/z"], "another one of the name a"),
-        (["random=x/y"], "another one of the name random"),
+        (["a=x/y", "a=x/z"], "the name a is already in use"),
+        (["random=x/y"], "the name random is already in use"),
         (["a=x/y", "minilm"], "expected NAME=REFERENCE"),
         (["a=x/y", "../b=x/z"], "expected NAME=REFERENCE"),
         (["a=x/y", "b=models=x"], "models: unknown key"),

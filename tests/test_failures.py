@@ -15,7 +15,7 @@ def test_a_full_disk_is_known_of_what_ray_data_leaves_of_the_error(tmp_path):
     with pytest.raises(JobError) as raised, explained("embed", tmp_path):
         raise RayTaskError("submit", text, UserCodeException("UDF failed")).as_instanceof_cause()
     assert str(raised.value).startswith(
-        f"embed: no room left on the disk of {tmp_path} (OSError: [Errno 28] No space left on device); "
+        f"embed: no space left on the disk of {tmp_path} (OSError: [Errno 28] No space left on device); "
     )
 
 
@@ -30,7 +30,7 @@ def test_a_full_disk_is_known_of_what_ray_data_leaves_of_the_error(tmp_path):
     ],
 )
 def test_every_library_s_way_to_say_that_the_disk_is_full_is_known(error, tmp_path):
-    with pytest.raises(JobError, match=f"score: no room left on the disk of {tmp_path} "), explained("score", tmp_path):
+    with pytest.raises(JobError, match=f"score: no space left on the disk of {tmp_path} "), explained("score", tmp_path):
         raise error
 
 

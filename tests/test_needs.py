@@ -63,12 +63,12 @@ def test_a_stage_asks_for_what_its_own_settings_say_and_the_others_do_not(stage,
 
 @pytest.mark.parametrize("stage", sorted(SECTIONS.keys() - {"train"}))
 def test_a_stage_that_asks_for_more_gpus_than_a_node_has_is_refused_with_its_section(stage):
-    with pytest.raises(InputError, match=rf"^{SECTIONS[stage]}.workers: one worker asks for 1 CPUs and 3 GPUs"):
+    with pytest.raises(InputError, match=rf"^{SECTIONS[stage]}.workers: one worker requests 1 CPUs and 3 GPUs"):
         check_cluster(job(**{stage: {"count": 1, "gpus": 3}}), GPUS)
 
 
 def test_training_on_a_gpu_is_refused_where_no_node_has_one():
-    with pytest.raises(InputError, match=r"^refine\.train\.workers: one worker asks for 1 CPUs and 1 GPUs"):
+    with pytest.raises(InputError, match=r"^refine\.train\.workers: one worker requests 1 CPUs and 1 GPUs"):
         check_cluster(job(train={"gpus": 1}), replace(GPUS, gpus=0, node_gpus=0, each=((8, 0),) * 3))
 
 

@@ -24,7 +24,7 @@ def test_what_is_free_is_given_back_at_once(cluster):
 
 def test_what_is_not_free_in_time_is_told_with_what_is(cluster):
     with pytest.raises(
-        JobError, match=r"--wait-for CPU=1,GPU=1: not free in 0.5 s, free are [\d.]+ CPUs, 0 GPUs; see `ray status`"
+        JobError, match=r"--wait-for CPU=1,GPU=1: not free within 0.5 s, free: [\d.]+ CPUs, 0 GPUs; see `ray status`"
     ):
         await_nodes("CPU=1,GPU=1", 0.5)
 
@@ -40,5 +40,5 @@ def test_another_form_is_refused(wanted):
 
 
 def test_nothing_is_not_waited_for():
-    with pytest.raises(InputError, match="asks for nothing"):
+    with pytest.raises(InputError, match="requests nothing"):
         bundles_of("CPU=0")

@@ -102,7 +102,7 @@ def test_what_workers_hold_together_is_in_the_plan(tmp_path, encoder):
 def test_a_stage_that_no_node_can_hold_is_marked_and_the_others_are_not(tmp_path, encoder):
     config = job(tmp_path, encoder, cluster={"k": 2, "workers": {"gpus": 1}})
     problems = {line.stage: line.problem for line in plan_lines(config, tmp_path / "run", HERE)}
-    assert "cluster.workers: one worker asks for 1 CPUs and 1 GPUs" in problems.pop("cluster")
+    assert "cluster.workers: one worker requests 1 CPUs and 1 GPUs" in problems.pop("cluster")
     assert not any(problems.values())
 
 
@@ -111,7 +111,7 @@ def test_a_draw_that_needs_more_memory_than_its_share_of_a_node_is_refused_befor
     need = needs_of(config, HERE, Known(1_000_000, 384))["draw"]
     rows = int(1_000_000 * 5 / need.gib)
     check_cluster(config, HERE, Known(rows // 2, 384))
-    with pytest.raises(InputError, match=r"select.sampler: the draw needs .* GiB, 4.0 of a node are for it"):
+    with pytest.raises(InputError, match=r"select.sampler: the draw needs .* GiB, but may use only 4.0 of a node"):
         check_cluster(config, HERE, Known(rows, 384))
 
 
@@ -196,21 +196,23 @@ def test_training_that_needs_more_cpus_at_once_than_there_are_is_refused_before_
 
     # One of the five CPUs is spared from actors, but not from training.
     five = replace(HERE, node_cpus=5)
-    message = r"^refine\.train\.workers: 3 workers x 2 CPUs are needed at once, the cluster has 5; lower the count or cpus$"
+    message = r"^refine\.train\.workers: 3 workers x 2 CPUs are needed at once, but the cluster has 5; lower count or cpus$"
     with pytest.raises(InputError, match=message):
         training(five, workers={"count": 3, "cpus": 2})
     training(five, workers={"count": 5, "cpus": 1})
     training(five, workers={"count": 3, "cpus": 2}, min_workers=2)
     training(replace(five, local=True), workers={"count": 3, "cpus": 2})
     one_gpu = replace(HERE, gpus=1, node_gpus=1)
-    with pytest.raises(InputError, match=r"^refine\.train\.workers: 2 workers x 1 GPUs are asked for, the cluster has 1; lower"):
+    with pytest.raises(
+        InputError, match=r"^refine\.train\.workers: 2 workers x 1 GPUs are requested, but the cluster has 1; lower"
+    ):
         training(one_gpu, workers={"count": 2})
     training(one_gpu, workers={"count": 2}, min_workers=1)
 
 
 def test_a_job_that_trains_where_nothing_is_installed_to_train_with_is_refused_before_it_starts(tmp_path, encoder, monkeypatch):
     monkeypatch.setattr("divsel_ray.pipeline.find_spec", lambda name: None if name == "peft" else name)
-    with pytest.raises(InputError, match=r"^refine: it trains, and peft cannot be imported; pip install 'divsel-ray\[train\]'$"):
+    with pytest.raises(InputError, match=r"^refine: training needs peft; run pip install 'divsel-ray\[train\]'$"):
         require_models(job(tmp_path, encoder, reward={"model": encoder}, refine={"train": {"model": encoder}}))
     require_models(job(tmp_path, encoder))
 

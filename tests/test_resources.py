@@ -58,8 +58,8 @@ def test_what_is_asked_for_what_is_free_and_what_is_missing_is_said_within_the_l
     with pytest.raises(JobError) as raised:
         await_ready(asked, "cluster", Workers(cpus=declared), 10)
     assert time.monotonic() - began < 60
-    said = f"cluster: 1 of 2 workers ({declared} CPUs and 0 GPUs each) were not ready in 10 s; free are 0 CPUs and 0 GPUs, "
-    assert str(raised.value).startswith(f"{said}missing up to {declared} CPUs; ")
+    said = f"cluster: 1 of 2 workers ({declared} CPUs and 0 GPUs each) were not ready within 10 s; free: 0 CPUs and 0 GPUs, "
+    assert str(raised.value).startswith(f"{said}missing: up to {declared} CPUs; ")
 
 
 def test_an_actor_that_fails_while_it_starts_is_told_of_at_once(start):
@@ -72,7 +72,7 @@ def test_an_actor_that_fails_while_it_starts_is_told_of_at_once(start):
 def test_a_worker_that_needs_more_memory_than_a_node_has_is_refused():
     cluster = Cluster(cpus=4, gpus=0, node_cpus=2, node_gpus=0, memory_gib=16, nodes=2, local=False)
     cluster.check("refine.generate", Workers(), gib=8)
-    with pytest.raises(InputError, match=r"refine.generate: one worker needs at least 8.5 GiB of memory, a node has 8.0"):
+    with pytest.raises(InputError, match=r"refine.generate: one worker needs at least 8.5 GiB of memory, but nodes have 8.0"):
         cluster.check("refine.generate", Workers(), gib=8.5)
 
 
@@ -85,9 +85,9 @@ def nodes(*each, local=False):
 @pytest.mark.parametrize(
     ("each", "workers", "said"),
     [
-        (((32, 0), (8, 1)), {"cpus": 16, "gpus": 1}, "one worker asks for 16 CPUs and 1 GPUs, but no node has both"),
-        (((0, 0),), {}, "no node with a CPU is up; where the cluster starts nodes on demand, ask for some: --wait-for CPU=16"),
-        (((4, 0),), {"cpus": 8}, "the largest node has 4 CPUs and the most GPUs on a node are 0; lower embed.workers.cpus"),
+        (((32, 0), (8, 1)), {"cpus": 16, "gpus": 1}, "one worker requests 16 CPUs and 1 GPUs, but no node has both"),
+        (((0, 0),), {}, "no node with a CPU is up; if the cluster starts nodes on demand, request some: --wait-for CPU=16"),
+        (((4, 0),), {"cpus": 8}, "the largest node has 4 CPUs and no node has more than 0 GPUs; lower embed.workers.cpus"),
     ],
 )
 def test_a_worker_that_no_node_can_hold_is_refused(each, workers, said):
@@ -211,7 +211,7 @@ def test_a_task_that_finds_no_cpu_in_time_is_told_of(cluster, monkeypatch):
     ray.get(holder.ready.remote(), timeout=120)
     token = placement_timeout_s.set(0.5)
     try:
-        with pytest.raises(JobError, match=rf"no task found a CPU in 0\.5 s: 0 of the cluster's {free} are free"):
+        with pytest.raises(JobError, match=rf"no task got a CPU within 0\.5 s: 0 of the cluster's {free} are free"):
             run_task(round_sizes, 10, 3)
     finally:
         placement_timeout_s.reset(token)

@@ -229,7 +229,7 @@ def test_a_selection_is_never_selected_from_by_the_command_that_wrote_it(cluster
     done = divsel("select", tmp_path / "data", "--out", out, "--budget", 6, "--model", encoder, "--quiet")
     assert done.exit_code == 2
     [line] = done.stderr.splitlines()
-    assert "out.jsonl: lies among the input files" in line
+    assert "out.jsonl: is one of the input files" in line
     out.unlink()
     # The folder with the stages is no input either.
     assert len(select(tmp_path / "data", out, encoder, "--budget", 30)) == 30
@@ -294,7 +294,7 @@ def test_a_project_folder_is_not_taken_for_a_run_folder(cluster, encoder, tmp_pa
     work = ["--work", tmp_path / "project", "--out", tmp_path / "o.jsonl"]
     done = divsel("select", data, "--budget", 5, *work, "--model", encoder, "--quiet")
     assert done.exit_code == 2
-    assert "holds a README.md that is not of a run and would be overwritten" in done.stderr
+    assert "contains a README.md that is not from a run and would be overwritten" in done.stderr
     assert (tmp_path / "project" / "README.md").read_text() == "mine"
 
 

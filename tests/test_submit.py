@@ -47,7 +47,7 @@ def submit(folder, address, *more, config="job.yaml", out="/shared/run"):
         (["select.sampler=best"], "select.sampler 'best': expected one of"),
         (["--out", "runs/job"], "--out runs/job: expected an absolute path on storage that every node of the cluster mounts"),
         (["--working-dir", "/nowhere"], "--working-dir /nowhere: no such folder"),
-        (["--working-dir", "jobs"], "job.yaml: lies outside the folder that is sent (jobs)"),
+        (["--working-dir", "jobs"], "job.yaml: is outside the folder to upload (jobs)"),
         (
             ["--address", "localhost:8265"],
             "--address localhost:8265: expected the job server's address, e.g. http://localhost:8265",
@@ -55,7 +55,7 @@ def submit(folder, address, *more, config="job.yaml", out="/shared/run"):
         (["--wait-for", "GPU=some"], "--wait-for GPU=some: expected numbers of CPUs and GPUs, e.g. CPU=64,GPU=2"),
         (["--token-file", "/nowhere"], "--token-file /nowhere: cannot be read"),
         (["--token-file", "/dev/null"], "--token-file /dev/null: is empty"),
-        ([], "no job server answers there; is the tunnel open"),
+        ([], "no job server responds there; is the tunnel open"),
     ],
 )
 def test_what_is_wrong_here_is_told_in_one_line_and_nothing_is_sent(folder, nowhere, more, said):
@@ -87,13 +87,13 @@ def wrong_server():
 def test_another_server_at_the_address_is_told_in_one_line(folder, wrong_server):
     code, error = submit(folder, wrong_server)
     assert (code, len(error.splitlines())) == (2, 1)
-    assert error.startswith(f"divsel: input: {wrong_server}: does not take this job: ")
+    assert error.startswith(f"divsel: input: {wrong_server}: rejects this job: ")
 
 
 def test_the_address_that_is_given_counts_and_not_that_of_the_environment(folder, nowhere, wrong_server, monkeypatch):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", wrong_server)
     _, error = submit(folder, nowhere)
-    assert f"{nowhere}: no job server answers there" in error
+    assert f"{nowhere}: no job server responds there" in error
 
 
 def names(folder):
@@ -142,7 +142,7 @@ def test_a_configuration_that_would_stay_here_is_refused(folder, nowhere):
     (folder / ".rayignore").write_text("job.yaml\n")
     code, error = submit(folder, nowhere)
     assert code == 2
-    assert "job.yaml: is left out of what is sent" in error
+    assert "job.yaml: is excluded from the upload" in error
 
 
 def test_a_folder_too_large_to_send_is_refused_with_its_largest_files(folder, nowhere, monkeypatch):
@@ -151,11 +151,10 @@ def test_a_folder_too_large_to_send_is_refused_with_its_largest_files(folder, no
     code, error = submit(folder, nowhere)
     assert code == 2
     assert (
-        "more than 3 MiB would be sent, the most that a job server takes; largest are noise.bin (4 MiB), job.yaml (0 MiB)"
-        in error
+        "the upload exceeds 3 MiB, the limit of a job server; the largest files are noise.bin (4 MiB), job.yaml (0 MiB)" in error
     )
     (folder / "noise.bin").write_bytes(bytes(4 << 20))
-    assert "no job server answers" in submit(folder, nowhere)[1]
+    assert "no job server responds" in submit(folder, nowhere)[1]
 
 
 def submission(folder, **more):
@@ -232,7 +231,7 @@ def test_a_log_is_shown_once_as_it_grows_and_a_lost_answer_is_asked_for_again(fo
         ),
         (("FAILED", "", 137), 1, "failed: Ray says why"),
         (("FAILED", "", None), 1, "failed: Ray says why"),
-        (("STOPPED", "+ pool\n", None), 1, "was stopped; submitted again, it goes on"),
+        (("STOPPED", "+ pool\n", None), 1, "was stopped; submit it again to resume"),
     ],
 )
 def test_a_job_that_did_not_succeed_passes_on_its_exit_code_and_last_line(folder, end, code, text):
@@ -246,6 +245,6 @@ def test_a_server_that_answers_no_more_is_not_waited_for_for_ever(folder, at_onc
     with pytest.raises(JobError) as raised:
         follow(Server(None), asked, "job-1", lambda _: None)
     assert str(raised.value) == (
-        "http://head:8265 answers no more (refused); the job may go on: RAY_AUTH_MODE=token "
+        "http://head:8265 no longer responds (refused); the job may still be running: RAY_AUTH_MODE=token "
         "RAY_AUTH_TOKEN_PATH='/home/me/the token' ray job logs --follow --address http://head:8265 job-1"
     )

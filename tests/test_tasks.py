@@ -44,7 +44,7 @@ def test_a_call_that_lost_its_process_is_made_again(cluster, tmp_path):
 
 
 def test_a_call_that_loses_its_process_every_time_ends_and_says_what_to_look_at(cluster, tmp_path):
-    with pytest.raises(JobError, match=r"pool: its process crashed again and again.*same command"), explained("pool", tmp_path):
+    with pytest.raises(JobError, match=r"pool: its process crashed repeatedly.*same command"), explained("pool", tmp_path):
         run_tasks(die, [(str(tmp_path), 1000)], Silent(), "calls")
     assert len(list(tmp_path.iterdir())) == 1 + MAX_RETRIES
 
@@ -59,4 +59,4 @@ def test_an_error_that_a_call_raised_is_not_tried_again(cluster, tmp_path, funct
 def test_a_full_disk_of_a_worker_is_named_with_its_folder(cluster, tmp_path):
     with pytest.raises(JobError) as raised, explained("embed", tmp_path / "embed"):
         run_tasks(fill, [(str(tmp_path),)], Silent(), "calls")
-    assert str(raised.value).startswith(f"embed: no room left on the disk of {tmp_path} (")
+    assert str(raised.value).startswith(f"embed: no space left on the disk of {tmp_path} (")

@@ -64,7 +64,7 @@ def test_all_forms_of_a_preference_give_the_same_pair(row):
     [
         ({"prompt": "p", "chosen": "c"}, "no key rejected"),
         ({"chosen": "c", "rejected": "r"}, "no key prompt"),
-        ({"prompt": "p", "chosen": "c", "rejected": " c "}, "chosen and rejected are the same"),
+        ({"prompt": "p", "chosen": "c", "rejected": " c "}, "chosen and rejected are identical"),
         ({"prompt": "p", "chosen": "c", "rejected": "  "}, "blank"),
         ({"prompt": "p", "chosen": 3, "rejected": "r"}, "a number, expected a string"),
         ({"chosen": [user("p"), assistant("c")], "rejected": [user("q"), assistant("r")]}, "different prompts"),
@@ -84,12 +84,12 @@ def test_bad_rows_are_listed_and_counted_and_a_pair_counts_once(tmp_path):
     listed = read_lines(tmp_path / "bad.jsonl")
     assert [(row["file"], row["position"]) for row in listed] == [("prefs.jsonl", "line 14"), ("prefs.jsonl", "line 15")]
     assert listed[0]["row"] == "{broken"
-    with pytest.raises(InputError, match=r"2 bad rows \(1 are allowed\); the first is prefs\.jsonl line 14"):
+    with pytest.raises(InputError, match=r"2 bad rows \(at most 1 are allowed\); the first is prefs\.jsonl line 14"):
         read_preferences([file], tmp_path / "bad.jsonl", max_bad_rows=1)
 
 
 def test_too_few_pairs_are_one_clear_line(tmp_path):
-    with pytest.raises(InputError, match="9 different pairs \\(at least 10 are needed\\)"):
+    with pytest.raises(InputError, match="9 distinct pairs \\(at least 10 are needed\\)"):
         read_preferences([write(tmp_path / "few.jsonl", preferences(9))], tmp_path / "bad.jsonl")
 
 
@@ -130,9 +130,9 @@ def test_a_folder_or_file_of_something_else_is_left_as_it_is(tmp_path):
     thesis.mkdir()
     (thesis / "chapter.txt").write_text("ten years of work")
     missing, training = [str(tmp_path / "none.jsonl")], Training(str(tmp_path / "no-base"))
-    with pytest.raises(InputError, match=r"^--out .*thesis: holds other files than a model of this command"):
+    with pytest.raises(InputError, match=r"^--out .*thesis: contains files not written by this command"):
         train_reward(missing, thesis, training)
-    with pytest.raises(InputError, match=r"^--out .*chapter\.txt: is a file; name a new folder$"):
+    with pytest.raises(InputError, match=r"^--out .*chapter\.txt: is a file; choose a new folder$"):
         train_reward(missing, thesis / "chapter.txt", training)
     assert (thesis / "chapter.txt").read_text() == "ten years of work"
 
@@ -163,14 +163,14 @@ def test_pairs_that_the_chat_template_refuses_are_left_out_counted_and_told(tmp_
     some = write(tmp_path / "some.jsonl", [*plain[:20], *strict[20:]])
     facts = train_reward([some], tmp_path / "reward", training, progress)
     assert (facts["pairs"] + facts["held_out_pairs"], facts["refused"], facts["bad_rows"]) == (20, 4, 0)
-    assert [line for line in said if "4 pairs are left out, for the chat template of" in line] == said != []
+    assert [line for line in said if "4 pairs are left out because the chat template of" in line] == said != []
     with pytest.raises(InputError, match=r"refuses every one of 12 prompts: row \S+: TemplateError: System role not supported"):
         train_reward([write(tmp_path / "all.jsonl", strict)], tmp_path / "other", training)
 
 
 def test_a_base_that_is_no_model_is_one_clear_line(tmp_path):
     file = write(tmp_path / "prefs.jsonl", preferences(12))
-    with pytest.raises(InputError, match="no model that transformers can load"):
+    with pytest.raises(InputError, match="not a model that transformers can load"):
         train_reward([file], tmp_path / "reward", Training(str(tmp_path)))
 
 
@@ -184,7 +184,7 @@ def test_wrong_settings_and_bases_are_told_before_any_data_is_read(tmp_path):
     missing, base = [str(tmp_path / "none.jsonl")], str(save_encoder(tmp_path / "base"))
     with pytest.raises(InputError, match=r"^--learning-rate 0\.0: input should be greater than 0$"):
         train_reward(missing, tmp_path / "reward", Training(base, learning_rate=0.0))
-    with pytest.raises(InputError, match="no model that transformers can load"):
+    with pytest.raises(InputError, match="not a model that transformers can load"):
         train_reward(missing, tmp_path / "reward", Training(str(tmp_path), learning_rate=1e-3))
 
 

@@ -56,7 +56,7 @@ def test_verify_finds_a_file_of_a_stage_that_was_changed_and_a_draw_that_comes_o
     pq.write_table(table.set_column(1, "quality", pa.array(table["quality"].to_numpy()[::-1].copy())), quality)
     done = verified(run)
     assert done.exit_code == 1
-    assert "not the bytes that were committed" in done.stderr
+    assert "has changed since it was committed" in done.stderr
 
     manifest = quality.parent / "_manifest.json"
     entry = json.loads(manifest.read_text())
@@ -64,7 +64,7 @@ def test_verify_finds_a_file_of_a_stage_that_was_changed_and_a_draw_that_comes_o
     manifest.write_text(json.dumps(entry))
     done = verified(run)
     assert done.exit_code == 1
-    assert "drawn again from the same artefacts" in done.stderr
+    assert "redrawn from the same artefacts" in done.stderr
 
 
 def test_verify_finds_other_rows_in_the_selection(run):
@@ -72,7 +72,7 @@ def test_verify_finds_other_rows_in_the_selection(run):
     pq.write_table(pa.table({"row_id": ["a" * 32]}), run / "selection.parquet")
     done = verified(run)
     assert done.exit_code == 1
-    assert "its row ids are not those of manifest.json" in done.stderr
+    assert "its row ids do not match manifest.json" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_verify_finds_a_row_whose_text_was_changed(run, name):
     file.write_text("\n".join([*lines[:2], json.dumps(row), *lines[3:]]), encoding="utf-8")
     done = verified(run)
     assert done.exit_code == 1
-    assert f"{file}: row 3: its messages are not those that its row_id was made of" in done.stderr
+    assert f"{file}: row 3: its messages do not match its row_id" in done.stderr
 
 
 @pytest.mark.parametrize("text", ["{", '{"config": {}}', "[]"])

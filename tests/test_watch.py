@@ -156,7 +156,7 @@ def test_a_tracker_that_fails_is_told_no_more_and_the_others_go_on() -> None:
     assert deaf.rounds == {}
     assert list(listener.stages) == list(STAGES)
     assert list(listener.rounds) == [1]
-    assert notes.said == ["watch: Deaf failed and is told no more of this job (ConnectionError: no route to host)"]
+    assert notes.said == ["watch: Deaf failed and is disabled for the rest of this job (ConnectionError: no route to host)"]
 
 
 def test_a_tracker_that_fails_at_a_round_is_told_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +181,7 @@ def test_trackers_that_cannot_be_opened_or_closed_do_not_end_the_job(tmp_path: P
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: run))
     with watched(job(watch=["mlflow", "wandb"]), tmp_path, notes) as watchers:
         watchers.stage("pool", {"rows": 1})
-        assert notes.said == ["watch: mlflow failed and is told no more of this job (OSError: server is gone)"]
+        assert notes.said == ["watch: mlflow failed and is disabled for the rest of this job (OSError: server is gone)"]
     assert closed == ["tried", "tried"]
     assert len(notes.said) == 1
 

@@ -101,10 +101,10 @@ def test_a_job_is_refused_without_the_token_in_one_line(head, working_dir, tmp_p
     done = submit(head, working_dir, tmp_path / "run", token=False)
     assert done.returncode == 2
     [line] = done.stderr.strip().splitlines()
-    assert line.startswith(f"divsel: input: {head.url} wants its token: name its file by --token-file")
+    assert line.startswith(f"divsel: input: {head.url} requires a token: pass its file as --token-file")
     (tmp_path / "other").write_text("another token")
     done = submit(head, working_dir, tmp_path / "run", "--token-file", tmp_path / "other", token=False)
-    assert f"{head.url} refuses this token" in said_last(done)
+    assert f"{head.url} rejects this token" in said_last(done)
 
 
 def test_a_job_outlives_ctrl_c_of_the_one_who_follows_it_and_is_stopped_by_the_command_that_is_named(head, working_dir, tmp_path):

@@ -80,7 +80,7 @@ def test_what_a_measurement_lacks_is_an_input_error_of_one_line(tmp_path, cluste
 
 def test_a_worker_that_no_node_can_hold_is_refused(tmp_path, cluster):
     config = EvaluateConfig(workers=Workers(cpus=10_000))
-    with pytest.raises(InputError, match=r"evaluate\.workers: one worker asks for 10000 CPUs"):
+    with pytest.raises(InputError, match=r"evaluate\.workers: one worker requests 10000 CPUs"):
         measure_all([(Model("m", "some/a"), _Slow(0))], tmp_path, config, lambda: cluster, Silent())
 
 

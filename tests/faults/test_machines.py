@@ -1,4 +1,4 @@
-"""Full disks, processes that die again and again, and clusters without room: one clear line, and the same command goes on."""
+"""Full disks, processes that die again and again, and clusters without room: one clear line, and the same command resumes."""
 
 import re
 
@@ -25,7 +25,9 @@ def test_a_full_disk_ends_the_job_with_the_folder_named_and_the_same_command_goe
         run.arm(Trap(trap.stage, trap.name, trap.finished, action="fill"))
         run.start()
         said = run.failure()
-        assert re.search(rf"failed: .*no room left on the disk of .*/run(/{trap.stage}|\b).*the same command goes on", said)
+        assert re.search(
+            rf"failed: .*no space left on the disk of .*/run(/{trap.stage}|\b).*run the same command again to resume", said
+        )
         assert not list((run.folder / trap.stage).glob(f"*/{MANIFEST}"))
         run.disarm()
         run.start()
@@ -40,7 +42,7 @@ def test_a_process_that_dies_every_time_ends_the_job_and_says_what_to_look_at(st
         run.arm(Trap(stage, "part-", action="die"))
         run.start()
         said = run.failure()
-    assert re.search(rf"failed: {said_of}: its process crashed again and again.*memory.*the same command goes on", said)
+    assert re.search(rf"failed: {said_of}: its process crashed repeatedly.*memory.*run the same command again to resume", said)
 
 
 def test_a_cluster_without_a_free_cpu_is_told_of_within_the_limit(static_job, tmp_path):
@@ -52,4 +54,4 @@ def test_a_cluster_without_a_free_cpu_is_told_of_within_the_limit(static_job, tm
     with FaultyRun(tmp_path / "job.yaml", tmp_path / "run") as run:
         run.start()
         said = run.failure()
-    assert re.search(r"embed: 5 of 5 workers \(2 CPUs and 0 GPUs each\) were not ready in 20 s; free are .* missing", said)
+    assert re.search(r"embed: 5 of 5 workers \(2 CPUs and 0 GPUs each\) were not ready within 20 s; free: .* missing", said)

@@ -122,7 +122,7 @@ def test_a_shard_that_does_not_end_is_named(model, cluster, prompts, tmp_path, m
 @pytest.mark.slow
 def test_an_engine_that_dies_again_and_again_ends_the_job_and_names_the_shard(model, cluster, prompts, tmp_path):
     fleet = fleet_of(Dying, model, cluster)
-    with pytest.raises(JobError, match=r"^refine\.generate: shard-00000\.parquet: its process crashed again and again"):
+    with pytest.raises(JobError, match=r"^refine\.generate: shard-00000\.parquet: its process crashed repeatedly"):
         fleet.generate(prompts, None, tmp_path, Silent())
     fleet.close()
 
@@ -138,7 +138,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line(cluster, prompts, tmp_path):
 def test_a_fleet_without_a_place_says_what_is_missing(model, cluster, prompts, tmp_path):
     config = CONFIG.model_copy(update={"workers": Workers(count=1, cpus=500)})
     fleet = Fleet(EngineSettings(model, config, 0, 0), replace(cluster, placement_timeout_s=1.0))
-    with pytest.raises(JobError, match=r"^refine\.generate: 1 of 1 workers \(500 CPUs .* missing up to \d"):
+    with pytest.raises(JobError, match=r"^refine\.generate: 1 of 1 workers \(500 CPUs .* missing: up to \d"):
         fleet.generate(prompts, None, tmp_path, Silent())
     fleet.close()
 

@@ -90,6 +90,6 @@ def test_a_reward_model_that_cannot_be_loaded_is_one_clear_line(cluster, shards,
 
 def test_a_crew_without_a_place_says_what_is_missing(cluster, encoder, shards, tmp_path):
     crew = crew_of(encoder, replace(cluster, placement_timeout_s=1.0), 500)
-    with pytest.raises(JobError, match=r"^reward: 1 of 1 workers \(500 CPUs .* missing up to \d"):
+    with pytest.raises(JobError, match=r"^reward: 1 of 1 workers \(500 CPUs .* missing: up to \d"):
         crew.score(shards, tmp_path / "score", 1, Silent())
     crew.close()

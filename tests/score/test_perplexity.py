@@ -89,4 +89,4 @@ def test_a_job_warns_that_equation_7_favours_what_is_strange(tmp_path, direction
     job = Job(build_config(values, "test"), Store(tmp_path / "run"), progress, cluster=None, dry=True)
     assert job.reward(job.pool()) is None
     assert len(said) == notes
-    assert all("some/lm finds strange" in text for text in said)
+    assert all("some/lm finds unlikely" in text for text in said)

@@ -83,7 +83,7 @@ def test_a_snapshot_that_was_cut_off_starts_the_training_over(tmp_path):
 def test_workers_that_find_no_place_end_in_time_with_the_numbers(job, cluster, tmp_path):
     config = TrainConfig(**job[1], workers=Workers(count=2, cpus=500))
     began = time.monotonic()
-    with pytest.raises(JobError, match=r"refine\.train: 2 of 2 workers \(500 CPUs .* missing up to \d+ CPUs"):
+    with pytest.raises(JobError, match=r"refine\.train: 2 of 2 workers \(500 CPUs .* missing: up to \d+ CPUs"):
         train_round(job[0], config, tmp_path / "round", replace(cluster, placement_timeout_s=1), Silent())
     assert time.monotonic() - began < 30
 

@@ -1,6 +1,6 @@
-"""Embeddings from a server: batches of texts, several requests at a time, within a limit of money.
+"""Embeddings from a server: batches of texts, several requests at a time, within a spending limit.
 
-Every answer is kept as it comes, in a file named by what was asked, so that a killed job pays for none of them twice.
+Every answer is saved at once, in a file named by a hash of the request, so that a killed job pays for no request twice.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from divsel_ray.store import digest, write_array
 
 SECTION = "embed.api"
 WINDOW = 512
-"""Tokens of a chunk where none are set: what Cohere's first models take, and a good length for others."""
+"""Default tokens per chunk: the limit of Cohere's first models, and a good length for others."""
 _SPENT, _REFUSED = "requests.jsonl", "refused.jsonl"
 _EMPTY = "."
-"""Sent for a text without a character, which servers refuse."""
+"""Sent in place of an empty text, which servers refuse."""
 _BYTES_PER_TOKEN = 4
-"""A rule of thumb for servers that do not count."""
+"""A rule of thumb for servers that do not report token counts."""
 
 
 @dataclass(frozen=True)
@@ -43,27 +43,27 @@ class Batch:
     row_ids: list[str]
 
     def part(self, which: slice) -> Batch:
-        """Some of them."""
+        """A slice of the batch."""
         return Batch(self.texts[which], self.row_ids[which])
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Requests, and the tokens that they were charged for."""
+    """Numbers of requests and of tokens charged."""
 
     requests: int = 0
     tokens: int = 0
 
 
 class Answers:
-    """A folder of answers that were paid for, and of what all requests took; safe for many threads.
+    """A folder of paid answers and of the cost of all requests; thread-safe.
 
     Args:
-        folder: where they lie; None keeps none.
+        folder: where the answers are saved; None to save none.
 
     Attributes:
-        spent: by all requests.
-        refused: rows of which the server refuses a text, and what it says.
+        spent: total of all requests.
+        refused: rows with a text that the server refuses, and the server's reason.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -77,17 +77,17 @@ class Answers:
             self.refused = dict(_entries(folder / _REFUSED))
 
     def find(self, name: str) -> np.ndarray | None:
-        """The vectors of a batch that was answered."""
+        """Load the vectors of an answered batch, or None."""
         path = self._folder / f"{name}.npy" if self._folder else None
         return np.load(path, allow_pickle=False) if path is not None and path.is_file() else None
 
     def keep(self, name: str, vectors: np.ndarray) -> None:
-        """Keep the vectors of a batch."""
+        """Save the vectors of a batch."""
         if self._folder is not None:
             write_array(self._folder / f"{name}.npy", vectors)
 
     def refuse(self, row_id: str, reason: str) -> None:
-        """Write down a row of which the server refuses a text."""
+        """Record a row with a text that the server refuses."""
         with self._lock:
             self.refused.setdefault(row_id, reason)
             if self._folder is not None:
@@ -95,7 +95,7 @@ class Answers:
                     stream.write(f"\n{json.dumps([row_id, reason])}")
 
     def charge(self, tokens: int) -> None:
-        """Write down a request and its tokens."""
+        """Record a request and its tokens."""
         with self._lock:
             self._count(Spent(1, tokens))
             if self._folder is not None:
@@ -107,22 +107,22 @@ class Answers:
 
 
 def _entries(file: Path) -> Iterator[Any]:
-    """The lines of a file as JSON; a kill may have left one half written."""
+    """The lines of a file as JSON; a kill may have left an incomplete line."""
     for line in file.read_text().splitlines() if file.is_file() else ():
         with contextlib.suppress(ValueError):
             yield json.loads(line)
 
 
 class ApiEncoder:
-    """An `Encoder` that asks a server.
+    """An `Encoder` that sends requests to a server.
 
-    Long texts are cut by the tokens of `config.model`'s tokenizer, and their chunks averaged by them. A row of which the server
-    refuses a text has no vector, and is listed in `answers.refused`.
+    Long texts are split into chunks by the tokenizer of `config.model`, and the chunk vectors averaged by token count. A row
+    with a text that the server refuses has no vector and is listed in `answers.refused`.
 
     Args:
-        config: of the stage.
-        api: its section of that name.
-        folder: keeps the answers; None keeps none.
+        config: settings of the stage.
+        api: the section `embed.api`.
+        folder: folder of saved answers; None to save none.
 
     Raises:
         InputError: the key is missing, or the tokenizer cannot be loaded.
@@ -142,16 +142,16 @@ class ApiEncoder:
 
         Raises:
             InputError: the server refuses the key, the model or the address.
-            JobError: it refuses every text, does not answer any more, or the spending limit is reached. What it answered is kept.
+            JobError: the server refuses every text or no longer responds, or the spending limit is reached; answers are kept.
 
         Returns:
-            As `Encoder`, NaN in the rows without a vector.
+            As `Encoder`, with NaN in rows without a vector.
         """
         if not texts:
             return np.zeros((0, self.dimension), np.float16)
         window = min(self._config.window or WINDOW, self._config.max_tokens)
         cut = [cut_text(self._tokenizer, text, window, self._config.max_tokens) for text in texts]
-        # Batches by the keys, whatever order the texts come in.
+        # Batches are cut in the order of the keys, whatever the order of the texts.
         order = sorted(range(len(texts)), key=lambda row: keys[row])
         chunks = [chunk for row in order for chunk, _ in cut[row]]
         counts = np.array([count for row in order for _, count in cut[row]])
@@ -175,12 +175,12 @@ class ApiEncoder:
         vectors = [vector for part in found for vector in part]
         widths = {len(vector) for vector in vectors if vector is not None} or {self.dimension}
         if len(widths) > 1:
-            raise JobError(f"{SECTION}: {self._api.url} answers with vectors of different lengths: {sorted(widths)}")
+            raise JobError(f"{SECTION}: {self._api.url} returned vectors of different lengths: {sorted(widths)}")
         missing = np.full(widths.pop(), np.nan)
         return np.array([missing if vector is None else vector for vector in vectors])
 
     def _vectors(self, batch: Batch) -> list[np.ndarray | None]:
-        """The vectors of a batch, None for texts that the server refuses: one of them makes it refuse them all."""
+        """The vectors of a batch, None for refused texts; a refused batch is split, as one text makes the server refuse all."""
         try:
             return list(self._answer(batch.texts))
         except RefusedError as error:
@@ -192,11 +192,11 @@ class ApiEncoder:
         found = [vector for part in (slice(None, half), slice(half, None)) for vector in self._vectors(batch.part(part))]
         if all(vector is None for vector in found) and not self._answered:
             self._stopped.set()
-            raise JobError(f"{SECTION}: {self._api.url} refuses every text it was sent: {reason}")
+            raise JobError(f"{SECTION}: {self._api.url} refuses every text sent to it: {reason}")
         return found
 
     def _answer(self, batch: list[str]) -> np.ndarray:
-        """The vectors of texts: kept ones, or the server's."""
+        """The vectors of texts, saved or requested from the server."""
         name = digest({"api": self._config.identity()["api"], "texts": batch})
         kept = self.answers.find(name)
         if kept is not None:
@@ -205,17 +205,17 @@ class ApiEncoder:
             vectors = self._client.try_again(lambda: self._post(batch), self._api.retries, self._stopped).vectors
         except UnavailableError as error:
             raise JobError(
-                f"{SECTION}: {self._api.url} does not answer ({error}); the vectors paid for are kept: run the same command when "
-                "it does"
+                f"{SECTION}: {self._api.url} does not answer ({error}); the vectors paid for are kept: run the same command "
+                "again when it does"
             ) from None
         self._answered = True
         self.answers.keep(name, vectors)
         return vectors
 
     def _post(self, batch: list[str]) -> Answer:
-        """One request, paid for from the ledger; tokens that the server does not count are estimated."""
+        """Send one request, charged to the ledger; tokens that the server does not report are estimated."""
         size = sum(len(text.encode()) for text in batch)
-        # No tokenizer makes more tokens than bytes.
+        # No tokenizer produces more tokens than bytes.
         reserved, tokens = self._ledger.reserve(cost_of(self._api, size)), 0
         try:
             body = self._client.send(PATHS[self._api.protocol], write_body(self._api, batch))
@@ -231,12 +231,12 @@ class ApiEncoder:
 
 
 def cost_of(api: EmbedApiConfig, tokens: float) -> float:
-    """What so many tokens cost, in the money of `price`."""
+    """Cost of that many tokens, in the currency of `price`."""
     return tokens * api.price / 1e6
 
 
 def cut_text(tokenizer: Any, text: str, window: int, max_tokens: int) -> list[tuple[str, int]]:
-    """Consecutive pieces of a text of at most `window` tokens each, up to `max_tokens` in all, and each one's tokens."""
+    """Split a text into consecutive pieces of at most `window` tokens, `max_tokens` in total; returns (piece, tokens)."""
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     parts = split_tokens(spans, window, max_tokens)
     return [((text[part[0][0] : part[-1][1]] if part else "") or _EMPTY, len(part)) for part in parts]

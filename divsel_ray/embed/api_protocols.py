@@ -1,4 +1,4 @@
-"""What is sent to a server that embeds and what it answers, in the two protocols that most servers speak."""
+"""Requests to and responses from embedding servers, in the two most common protocols."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from divsel_ray.config import EmbedApiConfig
 from divsel_ray.models.api_client import UnavailableError
 
 PATHS = {"openai": "embeddings", "cohere": "embed"}
-"""Below the server's address."""
+"""Paths relative to the server's address."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Vectors (n, d) float32, and the tokens that the server counted (None where it did not say)."""
+    """Vectors (n, d) float32, and the tokens that the server counted (None if it did not report them)."""
 
     vectors: np.ndarray
     tokens: int | None
 
 
 def write_body(config: EmbedApiConfig, texts: Sequence[str]) -> dict[str, Any]:
-    """The request's body for a batch of texts.
+    """Build the body of the request for a batch of texts.
 
     OpenAI: https://platform.openai.com/docs/api-reference/embeddings; Cohere: https://docs.cohere.com/reference/embed (v2).
     """
@@ -38,24 +38,24 @@ def write_body(config: EmbedApiConfig, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def read_answer(config: EmbedApiConfig, body: bytes, count: int) -> Answer:
-    """The vectors of an answer, in the order of the texts.
+    """Read the vectors of an answer, in the order of the texts.
 
     Args:
-        config: says the protocol.
-        body: of the answer.
-        count: texts that were sent.
+        config: settings with the protocol.
+        body: body of the answer.
+        count: number of texts sent.
 
     Raises:
-        UnavailableError: the body is something else, or does not hold one finite vector of the same length for each text.
+        UnavailableError: the body does not contain one finite vector per text, all of the same length.
     """
     try:
         value = json.loads(body)
         rows, tokens = _read_openai(value) if config.protocol == "openai" else _read_cohere(value)
         vectors = np.array(rows, np.float32)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise UnavailableError("the answer holds no embeddings in JSON", billed=True) from None
+        raise UnavailableError("the answer contains no embeddings in JSON", billed=True) from None
     if vectors.ndim != 2 or len(vectors) != count or not vectors.shape[1] or not np.isfinite(vectors).all():
-        raise UnavailableError(f"the answer to {count} texts holds vectors of shape {vectors.shape}, or not finite", billed=True)
+        raise UnavailableError(f"the answer to {count} texts has vectors of shape {vectors.shape}, or not finite", billed=True)
     return Answer(vectors, tokens if isinstance(tokens, int) and tokens >= 0 else None)
 
 

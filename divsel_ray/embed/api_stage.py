@@ -1,4 +1,4 @@
-"""A server's embeddings on Ray: one actor asks, so that the limits of requests and of money hold for the whole stage."""
+"""A server's embeddings on Ray: one actor sends all requests, so that request and spending limits hold for the stage."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from divsel_ray.resources import Cluster, await_ready
 from divsel_ray.store import write_text
 
 REFUSED = "refused.jsonl"
-"""Beside the vectors, where there are any: rows that have none, for the server refuses their texts."""
+"""File next to the vectors, if needed: the rows without a vector, as the server refuses their texts."""
 _ANSWERS = "answers"
 
 
 def embed_by_api(
     pool_files: list[str], config: EmbedConfig, api: EmbedApiConfig, folder: Path, cluster: Cluster, progress: Progress
 ) -> dict[str, Any]:
-    """As `embed_pool`, after saying what it may cost. Answers are kept in a folder until all partitions are done.
+    """As `embed_pool`, after announcing the estimated cost. Answers are kept in a folder until all partitions are done.
 
     Returns:
-        {"rows", "dimension", "actors", "requests", "tokens", "refused", "cost"}; the rows of which the server refuses a text are
-        left out, and listed with its reason in `refused.jsonl`.
+        {"rows", "dimension", "actors", "requests", "tokens", "refused", "cost"}; rows with a text that the server refuses are
+        left out, and listed with the server's reason in `refused.jsonl`.
 
     Raises:
         InputError: the key is missing or refused, the server has no such model, or the estimate exceeds the limit.
-        JobError: the spending limit is reached, or the server refuses every text or is gone.
+        JobError: the spending limit is reached, or the server refuses every text or no longer responds.
     """
-    # Here too, and not only on a worker: before anything is started.
+    # Checked here too, not only on a worker, so that a missing key is reported before anything starts.
     find_key(api, SECTION)
     sizes = {file: pq.read_metadata(file).num_rows for file in pool_files}
     tokens = sum(_tokens_of(file, config.max_tokens) for file in pool_files)
@@ -53,7 +53,7 @@ def embed_by_api(
     actor = start_actor(_Asker, [config, api, str(folder / _ANSWERS)], workers, 0)
     try:
         await_ready([actor.ready.remote()], "embed", workers, cluster.placement_timeout_s)
-        # Empty partitions last: how long their vectors would be is known by then.
+        # Empty partitions come last: the length of their vectors is known by then.
         for file in sorted(pool_files, key=lambda file: (not sizes[file], file)):
             target = folder / Path(file).name
             dimension = answer_of(actor.embed.remote(file, str(target), dimension), SECTION)
@@ -65,16 +65,16 @@ def embed_by_api(
     if refused:
         lines = [json.dumps({"row_id": row_id, "reason": refused[row_id]}) for row_id in sorted(refused)]
         write_text(folder / REFUSED, "\n".join([*lines, ""]))
-        progress.note(f"{len(refused):,} rows are left out, for the server refuses their texts; {folder / REFUSED} says why")
+        progress.note(f"{len(refused):,} rows are left out: the server refuses their texts; reasons: {folder / REFUSED}")
     shutil.rmtree(folder / _ANSWERS, ignore_errors=True)
     counts = {"rows": done - len(refused), "dimension": dimension, "actors": 1, "refused": len(refused)}
     return {**counts, **spent, "cost": cost_of(api, spent["tokens"])}
 
 
 def _tokens_of(file: str, most: int) -> int:
-    """Tokens that will be sent of a partition's rows, as far as the pool's tokenizer counts as the server's does.
+    """Estimate the tokens to send for a partition, assuming that the pool's tokenizer counts as the server's does.
 
-    Of rows that are no pool's and were never counted: as many as there can be.
+    For files without token counts it is the largest possible number.
     """
     if "n_tokens" not in pq.read_schema(file).names:
         return int(pq.read_metadata(file).num_rows) * most
@@ -89,30 +89,30 @@ def _announced(api: EmbedApiConfig, rows: int, tokens: int) -> str:
 
 
 class _Asker:
-    """The actor: one encoder for all partitions. A restarted one goes on with the answers that were kept."""
+    """An actor with one encoder for all partitions; after a restart it reuses the saved answers."""
 
     def __init__(self, config: EmbedConfig, api: EmbedApiConfig, answers: str) -> None:
         self._config, self._api, self._answers = config, api, Path(answers)
         self._encoder: ApiEncoder | None = None
 
     def ready(self) -> bool:
-        """Answer, once the actor has its place."""
+        """Return once the actor has its resources."""
         return True
 
     def embed(self, source: str, target: str, dimension: int) -> int:
-        """Embed a partition unless that is done; returns the length of a vector, `dimension` where it has no row to tell."""
+        """Embed a partition unless that is done; returns the length of its vectors, or `dimension` if it has no rows."""
         encoder = self._load()
         encoder.dimension = encoder.dimension or dimension
         embed_file(source, Path(target), encoder, self._config.text)
         return int(pq.read_schema(target).field("embedding").type.list_size)
 
     def spent(self) -> dict[str, int]:
-        """Requests and tokens of all attempts."""
+        """Numbers of requests and tokens, over all attempts."""
         spent = self._load().answers.spent
         return {"requests": spent.requests, "tokens": spent.tokens}
 
     def refused(self) -> dict[str, str]:
-        """Rows of which the server refuses a text, and what it says."""
+        """Rows with a text that the server refuses, and the server's reason."""
         return self._load().answers.refused
 
     def _load(self) -> ApiEncoder:

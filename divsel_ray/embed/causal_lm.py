@@ -1,7 +1,7 @@
-"""A causal language model as encoder: the hidden states of its last layer, of the last token or averaged.
+"""A causal language model as encoder: the hidden states of its last layer, at the last token or averaged over tokens.
 
-Yu et al. 2024 (sec. 4.4) embed with the last token's hidden state of Llama-2-7B. Hidden states are those that the language
-model's head reads, after the final norm.
+Yu et al. 2024 (sec. 4.4) embed with the last token's hidden state of Llama-2-7B. Hidden states are the inputs of the
+language-modelling head, after the final norm.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from divsel_ray.models.references import resolve_model
 class CausalModel:
     """A `ChunkModel` on the process's device.
 
-    Every chunk begins with the model's beginning-of-sequence token (its end-of-sequence token where it has none), which no
-    mean counts: its hidden state is the same for all texts, and in many models of a size that drowns all others.
+    Every chunk begins with the model's beginning-of-sequence token (or, without one, its end-of-sequence token). Means leave
+    that token out: its hidden state is the same for all texts, and in many models so large that it dominates all others.
 
     Raises:
         InputError: the model cannot be loaded, or has neither token.
@@ -51,7 +51,7 @@ class CausalModel:
 
     def _embed(self, batch: list[list[int]]) -> Any:
         torch = self._torch
-        # Padding stands behind the texts, where no token of a causal model looks.
+        # Padding follows the texts, so that no token of a causal model attends to it.
         ids, mask = (torch.from_numpy(values) for values in pad_ids(batch, 0))
         lengths = mask.sum(dim=1)
         output = self._model(input_ids=ids.to(self._device), attention_mask=mask.to(self._device), use_cache=False)
@@ -59,7 +59,7 @@ class CausalModel:
         if not self._mean:
             return states[torch.arange(len(batch)), lengths - 1]
         weights = mask.float()
-        # An empty text is its first token.
+        # An empty text is represented by its first token.
         weights[lengths > len(self.prefix), : len(self.prefix)] = 0
         weights = weights.to(self._device)
         return (states * weights[:, :, None]).sum(dim=1) / weights.sum(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Long texts by any model that embeds short ones: tokens are cut into chunks, and chunk vectors averaged by length."""
+"""Embeds long texts with any model for short ones: tokens are split into chunks, and chunk vectors averaged by length."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from divsel_ray.embed.pooling import normalise, pool_chunks, split_tokens
 from divsel_ray.errors import InputError
 
 _CHARACTERS = 6
-"""Of a token, more than nearly any text has on average: so many are cut off for each token that is wanted."""
+"""Characters read per wanted token, more than the average of nearly any text."""
 _MARGIN = 128
-"""Tokens before the cut that may differ from those of the whole text: it may cut a word, and a word is at most so long."""
+"""Longest word in tokens: the cut may fall inside a word, so that many tokens before it may differ from the whole text's."""
 CPU_TOKENS, GPU_TOKENS = 2048, 32_768
-"""Padded tokens per batch: on a CPU the activations of more fall out of its caches; a GPU is not busy with fewer."""
+"""Padded tokens per batch: the activations of more exceed a CPU's caches; fewer do not keep a GPU busy."""
 
 
 class ChunkModel(Protocol):
     """A model that embeds token ids.
 
     Attributes:
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
         dimension: length of a vector.
         prefix, suffix: ids around every chunk.
-        limit: tokens of an input, prefix and suffix among them; None for no limit.
+        limit: longest input in tokens, including prefix and suffix; None for no limit.
     """
 
     tokenizer: Any
@@ -36,11 +36,11 @@ class ChunkModel(Protocol):
     limit: int | None
 
     def embed(self, inputs: Sequence[list[int]], keys: Sequence[str]) -> np.ndarray:
-        """Vectors (n, dimension) float32 of token ids, prefix and suffix among them; keys break ties of length."""
+        """Embed token ids, including prefix and suffix, as vectors (n, dimension) float32; keys break ties of length."""
 
 
 class ChunkedEncoder:
-    """An `Encoder` by a chunk model.
+    """An `Encoder` based on a chunk model.
 
     Attributes:
         dimension: length of a vector.
@@ -71,15 +71,15 @@ class ChunkedEncoder:
         vectors = self._model.embed(inputs, [f"{keys[row]}:{i:09d}" for i, row in enumerate(owners)])
         if not np.isfinite(vectors).all():
             raise InputError(
-                f"embed.dtype {self._config.dtype}: {self._config.model} gives vectors that are not finite, as numbers that "
-                "overflow do; take float32 or bfloat16, or another model"
+                f"embed.dtype {self._config.dtype}: {self._config.model} returns vectors that are not finite, probably by "
+                "overflow; set float32 or bfloat16, or use another model"
             )
         counts = np.array([len(chunk) for chunk in chunks])
         return normalise(pool_chunks(vectors, counts, np.array(owners), len(texts))).astype(np.float16)
 
 
 def first_ids(tokenizer: Any, texts: Sequence[str], count: int) -> list[list[int]]:
-    """The first `count` token ids of each text, without special tokens, as if each were tokenized whole."""
+    """The first `count` token ids of each text, without special tokens, as if the whole text were tokenized."""
     room = _CHARACTERS * (count + _MARGIN)
     ids = _tokenize(tokenizer, [text[:room] for text in texts])
     short = [at for at, text in enumerate(texts) if len(text) > room and len(ids[at]) < count + _MARGIN]
@@ -96,12 +96,12 @@ def _tokenize(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def batch_tokens_of(config: EmbedConfig, *, on_gpu: bool) -> int:
-    """Padded tokens per batch, as set or as the device likes them."""
+    """Padded tokens per batch: the setting, or the default of the device."""
     return config.batch_tokens or (GPU_TOKENS if on_gpu else CPU_TOKENS)
 
 
 def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The ids a tokenizer puts before and after a text."""
+    """The ids that a tokenizer adds before and after a text."""
     encoded = tokenizer("a", return_special_tokens_mask=True)
     text = [at for at, special in enumerate(encoded.special_tokens_mask) if not special]
     first, last = (text[0], text[-1] + 1) if text else (len(encoded.input_ids), len(encoded.input_ids))

@@ -1,4 +1,4 @@
-"""What turns texts into unit vectors, whichever model or server does it."""
+"""The interface of encoders, which turn texts into unit vectors with a model or server."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from divsel_ray.config import EmbedConfig
 
 
 class Encoder(Protocol):
-    """Texts in, unit vectors out; which vector a text gets depends on the texts of the call, never on their order."""
+    """Embeds texts as unit vectors; a text's vector may depend on the other texts of the call, never on their order."""
 
     @property
     def dimension(self) -> int:
-        """Length of a vector; 0 while it is not known, which a server says with its first answer."""
+        """Length of a vector; 0 while unknown, before a server's first answer."""
 
     def encode(self, texts: Sequence[str], keys: Sequence[str]) -> np.ndarray:
         """Embed texts.
 
         Args:
             texts: (n,) texts.
-            keys: (n,) unique names, e.g. row ids, which order texts of like length into batches.
+            keys: (n,) unique names, e.g. row ids, which determine the batches of texts of equal length.
 
         Returns:
             (n, dimension) float16, L2-normalised.
@@ -31,14 +31,14 @@ class Encoder(Protocol):
 
 
 def load_encoder(config: EmbedConfig, answers: Path | None = None) -> Encoder:
-    """The encoder that the settings name, its model loaded on the process's device.
+    """Load the encoder that the settings name, with its model on the process's device.
 
     Args:
-        config: settings; `config.given` names vectors that need no encoder.
-        answers: folder in which a server's answers are kept, so that none is paid for again.
+        config: settings; vectors named in `config.given` need no encoder.
+        answers: folder in which a server's answers are saved, so that none is paid for again.
 
     Raises:
-        InputError: the model cannot be loaded, what runs it is not installed, or a server's key is missing.
+        InputError: the model cannot be loaded, its backend is not installed, or a server's key is missing.
     """
     if config.api is not None:
         from divsel_ray.embed.api import ApiEncoder

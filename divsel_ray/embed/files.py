@@ -1,4 +1,4 @@
-"""What the stage reads of the pool, and the files it leaves."""
+"""The pool columns that the stage reads, and the files it writes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from divsel_ray.embed.encoder import Encoder
 from divsel_ray.store import write_table
 
 _COLUMNS = {"prompt": ["prompt"], "prompt_completion": ["prompt", "completion"], "user_turns": ["messages"]}
-"""What `texts_of` needs of the pool."""
+"""Pool columns that `texts_of` needs."""
 
 
 def embed_file(source: str, target: Path, encoder: Encoder, text: str) -> None:
-    """Embed a pool partition, unless that is done.
+    """Embed a pool partition unless that is done.
 
     Args:
         source: the partition.
-        target: Parquet (row_id, embedding: fixed-size list of float16).
-        encoder: what embeds.
+        target: Parquet file to write (row_id, embedding: fixed-size list of float16).
+        encoder: the encoder.
         text: the setting `embed.text`.
 
     Rows without a vector are left out.
@@ -34,7 +34,7 @@ def embed_file(source: str, target: Path, encoder: Encoder, text: str) -> None:
 
 
 def texts_of(table: pa.Table, text: str) -> list[str]:
-    """What of each row is embedded, by the setting `embed.text`."""
+    """Which part of each row is embedded, by the setting `embed.text`."""
     if text == "user_turns":
         conversations = table["messages"].to_pylist()
         return ["\n\n".join(turn["content"] for turn in turns if turn["role"] == "user") for turns in conversations]
@@ -45,8 +45,8 @@ def texts_of(table: pa.Table, text: str) -> list[str]:
 
 
 def write_vectors(row_ids: pa.ChunkedArray, vectors: np.ndarray, target: Path) -> None:
-    """Write Parquet with row_id and embedding. Vectors: (n, d) float16."""
+    """Write a Parquet file with row_id and embedding; `vectors` is (n, d) float16."""
     flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), pa.float16())
     embedding = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    # Dictionaries would make the vectors ten times slower to read, and nothing about them can be compressed.
+    # Dictionaries would make the vectors ten times slower to read, and compression would save nothing.
     write_table(target, pa.table({"row_id": row_ids, "embedding": embedding}), use_dictionary=False, compression="none")

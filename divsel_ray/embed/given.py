@@ -1,4 +1,4 @@
-"""Vectors that the user brings, made into the embeddings of the pool: lined up, checked, scaled to unit length."""
+"""Turns vectors that the user supplies into the embeddings of the pool: aligned, checked, scaled to unit length."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from divsel_ray.tasks import run_tasks
 
 SETTING = "embed.given"
 _OFTEN = 4
-"""Times that a file is read without a word; at the bounds of partitions some of it is read twice."""
+"""Number of times a file may be read without a note; at partition boundaries parts of it are always read twice."""
 
 
 def take_vectors(
@@ -27,24 +27,24 @@ def take_vectors(
     """Write one Parquet file (row_id, embedding: fixed-size list of float16) for each pool partition, as `embed_pool` does.
 
     Args:
-        pool_files: the pool.
+        pool_files: pool partitions.
         given: file or folder, see `data.aligned`.
-        records: records of each input file.
+        records: number of records of each input file.
         folder: where to write.
-        progress: told of partitions done.
+        progress: receives the number of finished partitions.
 
     Returns:
         {"rows", "dimension", "given"}.
 
     Raises:
-        InputError: the vectors cannot be lined up, a row has none, or one has no direction.
+        InputError: the vectors cannot be aligned with the pool, or a row's vector is missing, zero or not finite.
     """
     check_given(given, SETTING, "embedding", records)
     dimension = width_of(given, SETTING, "embedding")
     if dimension == 0:
-        raise InputError(f"{SETTING}: {given}: expected a vector for each row, found single numbers or nothing")
+        raise InputError(f"{SETTING}: {given}: expected a vector for each row, found single numbers or no data")
     if Path(given_files(given, SETTING)[0]).suffix == ".parquet" and (times := rows_read(given, SETTING, pool_files)) > _OFTEN:
-        progress.note(f"{given}: not in the order of row_id, so that it is read {times:,.0f} times; sort it to be quicker")
+        progress.note(f"{given}: not sorted by row_id, so it is read {times:,.0f} times; sort it to save time")
     array = mappable(given, folder)
     if array is not None:
         run_tasks(unpack, [(given, array, SETTING)], progress, "files")
@@ -68,7 +68,7 @@ def _unit(vectors: np.ndarray, row_ids: pa.ChunkedArray, given: str) -> np.ndarr
     bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
     if len(bad):
         raise InputError(
-            f"{SETTING}: {given}: {len(bad):,} of {len(vectors):,} rows looked at have no vector, a zero one or one that is not "
-            f"finite, the first is row_id {row_ids[int(bad[0])].as_py()}; give every row of the pool a vector"
+            f"{SETTING}: {given}: {len(bad):,} of {len(vectors):,} rows read have a missing, zero or non-finite vector; the "
+            f"first is row_id {row_ids[int(bad[0])].as_py()}; every row of the pool needs a valid vector"
         )
     return np.asarray((vectors / norms[:, None]).astype(np.float16))

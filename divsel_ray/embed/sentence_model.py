@@ -16,10 +16,10 @@ from divsel_ray.models.references import resolve_model
 
 
 class SentenceModel:
-    """A `ChunkModel` on the process's device, fed in batches of like length.
+    """A `ChunkModel` on the process's device, run on batches of similar length.
 
     Raises:
-        InputError: the model cannot be loaded, or its tokenizer has no token to pad with.
+        InputError: the model cannot be loaded, or its tokenizer has no padding token.
     """
 
     def __init__(self, config: EmbedConfig) -> None:
@@ -36,7 +36,7 @@ class SentenceModel:
             ).eval()
         self.tokenizer = self._model.tokenizer
         if self.tokenizer.pad_token_id is None:
-            raise InputError(f"embed.model {config.model}: its tokenizer has no token to pad with")
+            raise InputError(f"embed.model {config.model}: its tokenizer has no padding token")
         self.prefix, self.suffix = special_tokens(self.tokenizer)
         self.limit = self._model.max_seq_length
         self.dimension = int(self._model.get_embedding_dimension() or 0)
@@ -46,14 +46,14 @@ class SentenceModel:
         """See `ChunkModel`."""
         batches = token_batches([len(ids) for ids in inputs], keys, self._batch_tokens)
         with self._torch.inference_mode():
-            # Fetched only at the end: a fetch waits for the GPU, and the next batch is padded while it computes.
+            # Copied only at the end: a copy waits for the GPU, and the next batch can be padded while the GPU computes.
             found = [self._model(self._features([inputs[i] for i in batch]))["sentence_embedding"].float() for batch in batches]
             vectors = np.empty((len(inputs), self.dimension), np.float32)
             vectors[np.concatenate(batches)] = self._torch.cat(found).cpu().numpy()
         return vectors
 
     def _features(self, batch: list[list[int]]) -> dict[str, Any]:
-        """The model's inputs, those that `tokenizer.pad` would make, in a hundredth of its time."""
+        """The model's inputs, the same as from `tokenizer.pad` in a hundredth of the time."""
         left = self.tokenizer.padding_side == "left"
         ids, mask = pad_ids(batch, self.tokenizer.pad_token_id, left=left)
         arrays = {"input_ids": ids, "attention_mask": mask}

@@ -1,6 +1,6 @@
-"""Embedding on Ray Data: one pool partition is one unit of work, done whole by one actor.
+"""Embedding on Ray Data: each pool partition is a unit of work, embedded by one actor.
 
-Partitions are cut from the content, never from the cluster, so the batches, and with them the vectors, are the same
+Partitions depend on the content, never on the cluster, so the batches, and with them the vectors, are the same
 for any number of actors; a finished partition is a file and is not embedded again after a kill.
 """
 
@@ -27,11 +27,11 @@ def embed_pool(pool_files: list[str], config: EmbedConfig, folder: Path, cluster
     """Write one Parquet file (row_id, embedding: fixed-size list of float16) for each pool partition.
 
     Returns:
-        {"rows", "dimension", "actors"}; of a server besides what `embed_by_api` counts.
+        {"rows", "dimension", "actors"}; for a server also the other counts of `embed_by_api`.
 
     Raises:
         InputError: the model cannot be loaded, or a server's key, model or address is wrong.
-        JobError: the cluster gave the actors no place, or a server's spending limit is reached.
+        JobError: the cluster has no resources for the actors, or a server's spending limit is reached.
         RayError: an actor lost its process or node more than `MAX_RETRIES` times.
     """
     if config.api is not None:
@@ -51,14 +51,14 @@ def embed_pool(pool_files: list[str], config: EmbedConfig, folder: Path, cluster
 
 
 class EmbedPartition:
-    """An actor that loads the encoder with its first partition and embeds one per call."""
+    """An actor that loads the encoder for its first partition and embeds one partition per call."""
 
     def __init__(self, config: EmbedConfig) -> None:
         self._config = config
         self._encoder = cache(lambda: load_encoder(config))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Embed the partition named in the batch of one, unless that is done; what the user has to mend is the `failure`."""
+        """Embed the partition named in the batch of one unless that is done; `failure` is an error that the user must fix."""
         source, target = str(batch["source"][0]), Path(str(batch["target"][0]))
         try:
             encoder = self._encoder()

@@ -1,4 +1,4 @@
-"""An embedding model in vLLM's engine in this process, with the pooling that the model's files ask for."""
+"""An embedding model in a vLLM engine in this process, with the pooling that the model's files specify."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from divsel_ray.models.vllm import pooling_engine
 
 
 class VllmModel:
-    """A `ChunkModel`; vLLM cuts the batches itself.
+    """A `ChunkModel`; vLLM forms the batches itself.
 
     Raises:
         InputError: vLLM is not installed, or cannot load the model.
@@ -42,7 +42,7 @@ class VllmModel:
         self.dimension = int(self.embed([[*self.prefix, *self.suffix] or [0]], [""]).shape[1])
 
     def embed(self, inputs: Sequence[list[int]], keys: Sequence[str]) -> np.ndarray:
-        """See `ChunkModel`. Sent in the order of (tokens, key), whatever order they come in."""
+        """See `ChunkModel`. Inputs are sent in the order of (tokens, key), whatever order they come in."""
         order = sorted(range(len(inputs)), key=lambda at: (len(inputs[at]), keys[at]))
         outputs = self._llm.embed([{"prompt_token_ids": inputs[at]} for at in order], use_tqdm=False)
         found = np.array([output.outputs.embedding for output in outputs], np.float32)

@@ -1,6 +1,6 @@
-"""A client of JSON servers that waits and tries again: what judges and embeddings behind an API have in common.
+"""A client of JSON servers that waits and retries, shared by judges and embeddings behind an API.
 
-The key is read from the environment, in the process that sends, and goes nowhere but into the request's header.
+The key is read from the environment of the sending process and appears only in the request's header.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ from divsel_ray.errors import InputError
 
 T = TypeVar("T")
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
-"""Seconds before the second try, doubled for each further one, and their limit."""
+"""Seconds before the first retry, doubled for each further one, and their limit."""
 _LONGEST_DELAY = 600.0
-"""Seconds of a server's Retry-After that are honoured."""
+"""Longest Retry-After of a server that is honoured, in seconds."""
 _TRANSIENT = (408, 409, 425, 429)
 
 
 class Server(Protocol):
-    """What a section of the configuration says of a server: its address, model, patience, and where its key is."""
+    """A server as a section of the configuration describes it: address, model, timeout, and where its key is."""
 
     @property
     def url(self) -> str:
-        """The server, up to and with its version."""
+        """Address of the server, including the API version."""
 
     @property
     def model(self) -> str:
-        """The model's name there."""
+        """Name of the model on the server."""
 
     @property
     def key_variable(self) -> str:
-        """The environment variable that holds the key; empty where none is to be sent."""
+        """Environment variable that contains the key; empty to send none."""
 
     @property
     def timeout_s(self) -> float:
-        """Seconds that a request may take."""
+        """Timeout of a request in seconds."""
 
 
 class RefusedError(Exception):
-    """The server will never answer this request; others it may."""
+    """The server will never answer this request, though it may answer others."""
 
 
 class UnavailableError(Exception):
     """The server did not answer this time.
 
     Attributes:
-        wait: seconds it asks to wait, or None.
-        billed: whether it may have charged for the request all the same.
+        wait: seconds that the server asks to wait, or None.
+        billed: whether the request may have been charged nevertheless.
     """
 
     def __init__(self, reason: str, wait: float | None = None, *, billed: bool = False) -> None:
@@ -66,45 +66,45 @@ class UnavailableError(Exception):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another server."""
+    """Follows no redirects, which would send the key to another server."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Follow none: it becomes an HTTP error."""
+        """Return no request: the redirect becomes an HTTP error."""
 
 
 def find_key(server: Server, what: str) -> str | None:
-    """The key in the environment; None for a server without TLS that needs none, or that is not to be sent one.
+    """Read the server's key from the environment; None if there is none and the server is not an https:// one.
 
     Args:
-        server: whose key it is.
+        server: the server that the key is for.
         what: section of the configuration, for messages.
 
     Raises:
-        InputError: there is none and the server is an https:// one, or the variable holds what cannot be a key.
+        InputError: an https:// server has no key, or the variable's value cannot be a key.
     """
     key = os.environ.get(server.key_variable, "").strip()
     if not key and server.url.startswith("https:"):
         missing = f"the environment variable {server.key_variable} is not set" if server.key_variable else "key_variable is empty"
         raise InputError(
             f"{what}: {missing}; export the key of {server.url} in a variable (on a cluster: before Ray starts on its nodes), "
-            "and name that in key_variable"
+            "and name the variable in key_variable"
         )
-    # No header takes anything else; the error that says so would repeat the key.
+    # A header accepts nothing else, and the library's error message would repeat the key.
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise InputError(
-            f"{what}: the environment variable {server.key_variable} holds no key: expected printable ASCII characters without "
-            "spaces and line breaks"
+            f"{what}: the environment variable {server.key_variable} contains no valid key; expected printable ASCII characters "
+            "without spaces or line breaks"
         )
     return key or None
 
 
 class ApiClient:
-    """Asks one server; safe for many threads.
+    """Sends requests to one server; thread-safe.
 
     Args:
         what: section of the configuration, for messages.
-        server: where to ask.
-        pause: called with seconds to wait before a further try.
+        server: the server.
+        pause: called with the seconds to wait before a retry.
 
     Raises:
         InputError: the key is missing (see `find_key`).
@@ -115,16 +115,16 @@ class ApiClient:
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def wait(self, attempt: int, wait: float | None) -> None:
-        """Wait before another try: as long as the server asks, else exponentially with jitter."""
+        """Wait before a retry: as long as the server asks, else with exponential backoff and jitter."""
         backoff = min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT)
-        # Spread over half to one and a half of it, lest all threads come back at once.
+        # Spread over 0.5 to 1.5 times the backoff, so that the threads do not all retry at once.
         self._pause(min(wait, _LONGEST_DELAY) if wait is not None else backoff * (0.5 + random.random()))
 
     def try_again(self, call: Callable[[], T], retries: int, stopped: Event) -> T:
-        """What a call returns, made again up to `retries` times while the server does not answer and nobody stops it.
+        """Return the result of a call, retried up to `retries` times while the server does not answer and `stopped` is not set.
 
         Raises:
-            UnavailableError: the last try's.
+            UnavailableError: the last attempt failed.
         """
         for attempt in range(retries + 1):
             try:
@@ -134,15 +134,15 @@ class ApiClient:
                     raise
                 wait = error.wait
             self.wait(attempt, wait)
-        raise UnavailableError("no try is left")
+        raise UnavailableError("no retries are left")
 
     def send(self, path: str, body: Mapping[str, Any]) -> bytes:
-        """POST a JSON body once; the answer's bytes.
+        """POST a JSON body once; returns the bytes of the response.
 
         Raises:
-            UnavailableError: busy, broken, or too slow: try again.
+            UnavailableError: the server is busy, broken, or too slow; a retry may succeed.
             RefusedError: the server refuses this request.
-            InputError: it refuses the key, or knows no such model or address.
+            InputError: the server refuses the key, or has no such model or address.
         """
         try:
             with self._opener.open(self._request(path, body), timeout=self._server.timeout_s) as response:
@@ -160,11 +160,11 @@ class ApiClient:
         return urllib.request.Request(url, json.dumps(body).encode(), headers, method="POST")
 
     def _translate(self, error: urllib.error.HTTPError) -> Exception:
-        """What an HTTP error means for the caller; of its text a line, without the key should the server repeat it."""
+        """Translate an HTTP error for the caller, with a line of its text, from which the key is removed."""
         code, server = error.code, self._server
         if code in (401, 403):
             if not self._key:
-                return InputError(f"{self._what}: {server.url} wants a key (HTTP {code}); name its variable in key_variable")
+                return InputError(f"{self._what}: {server.url} requires a key (HTTP {code}); name its variable in key_variable")
             return InputError(f"{self._what}: {server.url} refuses the key in {server.key_variable} (HTTP {code})")
         said = f"HTTP {code}: {self._redacted(error)}"
         if code == 404 or code in range(300, 400):
@@ -182,7 +182,7 @@ class ApiClient:
 
 
 def _delay(header: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for: a number or a date."""
+    """Seconds that a Retry-After header (a number or a date) asks for."""
     if header is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Batches cut by tokens from one defined order, so that a batch never depends on who computes it, and padded."""
+"""Padded batches, cut by tokens in a fixed order so that a batch does not depend on the worker that computes it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 def token_batches(lengths: Sequence[int], keys: Sequence[str], budget: int) -> list[np.ndarray]:
     """Split items into batches of at most `budget` padded tokens, longest batch last.
 
-    Items are ordered by (length, key): neighbours have like lengths, so little is padded, and the batches are the same
-    whatever order the items come in.
+    Items are ordered by (length, key): neighbours have similar lengths, so there is little padding, and the batches do not
+    depend on the order of the items.
 
     Args:
-        lengths: (n,) tokens of each item.
-        keys: (n,) names that break ties, e.g. row ids; unique.
-        budget: padded tokens per batch; an item longer than this is a batch of its own.
+        lengths: (n,) number of tokens of each item.
+        keys: (n,) unique names that break ties, e.g. row ids.
+        budget: padded tokens per batch; a longer item gets its own batch.
 
     Returns:
-        Index arrays that together hold 0..n-1 once each.
+        Index arrays that together contain each of 0..n-1 once.
 
     Example:
         >>> [batch.tolist() for batch in token_batches([5, 1, 2], ["a", "b", "c"], budget=4)]
@@ -37,12 +37,12 @@ def token_batches(lengths: Sequence[int], keys: Sequence[str], budget: int) -> l
 
 
 def pad_ids(batch: Sequence[Sequence[int]], padding: int, *, left: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids padded to the longest, and the mask that is 1 where they are not padding; each (n, longest) int64.
+    """Pad token ids to the longest sequence; returns them and a mask that is 0 at padding, each (n, longest) int64.
 
     Args:
-        batch: n > 0 token ids.
+        batch: n > 0 sequences of token ids.
         padding: id to pad with.
-        left: pad before the ids instead of behind them.
+        left: pad on the left instead of on the right.
 
     Example:
         >>> [array.tolist() for array in pad_ids([[5, 6], [7]], padding=0)]

@@ -1,8 +1,8 @@
-"""Keeps torchvision, torchaudio and torchcodec builds that do not fit the installed torch from being imported.
+"""Prevents the import of torchvision, torchaudio and torchcodec builds that do not match the installed torch.
 
-The CPU build of vLLM requires all three, and the package index offers only CUDA builds of them. Beside a CPU build of
-torch they fail when transformers or vLLM import them ("operator torchvision::nms does not exist"). Nothing here needs
-them: a build whose label does not fit torch's is reported as absent, in this process and in the processes it starts.
+The CPU build of vLLM requires all three, and the package index offers only CUDA builds of them. With a CPU build of
+torch they fail when transformers or vLLM import them ("operator torchvision::nms does not exist"). divsel-ray does not need
+them: a build whose label does not match torch's is reported as absent, in this process and in its child processes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _STARTUP = str(Path(__file__).parent / "startup")
 
 
 def mismatched(versions: dict[str, str]) -> list[str]:
-    """Companions whose build cannot work beside torch, given {distribution: version}.
+    """List the companions whose build cannot work with the installed torch, given {distribution: version}.
 
     Example:
         >>> mismatched({"torch": "2.13.0+cpu", "torchvision": "0.28.0", "torchaudio": "2.11.0+cpu"})
@@ -41,7 +41,7 @@ def block_mismatched() -> list[str]:
 
 
 def installed_version(name: str) -> str | None:
-    """The version of an installed distribution, or None."""
+    """Version of an installed distribution; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

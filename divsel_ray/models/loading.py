@@ -1,4 +1,4 @@
-"""Models as transformers loads them: tokenizers, the longest input, and what is said of one that cannot be loaded."""
+"""Loading models with transformers: tokenizers, the longest input, and the error message when loading fails."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from divsel_ray.models.references import resolve_model
 
 @contextlib.contextmanager
 def loading(what: str) -> Iterator[None]:
-    """Tell in one line that a model which is there cannot be loaded.
+    """Turn a failure to load an existing model into a one-line error.
 
     Args:
-        what: the model as the user knows it, e.g. `embed.model NAME`.
+        what: the model as the user named it, e.g. `embed.model NAME`.
 
     Raises:
-        InputError: transformers does not load it.
+        InputError: transformers cannot load it.
     """
     try:
         yield
@@ -27,7 +27,7 @@ def loading(what: str) -> Iterator[None]:
 
 
 def hush_transformers() -> None:
-    """Keep transformers from writing bars and reports of weights over this process's own output."""
+    """Keep transformers from writing progress bars and weight reports over this process's own output."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -35,15 +35,15 @@ def hush_transformers() -> None:
 
 
 def load_tokenizer(reference: str, chat_template: str | None = None, *, trust_remote_code: bool = False) -> Any:
-    """A model's tokenizer, with another chat template where one is given.
+    """Load a model's tokenizer, optionally with another chat template.
 
     Args:
-        reference: of the model: folder, Hugging Face id or package:NAME.
-        chat_template: text of a Jinja template in place of the model's own.
+        reference: the model: folder, Hugging Face id or package:NAME.
+        chat_template: text of a Jinja template that replaces the model's own.
         trust_remote_code: let the model's own Python code run.
 
     Raises:
-        OSError, ValueError, KeyError: it cannot be loaded; see `loading`.
+        OSError, ValueError, KeyError: the tokenizer cannot be loaded; see `loading`.
     """
     from transformers import AutoTokenizer
 
@@ -54,5 +54,5 @@ def load_tokenizer(reference: str, chat_template: str | None = None, *, trust_re
 
 
 def positions_of(config: Any) -> int | None:
-    """The longest input for which a model of this configuration has positions; None where it does not say."""
+    """Longest input for which a model of this configuration has positions; None if the configuration does not say."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)

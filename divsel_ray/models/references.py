@@ -1,4 +1,4 @@
-"""Model and data references: a local folder, a Hugging Face id, or `package:NAME` for what a Python package carries."""
+"""Model and data references: a local folder, a Hugging Face id, or `package:NAME` for the contents of a Python package."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".jsonl.gz", ".json.gz", ".csv"
 
 
 def resolve_model(reference: str) -> str:
-    """A folder, or the reference itself when it is a Hugging Face id.
+    """Resolve a reference to a folder; a Hugging Face id is returned unchanged.
 
-    A package that carries a model in GGUF form is converted to safetensors once and cached.
+    A GGUF model inside a package is converted to safetensors once and cached.
 
     Raises:
-        InputError: the package is not installed or carries no model, or the path does not exist.
+        InputError: the package is not installed or contains no model, or the path does not exist.
     """
     if reference.startswith(PACKAGE):
         return str(_packaged_model(reference.removeprefix(PACKAGE)))
@@ -35,21 +35,21 @@ def resolve_model(reference: str) -> str:
 
 
 def absolute_model(reference: str) -> str:
-    """The reference as processes with other current folders resolve it: of a local folder, its absolute path."""
+    """Make a reference independent of the working directory: a local folder becomes an absolute path."""
     path = Path(reference).expanduser()
     return str(path.absolute()) if not reference.startswith(PACKAGE) and path.is_dir() else reference
 
 
 def packaged_data(reference: str) -> list[Path]:
-    """The data files that the package of a `package:NAME` reference carries.
+    """List the data files in the package of a `package:NAME` reference.
 
     Raises:
-        InputError: the package is not installed or carries no data file.
+        InputError: the package is not installed or contains no data file.
     """
     name = reference.removeprefix(PACKAGE)
     files = [path for path in packaged_files(name) if path.name.endswith(_DATA_SUFFIXES)]
     if not files:
-        raise InputError(f"{reference}: the package carries no {', '.join(_DATA_SUFFIXES)} file")
+        raise InputError(f"{reference}: the package contains no {', '.join(_DATA_SUFFIXES)} file")
     return sorted(files)
 
 
@@ -62,15 +62,15 @@ def unconverted(reference: str) -> bool:
 
 
 def fingerprint(reference: str) -> str:
-    """What identifies a model's content: 16 hex digits of its files' names, sizes and sampled bytes.
+    """Identify a model's content by 16 hex digits of its files' names, sizes and sampled bytes.
 
-    Whole small files and the first and last MiB of large ones are hashed, so that a 100 GB model takes no minutes. A
-    Hugging Face id is its own fingerprint: give a revision-pinned folder where that is not enough.
+    Small files are hashed whole and large ones by their first and last MiB, so that a 100 GB model does not take minutes. A
+    Hugging Face id is its own fingerprint: use a revision-pinned folder where that is not enough.
     """
     if reference.startswith(PACKAGE):
         name = reference.removeprefix(PACKAGE)
         version = _distribution(name).version
-        # Of a model that is converted, how it is converted is part of what it is.
+        # The conversion is part of the identity of a converted model.
         known = f"{name}=={version}" if _model_folder(name) else converted_folder(name, version).name
         return hashlib.sha256(known.encode()).hexdigest()[:16]
     folder = Path(resolve_model(reference))
@@ -98,12 +98,12 @@ def _packaged_model(name: str) -> Path:
         return folder
     converted = converted_package(name, _distribution(name).version)
     if converted is None:
-        raise InputError(f"{PACKAGE}{name}: the package carries neither a transformers model nor GGUF chunks")
+        raise InputError(f"{PACKAGE}{name}: the package contains neither a transformers model nor GGUF chunks")
     return converted
 
 
 def _model_folder(name: str) -> Path | None:
-    """The folder of a transformers model inside the package, if it carries one."""
+    """Folder of a transformers model inside the package, or None."""
     found = [path.parent for path in packaged_files(name) if path.name == "config.json"]
     folders = [folder for folder in found if (folder / "tokenizer_config.json").is_file()]
     return min(folders, key=lambda folder: len(folder.parts), default=None)
@@ -119,6 +119,6 @@ def _distribution(name: str) -> Distribution:
 
 
 def packaged_files(name: str) -> list[Path]:
-    """The files of an installed distribution; InputError when it is not installed."""
+    """List the files of an installed distribution; raises InputError if it is not installed."""
     paths = [Path(str(file.locate())) for file in _distribution(name).files or []]
     return [path for path in paths if path.is_file()]

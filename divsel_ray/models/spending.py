@@ -1,4 +1,4 @@
-"""A limit of money that requests under way count against."""
+"""A spending limit that pending requests count against."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from divsel_ray.errors import JobError
 
 
 class Ledger:
-    """What was spent, and what the requests under way may cost at most; safe for many threads.
+    """Tracks the cost so far and the highest possible cost of pending requests; thread-safe.
 
     Args:
-        what: section of the configuration that has the limit `max_cost`, for messages.
-        limit: money; None for no limit.
-        spent: money that was spent before.
+        what: section of the configuration that sets `max_cost`, for messages.
+        limit: highest total cost; None for no limit.
+        spent: cost of earlier requests.
     """
 
     def __init__(self, what: str, limit: float | None, spent: float = 0.0) -> None:
@@ -24,19 +24,19 @@ class Ledger:
         self._changed = Condition()
 
     def reserve(self, worst: float) -> float:
-        """Set aside what a request can cost at most, and return it.
+        """Reserve the highest possible cost of a request, and return it.
 
-        Waits for requests under way to settle where they are what stands in the way.
+        Waits for pending requests to settle if the limit leaves too little otherwise.
 
         Raises:
-            JobError: even with them settled, the request could exceed the limit.
+            JobError: the request could exceed the limit even with no other request pending.
         """
         with self._changed:
             while self.spent + self._reserved + worst > self._limit:
                 if not self._open:
                     raise JobError(
                         f"{self._what}: the next request could exceed max_cost {self._limit:g}; {self.spent:.6g} is spent, and "
-                        "what was paid for is kept: raise max_cost and run the same command"
+                        "paid answers are kept: raise max_cost and run the same command again"
                     )
                 self._changed.wait()
             self._open += 1
@@ -44,7 +44,7 @@ class Ledger:
         return worst
 
     def settle(self, reserved: float, cost: float) -> None:
-        """Replace a reservation by what the request did cost."""
+        """Replace a reservation by the actual cost of the request."""
         with self._changed:
             self._open -= 1
             self._reserved = self._reserved - reserved if self._open else 0.0

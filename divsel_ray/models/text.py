@@ -1,4 +1,4 @@
-"""From conversations to the text a language model reads: chat templates, and a plain one for base models."""
+"""Turns conversations into the text a language model reads: chat templates, and a plain template for base models."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ PLAIN_TEMPLATE = (
     "{{ {'system': 'System', 'user': 'User', 'assistant': 'Assistant', 'tool': 'Tool'}[message.role] }}: {{ message.content }}"
     "{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '\\nAssistant:' }}{% endif %}"
 )
-"""What `render_prompt` writes for a model without a chat template, as one: for programs that know no other way."""
+"""The format that `render_prompt` uses without a chat template, as a Jinja template for programs that require one."""
 STOP = "\nUser:"
-"""Where a completion in the plain template ends when the model goes on by itself."""
+"""Marks the end of a completion in the plain template if the model continues with the next turn."""
 
 
 def read_template(file: str | None, setting: str) -> str | None:
-    """The text of a chat template, or None for the model's own.
+    """Read a chat template; None stands for the model's own.
 
     Args:
-        file: that holds it; None for the model's own.
-        setting: that names it, for messages.
+        file: file with the template; None for the model's own.
+        setting: setting that names the file, for messages.
 
     Raises:
-        InputError: the file cannot be read, or is no Jinja template.
+        InputError: the file cannot be read, or is not a Jinja template.
     """
     if file is None:
         return None
@@ -38,7 +38,7 @@ def read_template(file: str | None, setting: str) -> str | None:
 
     try:
         text = Path(file).expanduser().read_text(encoding="utf-8")
-        # Of no conversation: to compile it. What transformers takes is more than Jinja: `{% generation %}`, say.
+        # An empty conversation, only to compile it with transformers' extensions of Jinja, e.g. `{% generation %}`.
         render_jinja_template([], chat_template=text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{setting}: {file}: cannot be read: {one_line(error)}") from None
@@ -48,7 +48,7 @@ def read_template(file: str | None, setting: str) -> str | None:
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
-    """The text before the completion: the model's own chat template, or `User: ...\\nAssistant:` where it has none.
+    """Render the text before the completion by the model's own chat template, else as `User: ...\\nAssistant:`.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -61,10 +61,10 @@ def render_prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Message], max_tokens: int) -> list[int]:
-    """Token ids of the prompt, beginning-of-sequence token exactly once, cut from the left to `max_tokens`.
+    """Token ids of the prompt with exactly one beginning-of-sequence token, truncated from the left to `max_tokens`.
 
     Some tokenizers (Gemma's from GGUF) do not add the token although the model needs it; some chat templates write it
-    themselves. Both end up with one.
+    themselves.
     """
     ids = list(tokenizer(render_prompt(tokenizer, messages), add_special_tokens=False).input_ids)
     start = tokenizer.bos_token_id
@@ -75,7 +75,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], max_tokens: int) 
 
 
 def encode_completion(tokenizer: Any, completion: str, max_tokens: int) -> list[int]:
-    """Token ids of a completion with the end-of-sequence token, cut to `max_tokens` (then without that token)."""
+    """Token ids of a completion with the end-of-sequence token, truncated to `max_tokens` (then without that token)."""
     text = completion if getattr(tokenizer, "chat_template", None) else f" {completion.lstrip()}"
     ids = list(tokenizer(text, add_special_tokens=False).input_ids)
     if tokenizer.eos_token_id is not None:
@@ -84,7 +84,7 @@ def encode_completion(tokenizer: Any, completion: str, max_tokens: int) -> list[
 
 
 def cut_completion(tokenizer: Any, completion: str, max_tokens: int) -> str:
-    """The completion's first `max_tokens` tokens as text (gold and generated are cut alike before scoring)."""
+    """The completion's first `max_tokens` tokens as text (gold and generated are cut to the same length before scoring)."""
     encoded = tokenizer(completion, add_special_tokens=False, return_offsets_mapping=True)
     offsets = encoded["offset_mapping"]
     return completion if len(offsets) <= max_tokens else completion[: offsets[max_tokens - 1][1]]

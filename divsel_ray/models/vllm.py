@@ -1,4 +1,4 @@
-"""vLLM in this process: what it is told before it is first imported, and an engine for models that pool."""
+"""vLLM in this process: its environment, set before the first import, and an engine for pooling models."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from divsel_ray.errors import InputError, words_of
 
 _CPU_CACHE = 1 << 30
-"""Bytes of vLLM's cache on a CPU; on a GPU its own rule holds."""
+"""Bytes of vLLM's cache on a CPU; on a GPU vLLM's default applies."""
 
 
 def prepare_vllm() -> None:
     """Set the environment for an engine in this process."""
-    # One process instead of three, and it starts in seconds; several engines on one host must not bind the same cores.
+    # One process instead of three starts in seconds; several engines on one host must not bind the same cores.
     os.environ.update(
         VLLM_ENABLE_V1_MULTIPROCESSING="0",
         VLLM_CPU_OMP_THREADS_BIND="nobind",
@@ -23,14 +23,14 @@ def prepare_vllm() -> None:
 
 
 def pooling_engine(what: str, folder: str, *, dtype: str, max_tokens: int, batch_tokens: int, trust_remote_code: bool) -> Any:
-    """A `vllm.LLM` with a model that embeds or scores texts.
+    """Create a `vllm.LLM` with a model that embeds or scores texts.
 
     Args:
-        what: the model as the user knows it, for messages.
-        folder: of the model, or its Hugging Face id.
-        dtype: arithmetic of the model.
-        max_tokens: of a text.
-        batch_tokens: that vLLM takes per step, at least `max_tokens`.
+        what: the model as the user named it, for messages.
+        folder: folder of the model, or its Hugging Face id.
+        dtype: data type of the model.
+        max_tokens: longest text in tokens.
+        batch_tokens: tokens that vLLM processes per step, at least `max_tokens`.
         trust_remote_code: let the model's own Python code run.
 
     Raises:
@@ -43,7 +43,7 @@ def pooling_engine(what: str, folder: str, *, dtype: str, max_tokens: int, batch
         from vllm import LLM
     except ImportError:
         raise InputError(
-            f'{what}: vLLM is not installed on this node; install "divsel-ray[cpu]" or [gpu], or let transformers run it'
+            f'{what}: vLLM is not installed on this node; install "divsel-ray[cpu]" or [gpu], or run the model with transformers'
         ) from None
     on_gpu = torch.cuda.is_available()
     try:

@@ -10,7 +10,7 @@ from divsel_ray.select.sampler import Candidates, Keyed, Keys
 
 def _keys(candidates: Candidates, config: SelectConfig, seed: int) -> Keys:
     if candidates.distance is None:
-        raise ValueError("kM-Closest needs every row's distance to its centroid")
+        raise ValueError("kM-Closest requires the distance of every row to its centroid")
     return Keys(candidates.distance.astype(np.float64))
 
 

@@ -55,7 +55,7 @@ def test_a_vector_that_is_null_is_missing_and_moves_no_other(tmp_path, kind, mis
 def test_a_pool_row_whose_vector_is_null_is_named(tmp_path):
     pq.write_table(pa.table({"row_id": IDS[:2], "embedding": [[1.0, 0.0, 0.0, 1.0], None]}), tmp_path / "a.parquet")
     pq.write_table(part(IDS[:2], [0, 1]), tmp_path / "pool.parquet")
-    with pytest.raises(InputError, match=f"1 of 2 rows looked at have no vector, .* the first is row_id {IDS[1]}"):
+    with pytest.raises(InputError, match=f"1 of 2 rows read have .* non-finite vector; the first is row_id {IDS[1]}"):
         _take(str(tmp_path / "pool.parquet"), str(tmp_path / "a.parquet"), 4, str(tmp_path / "out.parquet"))
 
 

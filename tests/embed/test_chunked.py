@@ -58,7 +58,7 @@ def test_vectors_whose_numbers_overflow_are_refused_and_no_row_is_embedded_as_ze
 
     model = Overflowing()
     model.tokenizer = tokenizer
-    with pytest.raises(InputError, match=r"^embed\.dtype float16: .* gives vectors that are not finite"):
+    with pytest.raises(InputError, match=r"^embed\.dtype float16: .* returns vectors that are not finite"):
         ChunkedEncoder(model, EmbedConfig(dtype="float16")).encode(["one", "two"], ["a", "b"])
 
 

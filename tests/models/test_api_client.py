@@ -23,7 +23,7 @@ def keys(monkeypatch):
 @pytest.mark.parametrize("broken", ["sk-one\nsk-two", "sk-one sk-two", "sk-\x7fone", "sk-ключ"])
 def test_what_cannot_be_a_key_is_refused_by_its_variable_and_never_shown(monkeypatch, broken):
     monkeypatch.setenv("MY_KEY", broken)
-    with pytest.raises(InputError, match=r"^judge: the environment variable MY_KEY holds no key") as caught:
+    with pytest.raises(InputError, match=r"^judge: the environment variable MY_KEY contains no valid key") as caught:
         ApiClient("judge", JudgeConfig(model="m", key_variable="MY_KEY"))
     assert "sk-" not in str(caught.value)
 
@@ -65,7 +65,7 @@ def test_a_server_that_wants_a_key_and_got_none_says_so():
     seen = Seen()
     with json_server(seen, lambda _: Reply(status=401), lambda *_: b""):
         client = ApiClient("judge", JudgeConfig(model="m", url=seen.url, key_variable="NO_SUCH_KEY"))
-        with pytest.raises(InputError, match=r"wants a key \(HTTP 401\); name its variable in key_variable"):
+        with pytest.raises(InputError, match=r"requires a key \(HTTP 401\); name its variable in key_variable"):
             client.send("chat/completions", {})
     assert seen.keys == [None]
 

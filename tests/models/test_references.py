@@ -26,7 +26,7 @@ def test_a_missing_package_says_how_to_install_it():
 
 
 def test_a_package_without_a_model_is_refused():
-    with pytest.raises(InputError, match="carries neither"):
+    with pytest.raises(InputError, match="contains neither"):
         resolve_model("package:typer")
 
 

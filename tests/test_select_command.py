@@ -159,7 +159,7 @@ def scored_files(folder):
     [
         ("short.npy", "39 rows for an input of 40 records"),
         ("long.npy", "41 rows for an input of 40 records"),
-        ("vectors.npy", "expected a number for each row, found vectors"),
+        ("vectors.npy", "contains vectors; expected a number for each row"),
         ("words.npy", "expected a number for each row"),
         ("unnamed.parquet", "no column quality; expected row_id and quality"),
         ("words.parquet", "expected a number for each row"),

@@ -1,10 +1,10 @@
-"""Reward models fitted on preference pairs by the model of Bradley and Terry (1952).
+"""Reward models fitted to preference pairs by the model of Bradley and Terry (1952).
 
     P(chosen preferred to rejected) = sigmoid(r(chosen) - r(rejected)),   loss = -log P
 
-`fit_comparisons` takes pairs that people or models preferred. `fit_reward_model` makes its own from a pool: a small
-stand-in that lets the whole job run where no real reward model can be fetched. It knows relevance, completeness and
-coherence as far as `preferences` can spoil them, and nothing of helpfulness or truth.
+`fit_comparisons` uses given preferences of people or models. `fit_reward_model` makes its own pairs from a pool: a small
+stand-in that lets the whole job run where no real reward model is available. It learns relevance, completeness and
+coherence as far as `preferences` can corrupt them, and nothing about helpfulness or truth.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from divsel_ray.score.scorer import Exchange, encode_each
 from divsel_ray.store import atomic_path
 
 THREADS = 2
-"""Compute threads of a fit, whatever the machine has: sums over threads round by their number."""
+"""Compute threads of a fit, whatever the machine has: the rounding of sums depends on the number of threads."""
 
 SMALLEST_POOL = 10
 _PROMPTS_PER_STEP = 8
@@ -39,23 +39,23 @@ def fit_reward_model(
 ) -> dict[str, Any]:
     """Fit the model and save it as an ordinary transformers sequence-classification folder.
 
-    The held-out prompts are `config.held_out` of the exchanges, drawn by a hash of seed and row id; of few exchanges,
-    the share that they have in the configuration. The rest is trained on.
+    `config.held_out` of the exchanges, drawn by a hash of seed and row id, are held out; if there are too few exchanges,
+    held-out and training prompts are in the proportion of the configuration.
 
     Args:
-        exchanges: the prompts and completions; neither their order nor more than prompts + held_out of them matter.
+        exchanges: prompts and completions, in any order; at most prompts + held_out of them are used.
         config: base model and training settings.
-        seed: of every draw, and of the new output layer.
+        seed: seed of every draw and of the new output layer.
         folder: where the model and its tokenizer are saved.
-        report: called with (steps done, steps in all) during training.
+        report: called with (steps done, total steps) during training.
 
     Returns:
         {"pairs", "held_out_pairs", "held_out_accuracy", "accuracy_by_kind", "train_loss", "seconds", "refused"}; the losses
-        are means over at most 20 equal stretches of the training, and refused are the prompts that the base's chat template
-        refuses. Pairs that do not differ in what the model sees of them are left out.
+        are means over at most 20 equal parts of the training, and "refused" counts the prompts that the base model's chat
+        template refuses. Pairs that do not differ in the part the model sees are left out.
 
     Raises:
-        InputError: fewer than 10 exchanges or too few that differ, or the base is no model that transformers can load.
+        InputError: there are fewer than 10 exchanges or too few that differ, or transformers cannot load the base model.
         JobError: the training diverged.
     """
     started = time.perf_counter()
@@ -77,19 +77,18 @@ def fit_comparisons(
     folder: Path,
     report: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Fit a model on given preferences, on the GPU if there is one, and save it as `fit_reward_model` does.
+    """Fit a model to given preferences, on the GPU if there is one, and save it as `fit_reward_model` does.
 
     Args:
         train, held_out: preferences; neither may be empty.
-        config: base model (an encoder or a causal language model) and training settings; its prompts and held_out are not
-            looked at.
+        config: base model (an encoder or a causal language model) and training settings; prompts and held_out are ignored.
         seed, folder, report: as for `fit_reward_model`.
 
     Returns:
         As `fit_reward_model`.
 
     Raises:
-        InputError: the base cannot be loaded, or its chat template refuses every comparison of a part.
+        InputError: the base model cannot be loaded, or its chat template refuses every training or held-out comparison.
     """
     started = time.perf_counter()
     tokenizer, model = _load_base(config, seed)
@@ -111,13 +110,14 @@ def _fit(
     seed: int,
     report: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """Train, and measure on the held-out part."""
+    """Train the model and evaluate it on the held-out comparisons."""
     max_tokens = min(config.max_tokens, position_limit(model))
     (groups, refused), (apart, refused_apart) = (_encode_comparisons(tokenizer, part, max_tokens) for part in (train, held_out))
     if not (groups and apart):
         raise InputError(
             f"reward: {len(groups):,} of {len(train):,} prompts to learn from and {len(apart):,} of {len(held_out):,} held out "
-            "have completions that the model can tell apart; one of each is needed: give more varied rows, or raise max_tokens"
+            "have completions that the model can distinguish; at least one of each is needed: use more varied rows, or raise "
+            "max_tokens"
         )
     losses = _train(tokenizer, model, groups, config, seed, report)
     pairs, held_out_pairs = (sum(len(group) - 1 for group in part) for part in (groups, apart))
@@ -131,14 +131,14 @@ def _fit(
 
 
 def split_held_out(exchanges: Sequence[Exchange], config: FitRewardConfig, seed: int) -> tuple[list[Exchange], list[Exchange]]:
-    """Training and held-out exchanges.
+    """Split the exchanges into training and held-out ones.
 
     Raises:
-        InputError: fewer than 10 exchanges.
+        InputError: there are fewer than 10 exchanges.
     """
     if len(exchanges) < SMALLEST_POOL:
         raise InputError(
-            f"reward.fit: the pool gives {len(exchanges)} usable rows, at least {SMALLEST_POOL} are needed; name a reward.model"
+            f"reward.fit: the pool has {len(exchanges)} usable rows, at least {SMALLEST_POOL} are needed; set reward.model"
         )
     wanted = config.prompts + config.held_out
     held_out = max(2, min(config.held_out, len(exchanges) * config.held_out // wanted))
@@ -147,18 +147,18 @@ def split_held_out(exchanges: Sequence[Exchange], config: FitRewardConfig, seed:
 
 
 def _seen(tokenizer: Any, exchanges: Sequence[Exchange], max_tokens: int) -> tuple[list[Exchange], int]:
-    """Exchanges with what the model sees of their completion, for a cut or a swap beyond that would change nothing; and how
-    many the chat template refuses."""
+    """Truncate completions to what the model sees, as a change beyond that would have no effect; returns the exchanges and
+    the number that the chat template refuses."""
     texts, _ = encode_each(exchanges, lambda exchange: seen_completion(tokenizer, exchange, max_tokens))
     seen = [Exchange(exchanges[at].row_id, exchanges[at].messages, text) for at, text in texts.items() if text.strip()]
     return seen, len(exchanges) - len(texts)
 
 
 def _encode_comparisons(tokenizer: Any, comparisons: Sequence[Comparison], max_tokens: int) -> tuple[list[Group], int]:
-    """Comparisons as token ids, without those that the chat template refuses, and how many those are.
+    """Encode comparisons as token ids; returns them and the number that the chat template refuses.
 
     Raises:
-        InputError: it refuses all of them.
+        InputError: the chat template refuses all of them.
     """
     groups = [{"chosen": comparison.chosen, **comparison.rejected} for comparison in comparisons if comparison.rejected]
     rows = [row for group in groups for row in group.values()]
@@ -174,13 +174,13 @@ def _encode_comparisons(tokenizer: Any, comparisons: Sequence[Comparison], max_t
 
 
 def _told_apart(group: Group) -> Group:
-    """The chosen completion and those that differ from it in what the model sees: a cut may have left them the same."""
+    """Keep the chosen completion and those that still differ from it after truncation to what the model sees."""
     chosen = group["chosen"]
     return {kind: item for kind, item in group.items() if kind == "chosen" or item.ids != chosen.ids}
 
 
 def _load_base(config: FitRewardConfig, seed: int) -> tuple[Any, Any]:
-    """The base with a new output layer, all but its top layers frozen, on the GPU if there is one."""
+    """Load the base model with a new output layer, all but its top layers frozen, on the GPU if there is one."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -194,14 +194,14 @@ def _load_base(config: FitRewardConfig, seed: int) -> tuple[Any, Any]:
     if is_decoder(folder):
         _prepare_decoder(tokenizer, model)
     if tokenizer.pad_token_id is None:
-        raise InputError(f"base model {config.base}: its tokenizer has no token to pad with")
+        raise InputError(f"base model {config.base}: its tokenizer has no padding token")
     _freeze(model, config.trained_layers)
-    # Without dropout: one short pass over the pairs does not overfit.
+    # eval() disables dropout: one short pass over the pairs does not overfit.
     return tokenizer, model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def is_decoder(folder: str) -> bool:
-    """Whether a model is a causal language model, by the architecture that its configuration names.
+    """Whether a model is a causal language model, by the architecture named in its configuration.
 
     Raises:
         OSError, ValueError: the configuration cannot be loaded.
@@ -218,18 +218,18 @@ _PLAIN_TEMPLATE = (
 
 
 def _prepare_decoder(tokenizer: Any, model: Any) -> None:
-    """A template and a padding token where it has none; both are saved, so that scoring later does the same."""
+    """Add a missing chat template and padding token; both are saved, so that later scoring uses the same."""
     if not getattr(tokenizer, "chat_template", None):
         tokenizer.chat_template = _PLAIN_TEMPLATE
     if tokenizer.pad_token_id is None:
-        # Not the last token of a text: the score is read at the last one that is no padding.
+        # Not the token that ends a text: the score is read at the last token that is not padding.
         tokens = (tokenizer.unk_token, tokenizer.bos_token, tokenizer.eos_token)
         tokenizer.pad_token = next((token for token in tokens if token not in (None, tokenizer.eos_token)), tokenizer.eos_token)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def _freeze(model: Any, trained_layers: int) -> None:
-    """Leave the head, the pooler and the top layers trainable; everything, where layers cannot be told apart."""
+    """Freeze all but the head, the pooler and the top layers; nothing, if the layers cannot be identified."""
     base = model.base_model
     layers = getattr(getattr(base, "encoder", None), "layer", None) or getattr(base, "layers", None)
     if layers is None:
@@ -247,7 +247,7 @@ def _unreported(done: int, total: int) -> None:
 def _train(
     tokenizer: Any, model: Any, groups: list[Group], config: FitRewardConfig, seed: int, report: Callable[[int, int], None]
 ) -> list[float]:
-    """AdamW, its rate falling linearly to a twentieth; returns mean losses over time."""
+    """Train with AdamW, the learning rate falling linearly to a twentieth; returns mean losses over time."""
     import torch
 
     steps = [step for epoch in range(config.epochs) for step in _steps(groups, np.random.default_rng([seed, epoch]))]
@@ -270,14 +270,14 @@ def _train(
 
 
 def _steps(groups: list[Group], generator: np.random.Generator) -> list[list[Group]]:
-    """Prompts of like length together, so that little is padded; the steps in a drawn order."""
+    """Group prompts of similar length, so that there is little padding; the steps are in random order."""
     by_length = sorted(groups, key=lambda group: max(len(item.ids) for item in group.values()))
     steps = [by_length[start : start + _PROMPTS_PER_STEP] for start in range(0, len(by_length), _PROMPTS_PER_STEP)]
     return [steps[index] for index in generator.permutation(len(steps))]
 
 
 def _margins(tokenizer: Any, model: Any, groups: list[Group]) -> tuple[Any, list[str]]:
-    """r(chosen) - r(rejected) of every pair, (pairs,), and each pair's kind; one forward pass for all."""
+    """r(chosen) - r(rejected) of every pair, (pairs,), and each pair's kind, from a single forward pass."""
     import torch
 
     texts = [item for group in groups for item in group.values()]

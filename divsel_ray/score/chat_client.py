@@ -1,4 +1,4 @@
-"""A client for one call of OpenAI-compatible servers, `POST /chat/completions`."""
+"""A client for one endpoint of OpenAI-compatible servers, `POST /chat/completions`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECTION = "judge"
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server answered, and the tokens it counted (None where it did not say)."""
+    """The server's answer and the tokens it counted (None if it did not report them)."""
 
     text: str
     prompt_tokens: int | None
@@ -23,11 +23,11 @@ class Answer:
 
 
 class ChatClient(ApiClient):
-    """Asks one server; safe for many threads.
+    """Sends questions to one server; thread-safe.
 
     Args:
-        config: of the judge.
-        pause: called with seconds to wait before a further try.
+        config: settings of the judge.
+        pause: called with the seconds to wait before a retry.
 
     Raises:
         InputError: the key is missing (see `models.api_client.find_key`).
@@ -38,7 +38,7 @@ class ChatClient(ApiClient):
         self._config = config
 
     def post(self, question: str) -> Answer:
-        """Ask once; raises what `ApiClient.send` does."""
+        """Ask once; raises the same errors as `ApiClient.send`."""
         config = self._config
         body = {
             "model": config.model,

@@ -1,7 +1,7 @@
-"""A crew of scoring actors that outlives a stage: it scores each shard of completions as soon as it is there.
+"""A crew of scoring actors that outlives a stage and scores each shard of completions as soon as it is written.
 
-One shard is one unit of work, done whole by one actor into one file. Shards are cut from the content, so the scores do
-not depend on the number of actors, and a finished file is not made again after a kill.
+A shard is a unit of work, scored by one actor into one file. Shards depend on the content alone, so the scores do
+not depend on the number of actors, and a finished file is not computed again after a kill.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from divsel_ray.store import file_digest
 
 
 def shard_part(shard: Path, folder: Path) -> Part:
-    """The unit of work of a shard: its scores lie in `folder` under its name and its content's digest.
+    """The unit of work of a shard: its scores are in `folder`, under the shard's name and the digest of its content.
 
-    With the digest, the scores of completions that were since generated anew are never taken for theirs.
+    The digest prevents scores from being reused for completions that have since been regenerated.
     """
     return Part(str(shard), str(folder / f"{shard.stem}-{file_digest(shard)[:16]}.parquet"), "score")
 
 
 class Crew:
-    """Actors with one scorer, started when first needed and ended by `close`.
+    """Actors with the same scorer, started when first needed and ended by `close`.
 
-    A judge has no actors here: one process asks its server, within one limit of money, once all completions are there.
+    A judge has no actors here: one process sends all requests, within one spending limit, once all completions exist.
 
     Args:
-        name: of the folder that holds its scores.
-        section: of the configuration that describes it.
+        name: name of the folder with the scores.
+        section: section of the configuration, for messages.
         spec: the scorer.
-        workers: what each actor gets.
-        cluster: where they run.
+        workers: resources of each actor.
+        cluster: cluster on which the actors run.
     """
 
     def __init__(self, name: str, section: str, spec: ScorerSpec, workers: Workers, cluster: Cluster) -> None:
@@ -54,24 +54,24 @@ class Crew:
 
     @property
     def size(self) -> int:
-        """Actors running."""
+        """Number of running actors."""
         return len(self._actors)
 
     @property
     def resident(self) -> bool:
-        """Whether it has actors that keep a model loaded."""
+        """Whether the scorer needs actors that keep a model loaded."""
         return self._spec.computed
 
     def submit(self, shard: Path, folder: Path, limit: int) -> None:
-        """Have a shard scored, unless that is done or under way.
+        """Start scoring a shard, unless that is done or in progress.
 
         Args:
             shard: file of completions (columns as in `gaps.shard_exchanges`).
-            folder: of the score stage.
-            limit: actors at most.
+            folder: folder of the score stage.
+            limit: largest number of actors.
 
         Raises:
-            InputError, JobError: scoring an earlier shard failed; the sooner that is known, the better.
+            InputError, JobError: scoring an earlier shard failed, which is reported as early as possible.
         """
         self._settle(wait=False)
         part = shard_part(shard, folder / self.name)
@@ -84,11 +84,11 @@ class Crew:
         self._running[part.target] = (actor, actor.score.remote(part))
 
     def score(self, shards: Sequence[Path], folder: Path, limit: int, progress: Progress) -> tuple[list[Path], dict[str, Any]]:
-        """Have all shards scored and wait for it; their files (row_id, score) and what `score_pool` says of them.
+        """Score all shards and wait; returns their files (row_id, score) and the counts that `score_pool` returns.
 
         Raises:
             InputError: the scorer cannot be loaded.
-            JobError: no place on the cluster, an actor failed, or not one completion could be scored.
+            JobError: the cluster has no resources for an actor, an actor failed, or no completion could be scored.
         """
         parts = [shard_part(shard, folder / self.name) for shard in shards]
         files = [Path(part.target) for part in parts]
@@ -101,7 +101,7 @@ class Crew:
         return files, summarise([count_part(part) | {"problem": problem} for part in parts])
 
     def close(self) -> None:
-        """End the actors and free what they hold."""
+        """End the actors and free their resources."""
         for actor in self._actors:
             ray.kill(actor)
         self._actors, self._ready, self._running = [], [], {}
@@ -110,13 +110,13 @@ class Crew:
         gpus = self._cluster.gpus_per_worker(self.workers)
         arguments = [self._spec, max(1, int(self.workers.cpus))]
         actor = start_actor(ScoreActor, arguments, self.workers, gpus)
-        # Asked before any unit: an actor answers in order, and a place must not seem missing while it scores.
+        # Queued before any unit: an actor answers in order, and must not seem to lack resources while it scores.
         self._ready.append(actor.ready.remote())
         self._actors.append(actor)
         return actor
 
     def _settle(self, *, wait: bool, progress: Progress | None = None) -> None:
-        """Take the answers of finished units, or of all."""
+        """Collect the results of finished units, or wait for all."""
         if wait and self._running:
             await_ready(self._ready, self.section, self.workers, self._cluster.placement_timeout_s)
         total = len(self._running)
@@ -139,9 +139,9 @@ class ScoreActor:
         self._load = cache(partial(spec.load, threads))
 
     def ready(self) -> bool:
-        """Answers once the actor has its place."""
+        """Return once the actor has its resources."""
         return True
 
     def score(self, part: Part) -> str:
-        """Write the scores of a unit; says why the first exchange without one has none."""
+        """Write the scores of a unit; returns why the first exchange without a score has none."""
         return str(score_part(part, self._load)["problem"])

@@ -2,7 +2,7 @@
 
 Two language models were trained to continue a fixed question with a digit, 1 to 6: one for the complexity of an
 instruction, one for the quality of its response. A score is the expected digit under the softmax of the six digits'
-logits. The row's score is their product; of a conversation, the sum of it over the turns, as in the paper.
+logits. A turn's score is the product of the two, a row's the sum over its turns, as in the paper.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DigitModel:
     """A language model that answers a question with a digit; arguments and errors are those of `LanguageModel`.
 
     Raises:
-        InputError: besides, the tokenizer has no single token for a digit.
+        InputError: also if the tokenizer has no single token for a digit.
     """
 
     def __init__(self, model: str, max_tokens: int, batch_tokens: int, trust_remote_code: bool = False) -> None:
@@ -50,7 +50,7 @@ class DigitModel:
             raise InputError(f"deita model {model}: its tokenizer has no token of its own for each of the digits 1 to 6")
 
     def encode(self, frame: Sequence[str], parts: Sequence[str]) -> list[int]:
-        """Token ids of `frame[0] parts[0] frame[1] parts[1] ...`; what is too long is cut from the end of the longest part.
+        """Token ids of `frame[0] parts[0] frame[1] parts[1] ...`; if too long, the longest part is cut at its end.
 
         Raises:
             ValueError: the frame alone is too long.
@@ -64,24 +64,26 @@ class DigitModel:
                 return ids
             if not parts[longest]:
                 raise ValueError(f"the question alone has more than {room} tokens")
-            # The tokens end somewhere inside a word: cut in proportion, and look again.
+            # Characters do not map evenly to tokens: cut in proportion, and check again.
             kept = min(len(parts[longest]) - 1, int(len(parts[longest]) * room / len(ids)))
             parts = [*parts[:longest], parts[longest][:kept], *parts[longest + 1 :]]
 
     def expect(self, questions: Sequence[list[int]], names: Sequence[str]) -> np.ndarray:
-        """Expected digit after each question, (n,) float64 in 1..6; NaN where the logits are none."""
+        """Expected digit after each question, (n,) float64 in 1..6; NaN where the logits are NaN."""
         logits = self._model.next_logits(questions, names, self._digits)
         odds = np.exp(logits - logits.max(axis=1, initial=-np.inf, keepdims=True))
         return np.asarray((odds * np.arange(1, len(_DIGITS) + 1)).sum(axis=1) / odds.sum(axis=1))
 
 
 class Deita:
-    """Complexity times response quality, summed over the turns; `signals` holds the means over the turns.
+    """Complexity times response quality, summed over the turns; `signals` contains the means over the turns.
+
+    Errors are those of `DigitModel`.
 
     Args:
         complexity: language model that rates instructions.
         quality: language model that rates responses.
-        max_tokens, batch_tokens, trust_remote_code: and the errors, as of `LanguageModel`.
+        max_tokens, batch_tokens, trust_remote_code: as for `LanguageModel`.
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class Deita:
         return np.where((turns > 0) & np.isfinite(sums[2]), sums[2], np.nan)
 
     def _encode(self, exchange: Exchange) -> list[tuple[list[int], list[int]]]:
-        """The two questions of every turn."""
+        """Encode the two questions about every turn."""
         return [
             (self._complexity.encode(_COMPLEXITY, [instruction]), self._quality.encode(_QUALITY, [instruction, response]))
             for instruction, response in turns_of(exchange)
@@ -116,7 +118,7 @@ class Deita:
 
 
 def turns_of(exchange: Exchange) -> list[Turn]:
-    """Every assistant message with the user message before it; what is no such pair is left out.
+    """Pair every assistant message with the user message before it; all other messages are left out.
 
     Raises:
         ValueError: there is no such pair.

@@ -1,4 +1,4 @@
-"""What a reward model reads: one conversation as token ids, never longer than the model can see."""
+"""The input of a reward model: one conversation as token ids, truncated to the model's limit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from divsel_ray.score.scorer import Exchange
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one text or text pair, special tokens included.
+    """Token ids of one text or text pair, including special tokens.
 
     Attributes:
         ids: (t,) token ids.
@@ -27,10 +27,10 @@ class Encoded:
 
 
 def fast_tokenizer(folder: str, *, trust_remote_code: bool = False) -> Any:
-    """The model's tokenizer in its fast (Rust) form, without the truncation and padding that its file may ask for.
+    """Load the model's fast (Rust) tokenizer, without the truncation and padding that its file may set.
 
     Raises:
-        InputError: it has no such form, which cutting prompts from the left needs.
+        InputError: the model has no fast tokenizer, which truncating prompts from the left requires.
     """
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
@@ -41,10 +41,10 @@ def fast_tokenizer(folder: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def encode_exchange(tokenizer: Any, exchange: Exchange, max_tokens: int) -> Encoded:
-    """The conversation in the tokenizer's chat template or, where it has none, as the pair (prompt, completion).
+    """Encode a conversation with the tokenizer's chat template or, without one, as the pair (prompt, completion).
 
-    What is too long loses the beginning of the prompt and the end of the completion; the completion keeps at least
-    half of `max_tokens` if it needs it.
+    A conversation that is too long loses the beginning of the prompt and the end of the completion; the completion gets
+    at least half of `max_tokens` if it needs that.
     """
     if getattr(tokenizer, "chat_template", None):
         return _encode_chat(tokenizer, exchange, max_tokens)
@@ -52,7 +52,7 @@ def encode_exchange(tokenizer: Any, exchange: Exchange, max_tokens: int) -> Enco
 
 
 def seen_completion(tokenizer: Any, exchange: Exchange, max_tokens: int) -> str:
-    """The part of the completion that `encode_exchange` leaves in."""
+    """The part of the completion that `encode_exchange` keeps."""
     if getattr(tokenizer, "chat_template", None):
         prompt_tokens = len(_chat_ids(tokenizer, exchange, ""))
     else:
@@ -62,14 +62,14 @@ def seen_completion(tokenizer: Any, exchange: Exchange, max_tokens: int) -> str:
 
 
 def prompt_with_roles(messages: Sequence[Message]) -> str:
-    """The prompt as the first text of a pair: a single message bare, several with their roles."""
+    """The prompt as the first text of a pair: a single message without its role, several with their roles."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
 
 
 def collate(tokenizer: Any, batch: Sequence[Encoded], padding: int) -> dict[str, Any]:
-    """Pad on the right: the model's inputs (ids, mask and, for models with segments, types), each (n, longest) int64."""
+    """Pad on the right; returns the model's inputs (ids, mask and, for models with segments, types), each (n, longest) int64."""
     import torch
 
     ids, mask = pad_ids([item.ids for item in batch], padding)
@@ -80,7 +80,7 @@ def collate(tokenizer: Any, batch: Sequence[Encoded], padding: int) -> dict[str,
 
 
 def position_limit(model: Any) -> int:
-    """The longest input the model has positions for; RoBERTa-like models lose the ones up to their padding index."""
+    """Longest input for which the model has positions; RoBERTa-like models lose those up to their padding index."""
     limit = positions_of(model.config) or 1 << 30
     embeddings = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     padding = getattr(embeddings, "padding_idx", None)
@@ -104,7 +104,7 @@ def _encode_pair(tokenizer: Any, exchange: Exchange, max_tokens: int) -> Encoded
 def _encode_chat(tokenizer: Any, exchange: Exchange, max_tokens: int) -> Encoded:
     ids = _chat_ids(tokenizer, exchange, exchange.completion)
     if len(ids) > max_tokens:
-        # The template's closing tokens, from which decoders read the score, must survive: cut the text, not the ids.
+        # The template's closing tokens, at which decoders read the score, must be kept: cut the text, not the ids.
         ids = _chat_ids(tokenizer, exchange, seen_completion(tokenizer, exchange, max_tokens))
         start = ids[:1] if ids[0] == tokenizer.bos_token_id else []
         ids = ids if len(ids) <= max_tokens else start + ids[len(ids) - max_tokens + len(start) :]

@@ -1,4 +1,4 @@
-"""The reward gap: how much better the data's completion scores than the model's own (Yu et al. 2024, Eq. 4)."""
+"""The reward gap: how much higher the data's completion scores than the model's own (Yu et al. 2024, Eq. 4)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from divsel_ray.store import write_table
 
 
 def shard_exchanges(shard: pa.Table) -> list[Exchange]:
-    """What of a shard of completions is scored: `ID:gold` once for each prompt, and `ID:SAMPLE` for each completion.
+    """The exchanges of a shard to score: `ID:gold` once for each prompt, and `ID:SAMPLE` for each completion.
 
-    A prompt without any completion is left out, gold and all: it has no gap.
+    A prompt without any completion is left out, including its gold completion: it has no gap.
 
     Args:
-        shard: row_id, sample, prompt_messages, gold and generated (null where there is none); gold_cut and generated_cut, where
-            it is known which texts were cut.
+        shard: row_id, sample, prompt_messages, gold and generated (null if missing); gold_cut and generated_cut, if it is
+            known which texts were cut.
     """
     exchanges: dict[str, Exchange] = {}
     for row in shard.to_pylist():
@@ -36,22 +36,22 @@ def shard_exchanges(shard: pa.Table) -> list[Exchange]:
 def write_gaps(
     shards: Sequence[Path], rewards: Sequence[Path], seconds: Sequence[Path], held_out: set[str], target: Path
 ) -> dict[str, Any]:
-    """Write a row for each prompt, in row id order, and report the means.
+    """Write a row for each prompt, in row id order, and return the means.
 
-    Columns: row_id; gold, generated (mean over its samples) and gap = gold - generated, null where either has no score;
-    second_gap, the same of a second scorer (null without); gold_tokens, generated_tokens (mean over samples), after both
-    texts were cut to the same number; held_out.
+    Columns: row_id; gold, generated (mean over samples) and gap = gold - generated, null if either has no score;
+    second_gap, the same for a second scorer (null without one); gold_tokens, generated_tokens (mean over samples), after both
+    texts were cut to the same length; held_out.
 
     Args:
         shards: files of completions.
-        rewards: files of their scores (row_id as `shard_exchanges` names it, score), in any order.
-        seconds: likewise, of the second scorer; empty without one.
-        held_out: rows that are never selected.
+        rewards: files of their scores (row_id as in `shard_exchanges`, score), in any order.
+        seconds: the same for the second scorer; empty without one.
+        held_out: ids of rows that are never selected.
         target: the file to write.
 
     Returns:
-        {"mean_gap", "held_out_gap", "held_out_reward": None without rows, "missing": prompts without a gap, "errors": those
-        of them without a completion}.
+        {"mean_gap", "held_out_gap", "held_out_reward": None without rows, "missing": number of prompts without a gap,
+        "errors": number of prompts without a completion}.
     """
     columns = ["row_id", "sample", "gold_tokens", "generated_tokens"]
     rows = pa.concat_tables([pq.read_table(shard, columns=columns) for shard in shards]).sort_by("row_id").to_pylist()
@@ -89,7 +89,7 @@ def _scores(files: Sequence[Path]) -> dict[str, float | None]:
 
 
 def _pairs(samples: dict[str, list[dict[str, Any]]], scores: dict[str, float | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of gold and, averaged over samples, of generated completions, each (n,) float64; NaN where unknown."""
+    """Scores of the gold and, averaged over samples, the generated completions, each (n,) float64; NaN if unknown."""
     gold = [scores.get(f"{row_id}:gold") for row_id in samples]
     generated = [_mean([scores.get(f"{row_id}:{row['sample']}") for row in group]) for row_id, group in samples.items()]
     return np.array(gold, dtype=np.float64), np.array(generated, dtype=np.float64)

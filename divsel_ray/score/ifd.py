@@ -1,10 +1,10 @@
-"""Instruction-following difficulty: how little the prompt helps a language model to predict the completion.
+"""Instruction-following difficulty (IFD): how little the prompt helps a language model to predict the completion.
 
     IFD(x, y) = PPL(y | x) / PPL(y) = exp(mean loss of y given x - mean loss of y alone)
 
 Introduced by Li et al. 2024 ("From Quantity to Quality", arXiv 2308.12032) as a ratio of mean losses; the ratio of
 perplexities computed here is that of Li et al. 2024 ("Superfiltering", arXiv 2402.00530). Above 1 the prompt does not
-help at all: those papers drop such rows. Here the raw ratio is the quality and nothing is dropped.
+help at all, and those papers drop such rows. Here the raw ratio is the quality and no row is dropped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from divsel_ray.score.scorer import Exchange, encode_each
 
 
 class InstructionFollowingDifficulty:
-    """IFD under a causal language model; arguments and errors are those of `LanguageModel`."""
+    """IFD under a causal language model; arguments and errors as for `LanguageModel`."""
 
     def __init__(self, model: str, max_tokens: int, batch_tokens: int, trust_remote_code: bool = False) -> None:
         self.problem = ""
@@ -37,6 +37,6 @@ class InstructionFollowingDifficulty:
         return np.where(np.isfinite(scores), scores, np.nan)
 
     def _encode(self, exchange: Exchange) -> tuple[Text, Text]:
-        """The completion after its prompt, and after nothing but the start token."""
+        """The completion after its prompt, and after the start token alone."""
         given = self._model.encode(exchange)
         return given, self._model.without_prompt(given)

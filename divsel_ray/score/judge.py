@@ -1,6 +1,6 @@
-"""A language model behind a server as judge: it rates completions, within a limit of money.
+"""A language model behind a server as judge: it rates completions within a spending limit.
 
-Every rating is written down as it comes, so that a killed job pays for none of them twice.
+Every rating is saved at once, so that a killed job pays for no rating twice.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from divsel_ray.score.scorer import Exchange
 from divsel_ray.store import digest
 
 _BYTES_PER_TOKEN = 4
-"""A rule of thumb for what has no tokenizer here, for estimates."""
+"""A rule of thumb for estimates, as the server's tokenizer is not available."""
 _CHARACTERS_PER_TOKEN = 4
-"""The like for cutting long texts."""
+"""A rule of thumb for cutting long texts."""
 _ENVELOPE_TOKENS = 64
 """Tokens that a server's own chat template may add."""
 _FAILURES = 20
-"""Rows in a row without an answer after which the server is taken to be gone; first rows without a rating, to never give one."""
+"""Consecutive rows without an answer, or first rows all without a rating, after which the judge stops with an error."""
 _SPENT = ("requests", "prompt_tokens", "output_tokens")
 _PLACE = re.compile(r"\{(prompt|completion|lowest|highest)\}")
 _RATING = re.compile(r"(?:Rating: *)?([-+]?\d+(?:\.\d+)?)(?: ?/ ?(\d+(?:\.\d+)?))?\.?", re.IGNORECASE)
@@ -44,13 +44,13 @@ _MARKUP = re.compile(r"[*_`]")
 
 @dataclass(frozen=True)
 class Rating:
-    """A row's rating and what it took.
+    """A row's rating and its cost.
 
     Attributes:
-        row_id: of the row.
-        rating: None where the answers held none.
-        requests, prompt_tokens, output_tokens: of all its requests.
-        problem: why the server gave no answer; empty where it gave one.
+        row_id: id of the row.
+        rating: the rating; None if the answers contained none.
+        requests, prompt_tokens, output_tokens: totals over all requests for the row.
+        problem: why the server did not answer; empty if it did.
     """
 
     row_id: str
@@ -62,7 +62,7 @@ class Rating:
 
 
 def read_template(config: JudgeConfig) -> str:
-    """The question that the judge is asked, with its places still open.
+    """Read the template of the judge's question.
 
     Raises:
         InputError: the file is missing, or lacks {prompt} or {completion}.
@@ -75,25 +75,25 @@ def read_template(config: JudgeConfig) -> str:
     text = path.read_text(encoding="utf-8")
     missing = [place for place in ("{prompt}", "{completion}") if place not in text]
     if missing:
-        raise InputError(f"judge.template: {config.template}: {missing[0]} does not stand in it")
+        raise InputError(f"judge.template: {config.template}: lacks the placeholder {missing[0]}")
     return text
 
 
 def write_question(template: str, exchange: Exchange, config: JudgeConfig, max_tokens: int) -> str:
-    """The template with the row in it; a long row loses the start of its prompt and the end of its completion."""
+    """Fill the template with a row; a long row loses the start of its prompt and the end of its completion."""
     room = max_tokens * _CHARACTERS_PER_TOKEN
     prompt = prompt_with_roles(exchange.messages)
     completion = exchange.completion[: max(room // 2, room - len(prompt))]
     prompt = prompt[max(0, len(prompt) - (room - len(completion))) :]
     values = {"prompt": prompt, "completion": completion, "lowest": f"{config.lowest:g}", "highest": f"{config.highest:g}"}
-    # In one pass: a text that itself holds a place must not be filled.
+    # In one pass: a placeholder inside a row's own text must not be filled.
     return _PLACE.sub(lambda place: values[place[1]], template)
 
 
 def parse_rating(text: str, config: JudgeConfig) -> float | None:
-    """The number on the last line of an answer, which must be `Rating: NUMBER` or NUMBER alone and in range; else None.
+    """Read the rating from the last line of an answer, `Rating: NUMBER` or NUMBER alone; None if missing or out of range.
 
-    It may be set in bold, say, and be followed by `/ HIGHEST`.
+    The number may have Markdown emphasis (e.g. bold) and be followed by `/ HIGHEST`.
     """
     lines = text.strip().splitlines()
     found = _RATING.fullmatch(_MARKUP.sub("", lines[-1]).strip()) if lines else None
@@ -102,23 +102,23 @@ def parse_rating(text: str, config: JudgeConfig) -> float | None:
 
 
 def cost_of(config: JudgeConfig, prompt_tokens: float, output_tokens: float) -> float:
-    """Money."""
+    """Cost of the tokens, in the currency of the prices."""
     return (prompt_tokens * config.prompt_price + output_tokens * config.output_price) / 1e6
 
 
 def worst_cost(config: JudgeConfig, question: str) -> float:
-    """What a request can cost at most: a token for each byte, and the longest answer."""
+    """Highest possible cost of a request: a token for each byte, and the longest answer."""
     return cost_of(config, len(question.encode()) + _ENVELOPE_TOKENS, config.max_output_tokens)
 
 
 def estimated_tokens(question: str) -> int:
-    """Prompt tokens of a question, by its bytes."""
+    """Estimate the prompt tokens of a question from its bytes."""
     return math.ceil(len(question.encode()) / _BYTES_PER_TOKEN)
 
 
 @dataclass
 class _Account:
-    """What one row took so far."""
+    """Requests and tokens of one row so far."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -129,10 +129,10 @@ class Judge:
     """Rates exchanges by asking a server, several at a time; a `Scorer`.
 
     Args:
-        config: of the judge.
-        template: from `read_template`.
-        max_tokens: prompt and completion together, at four characters a token.
-        journal: folder of all ratings that were paid for, a file for each set of exchanges; none are kept where it is None.
+        config: settings of the judge.
+        template: template from `read_template`.
+        max_tokens: limit for prompt and completion together, at four characters per token.
+        journal: folder of all paid ratings, with a file for each set of exchanges; None to save none.
 
     Raises:
         InputError: the key is missing.
@@ -151,8 +151,8 @@ class Judge:
         """Ratings (n,) float64; see `Scorer`. `signals` are requests, prompt_tokens, output_tokens and failed (0 or 1).
 
         Raises:
-            InputError: the server refuses the key, the model, the address or every request, or no answer holds a rating.
-            JobError: the spending limit is reached, or the server does not answer any more. What was rated is kept.
+            InputError: the server refuses the key, the model, the address or every request, or no answer contains a rating.
+            JobError: the spending limit is reached, or the server no longer responds; finished ratings are kept.
         """
         ratings = self._rate_all({row.row_id: self.question(row) for row in exchanges})
         found = [ratings[row.row_id] for row in exchanges]
@@ -164,7 +164,7 @@ class Judge:
         return np.array([np.nan if one.rating is None else one.rating for one in found], dtype=np.float64)
 
     def question(self, exchange: Exchange) -> str:
-        """What the judge is asked about a row."""
+        """The question to the judge about a row."""
         return write_question(self._template, exchange, self._config, self._max_tokens)
 
     def _rate_all(self, questions: Mapping[str, str]) -> dict[str, Rating]:
@@ -183,7 +183,7 @@ class Judge:
         return journal.ratings
 
     def _rate(self, row_id: str, question: str, journal: Journal) -> None:
-        """Ask, once more where the answer holds no rating, and write down what came of it."""
+        """Ask, once more if the answer contains no rating, and record the result."""
         if self._stopped.is_set():
             return
         account, rating, problem, said = _Account(), None, "unfinished", ""
@@ -205,16 +205,16 @@ class Judge:
             self._count_rating(rating, said)
 
     def _ask(self, question: str, account: _Account) -> Answer:
-        """The answer; what it took is added to the account.
+        """Ask the server, with retries; adds the cost to the account.
 
         Raises:
-            RefusedError, UnavailableError: there is none.
+            RefusedError, UnavailableError: the server gave no answer.
             JobError: the spending limit is reached.
         """
         return self._client.try_again(lambda: self._post(question, account), self._config.retries, self._stopped)
 
     def _post(self, question: str, account: _Account) -> Answer:
-        """One request, paid for from the ledger; tokens that the server does not count are estimated."""
+        """Send one request, charged to the ledger; tokens that the server does not report are estimated."""
         reserved = self._reserve(question)
         prompt = output = 0
         try:
@@ -250,12 +250,12 @@ class Judge:
                 f"judge: {self._config.url} refuses every request ({problem}); see limit_field, temperature and max_output_tokens"
             )
         raise JobError(
-            f"judge: {self._config.url} gave no answer for {self._failures} rows in a row ({problem}); the ratings paid for are "
-            "kept: run the same command when it answers again"
+            f"judge: {self._config.url} did not answer for {self._failures} consecutive rows ({problem}); the ratings paid for "
+            "are kept: run the same command again when it answers"
         )
 
     def _count_rating(self, rating: float | None, said: str) -> None:
-        """Stop before every row is paid for, where answers are such that none will be understood."""
+        """Stop before every row is paid for if none of the first answers contains a rating."""
         with self._lock:
             self._rated |= rating is not None
             self._unrated += rating is None
@@ -270,13 +270,13 @@ class Judge:
 
 
 class Journal:
-    """Ratings of a set of rows, in memory and, as they come, in a file; safe for many threads.
+    """Ratings of a set of rows, kept in memory and saved to a file at once; thread-safe.
 
     Args:
-        path: JSON Lines; what it holds is taken up. None keeps them in memory alone.
+        path: JSON Lines file, whose existing ratings are loaded; None to keep ratings in memory only.
 
     Attributes:
-        ratings: by row id, with all that a row took.
+        ratings: ratings by row id, with the total cost of each row.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -284,7 +284,7 @@ class Journal:
         self._path, self._lock = path, Lock()
         self._stream: TextIO | None = None
         for line in path.read_text(encoding="utf-8").splitlines() if path is not None and path.is_file() else ():
-            # A kill may have left a line half written.
+            # A kill may have left an incomplete line.
             with contextlib.suppress(ValueError, TypeError):
                 self._take(Rating(**json.loads(line)))
 
@@ -304,7 +304,7 @@ class Journal:
         return row_id not in self.ratings or bool(self.ratings[row_id].problem)
 
     def add(self, rating: Rating) -> None:
-        """Write down what came of a row."""
+        """Record the result of a row."""
         with self._lock:
             self._take(rating)
             if self._stream is not None:
@@ -317,11 +317,11 @@ class Journal:
 
 
 def journal_file(folder: Path, questions: Mapping[str, str]) -> Path:
-    """Where the ratings of these questions lie: the name hashes them, so that no other question takes them for its own."""
+    """File with the ratings of these questions; its name is a hash of them, so that other questions do not reuse the ratings."""
     return folder / f"{digest(dict(questions))}.jsonl"
 
 
 def spent_before(config: JudgeConfig, folder: Path | None) -> float:
-    """Money that the ratings of a folder have cost."""
+    """Total cost of the ratings in a folder."""
     journals = [Journal(path) for path in sorted(folder.glob("*.jsonl"))] if folder is not None else []
     return sum(cost_of(config, one.prompt_tokens, one.output_tokens) for journal in journals for one in journal.ratings.values())

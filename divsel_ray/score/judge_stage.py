@@ -1,6 +1,6 @@
-"""A judge's ratings on Ray: one actor asks the server, so that the limits of requests and of money hold for all of them.
+"""A judge's ratings on Ray: one actor sends all requests, so that request and spending limits hold for all ratings.
 
-Waiting for a server takes no CPU: its threads keep as many requests under way as the settings allow.
+Waiting for a server takes no CPU: the actor's threads keep as many requests pending as the settings allow.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from divsel_ray.score.spec import ScorerSpec
 
 
 def rate_parts(parts: Sequence[Part], spec: ScorerSpec, cluster: Cluster, workers: Workers, progress: Progress) -> dict[str, Any]:
-    """Let the judge rate every unit that is not rated yet, after saying what that may cost.
+    """Let the judge rate every unit that is not yet rated, after announcing the estimated cost.
 
-    Ratings are written down as they come, in a folder `ratings` beside the units' files, until all units are done.
+    Ratings are saved at once, in a folder `ratings` next to the units' files, until all units are done.
 
     Returns:
-        Of all units: {"rows", "missing", "mean", "sd", "seconds", "requests", "prompt_tokens", "output_tokens", "failed" (rows
-        to which the server gave no answer), "cost"}.
+        Over all units: {"rows", "missing", "mean", "sd", "seconds", "requests", "prompt_tokens", "output_tokens", "failed"
+        (rows without an answer from the server), "cost"}.
 
     Raises:
         InputError: the key is missing or refused, or the server has no such model.
-        JobError: the spending limit is reached, the server is gone, or not one row could be rated.
+        JobError: the spending limit is reached, the server no longer responds, or no row could be rated.
     """
     started, judge = time.perf_counter(), _settings(spec)
-    # Here too, and not only on a worker: before anything is started.
+    # Checked here too, not only on a worker, so that a missing key is reported before anything starts.
     find_key(judge, SECTION)
     journals = {str(Path(part.target).with_name("ratings")) for part in parts}
     counts: list[dict[str, Any]] = []
@@ -64,7 +64,7 @@ def rate_parts(parts: Sequence[Part], spec: ScorerSpec, cluster: Cluster, worker
 
 def _settings(spec: ScorerSpec) -> JudgeConfig:
     if spec.judge is None:
-        raise RuntimeError("this scorer is no judge")
+        raise RuntimeError("this scorer is not a judge")
     return spec.judge
 
 
@@ -80,18 +80,18 @@ def _announced(judge: JudgeConfig, rows: int, prompt_tokens: int) -> str:
 
 
 class _Rater:
-    """The actor: the judge, made when it is first needed. A restarted one goes on with what was written down."""
+    """An actor with the judge, created when first needed; after a restart it continues from the saved ratings."""
 
     def __init__(self, spec: ScorerSpec, parts: list[Part]) -> None:
         self._spec, self._parts, self._config = spec, parts, _settings(spec)
         self._load = cache(lambda journal: spec.load(journal=journal))
 
     def ready(self) -> bool:
-        """Answer, once the actor has its place."""
+        """Return once the actor has its resources."""
         return True
 
     def estimate(self) -> tuple[int, int]:
-        """Rows of the unfinished units, and the prompt tokens of their questions at four bytes each."""
+        """Number of rows in unfinished units, and the prompt tokens of their questions at four bytes per token."""
         rows = tokens = 0
         for part in self._parts:
             for exchange in [] if Path(part.target).is_file() else read_part(part):

@@ -1,4 +1,4 @@
-"""A causal language model that reads and writes nothing: losses of given completions, and logits after given texts."""
+"""A causal language model that scores but does not generate: losses of given completions, and logits after given texts."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from divsel_ray.models.text import encode_completion, encode_prompt
 from divsel_ray.score.scorer import Exchange
 
 _LOGIT_ROWS = 256
-"""Positions whose logits exist at once: a vocabulary of 262k takes 1 MiB of float32 for each."""
+"""Positions whose logits are computed at once: each takes 1 MiB of float32 for a vocabulary of 262k."""
 
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "logits_soft_cap")
-"""Settings of models that do more to their logits than one linear layer."""
+"""Settings of models whose logits are more than the output of one linear layer."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Token ids of a completion after its context, and how many of them are context."""
+    """Token ids of a context and its completion, and the number of context tokens."""
 
     ids: list[int]
     context: int
@@ -34,15 +34,15 @@ class LanguageModel:
     """A causal language model, on the GPU if there is one (bfloat16), else on the CPU (float32).
 
     Args:
-        role: what it is here, e.g. "ifd": for error messages.
+        role: purpose of the model, e.g. "ifd", for error messages.
         model: local folder, Hugging Face id or package:NAME.
-        max_tokens: of a text; lowered to the positions that the model has.
+        max_tokens: longest text in tokens; at most the number of positions that the model has.
         batch_tokens: padded tokens per batch.
         trust_remote_code: let the model's own Python code run.
 
     Attributes:
-        tokenizer: of the model.
-        max_tokens: of a text.
+        tokenizer: tokenizer of the model.
+        max_tokens: longest text in tokens.
 
     Raises:
         InputError: the model cannot be loaded, or has neither a beginning- nor an end-of-sequence token.
@@ -64,10 +64,10 @@ class LanguageModel:
         self._batch_tokens = batch_tokens
 
     def encode(self, exchange: Exchange) -> Text:
-        """The completion after its prompt; prompts are cut from the left, and the completion keeps at least half.
+        """Encode the completion after its prompt; prompts are cut from the left, and the completion gets at least half.
 
-        The end-of-sequence token belongs to a completion that ends, not to one that was cut: of such a token the loss would
-        say how strange the cut is.
+        Only a complete completion gets the end-of-sequence token: after a cut, that token's loss would measure how unexpected
+        the cut is.
 
         Raises:
             ValueError: the completion is empty.
@@ -84,7 +84,7 @@ class LanguageModel:
         return Text([*prompt, *completion], len(prompt))
 
     def without_prompt(self, text: Text) -> Text:
-        """The same completion after nothing but the start token."""
+        """The same completion after the start token alone."""
         return Text([self._start, *text.ids[text.context :]], 1)
 
     def mean_losses(self, texts: Sequence[Text], names: Sequence[str]) -> np.ndarray:
@@ -92,7 +92,7 @@ class LanguageModel:
 
         Args:
             texts: n texts.
-            names: (n,) unique; with the lengths they fix the batches.
+            names: (n,) unique names, which together with the lengths determine the batches.
         """
         losses = np.full(len(texts), np.nan)
         for batch in token_batches([len(text.ids) for text in texts], names, self._batch_tokens):
@@ -100,7 +100,7 @@ class LanguageModel:
         return losses
 
     def next_logits(self, texts: Sequence[list[int]], names: Sequence[str], tokens: Sequence[int]) -> np.ndarray:
-        """Logits of some tokens right after each text, (n, len(tokens)) float64; arguments as for `mean_losses`."""
+        """Logits of the given tokens right after each text, (n, len(tokens)) float64; names as for `mean_losses`."""
         logits = np.full((len(texts), len(tokens)), np.nan)
         for batch in token_batches([len(ids) for ids in texts], names, self._batch_tokens):
             logits[batch] = self._batch_logits([texts[index] for index in batch])[:, list(tokens)]
@@ -135,7 +135,7 @@ class LanguageModel:
         return np.asarray(torch.cat(pieces).numpy(), dtype=np.float64)
 
     def _padded(self, batch: list[list[int]]) -> tuple[np.ndarray, dict[str, Any]]:
-        """Ids padded on the right, (n, longest), and the model's inputs."""
+        """Pad ids on the right, (n, longest); returns them and the model's inputs."""
         import torch
 
         ids, mask = pad_ids(batch, 0)
@@ -148,7 +148,7 @@ def _pieces(values: np.ndarray) -> list[np.ndarray]:
 
 
 def _logits_at(model: Any, inputs: dict[str, Any], rows: np.ndarray, columns: np.ndarray) -> Any:
-    """Float logits at (rows, columns), made only there and piece by piece: yields (m, vocabulary)."""
+    """Compute float logits only at (rows, columns), piece by piece; yields (m, vocabulary)."""
     import torch
 
     body, head = _parts(model)
@@ -160,7 +160,7 @@ def _logits_at(model: Any, inputs: dict[str, Any], rows: np.ndarray, columns: np
 
 
 def _parts(model: Any) -> tuple[Any, Any]:
-    """The model without its output layer, and that layer; (None, None) where logits are more than that layer's product."""
+    """The model without its output layer, and that layer; (None, None) if the logits are more than that layer's output."""
     body, head = getattr(model, model.base_model_prefix, None), model.get_output_embeddings()
     config = model.config.get_text_config()
     changed = any(getattr(config, name, None) is not None for name in _LOGIT_CHANGES)

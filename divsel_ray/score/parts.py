@@ -1,6 +1,6 @@
-"""Units of scoring: what each reads and writes, and what is counted of it.
+"""Units of scoring: what each reads and writes, and its counts.
 
-A pool partition, or a shard of completions, is one unit, written whole into a file of its own.
+A pool partition, or a shard of completions, is one unit, whose scores are written to their own file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from divsel_ray.score.scorer import Exchange, Scorer
 from divsel_ray.store import write_table
 
 COUNTED = ("requests", "prompt_tokens", "output_tokens", "failed")
-"""Columns of a judge's units, which are added up."""
+"""Columns of a judge's units that are summed."""
 NO_COUNTS: dict[str, Any] = {
     **{"rows": 0, "missing": 0, "mean": 0.0, "squares": 0.0, "problem": "", "failure": "", "target": ""},
     **dict.fromkeys(COUNTED, 0),
@@ -36,8 +36,8 @@ class Part:
     Attributes:
         source: pool partition, or shard of completions (see `shard_exchanges`).
         target: file to write.
-        column: name of the scores in it.
-        wanted: NumPy file of the ascending row ids that are scored; all where it is empty.
+        column: name of the score column in that file.
+        wanted: NumPy file of the ascending row ids to score; empty to score all.
     """
 
     source: str
@@ -47,14 +47,14 @@ class Part:
 
 
 def count_rows(parts: Sequence[Part]) -> int:
-    """Rows that the units have to score in all."""
+    """Total number of rows that the units have to score."""
     if parts and parts[0].wanted:
         return len(np.load(parts[0].wanted, mmap_mode="r"))
     return sum(pq.read_metadata(part.source).num_rows for part in parts)
 
 
 def read_part(part: Part) -> list[Exchange]:
-    """The exchanges of a unit that are to be scored."""
+    """Read the exchanges of a unit that are to be scored."""
     if "prompt_messages" in pq.read_schema(part.source).names:
         return shard_exchanges(pq.read_table(part.source))
     if not part.wanted:
@@ -65,14 +65,14 @@ def read_part(part: Part) -> list[Exchange]:
 
 
 def score_part(part: Part, load: Callable[[], Scorer]) -> dict[str, Any]:
-    """Score a unit, unless its file is there; returns its counts, and why the first exchange without a score has none.
+    """Score a unit unless its file exists; returns its counts, and why the first exchange without a score has none.
 
     Args:
         part: the unit.
-        load: gives the scorer, and is called only where there is something to score.
+        load: returns the scorer; called only if there is something to score.
 
     Raises:
-        InputError, JobError: of the scorer.
+        InputError, JobError: the scorer failed.
     """
     problem = ""
     if not Path(part.target).is_file():
@@ -86,14 +86,14 @@ def score_part(part: Part, load: Callable[[], Scorer]) -> dict[str, Any]:
 
 
 def write_part(part: Part, row_ids: pa.ChunkedArray, scores: np.ndarray, signals: Mapping[str, np.ndarray]) -> None:
-    """Write row_id, the scores (null where not finite) and the raw signals behind them; each (n,)."""
+    """Write row_id, the scores (null if not finite) and the raw signals behind them; each (n,)."""
     columns = {part.column: scores, **signals}
     arrays = {name: pa.array(values, mask=~np.isfinite(values)) for name, values in columns.items()}
     write_table(part.target, pa.table({"row_id": row_ids, **arrays}))
 
 
 def count_part(part: Part) -> dict[str, Any]:
-    """Of a finished unit: rows, missing scores, mean and summed squared deviation of the others, and the `COUNTED` sums."""
+    """Count a finished unit: rows, missing scores, mean and sum of squared deviations of the others, and the `COUNTED` sums."""
     names = pq.read_schema(part.target).names
     table = pq.read_table(part.target, columns=[part.column, *(name for name in COUNTED if name in names)])
     column = table[part.column]
@@ -105,17 +105,17 @@ def count_part(part: Part) -> dict[str, Any]:
 
 
 def summarise(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Counts of all units together, added in the order of their names, whatever order they ended in.
+    """Combine the counts of all units, summed in the order of their names, whatever order they finished in.
 
     Raises:
-        JobError: there are rows, and not one has a score.
+        JobError: there are rows, but none has a score.
     """
     counts = sorted(counts, key=lambda count: str(count["target"]))
     rows, missing = (sum(count[name] for count in counts) for name in ("rows", "missing"))
     scored = [count["rows"] - count["missing"] for count in counts]
     if rows and not sum(scored):
         problem = next((count["problem"] for count in counts if count["problem"]), "no value is a finite number")
-        raise JobError(f"not one of {rows} rows could be scored: {problem}")
+        raise JobError(f"none of {rows} rows could be scored: {problem}")
     divisor = max(1, sum(scored))
     mean = sum(n * count["mean"] for n, count in zip(scored, counts, strict=True)) / divisor
     squares = sum(count["squares"] + n * (count["mean"] - mean) ** 2 for n, count in zip(scored, counts, strict=True))

@@ -1,10 +1,10 @@
-"""Perplexity of a completion given its prompt, under a named language model; the prompt's own tokens do not count.
+"""Perplexity of a completion given its prompt, under a given language model; the prompt's own tokens do not count.
 
     log PPL(y | x) = - mean over the tokens of y of log p(token | x, tokens before)        in nats
 
-Yu et al. 2024, Eq. 7 puts it for the reward: S = log PPL(x (+) y_gold) - log PPL(x (+) y_gen). There the score is log PPL
-itself, and with `direction: lagging` text that the model finds strange counts for more, spoiled rows included. As a
-quality it is turned round: minus log PPL, so that fluent text counts for more.
+Yu et al. 2024, Eq. 7 uses it in place of the reward: S = log PPL(x (+) y_gold) - log PPL(x (+) y_gen). There the score is log
+PPL itself, and with `direction: lagging` text that the model finds strange has a higher weight, including corrupted rows.
+As a quality the sign is reversed to minus log PPL, so that fluent text has a higher weight.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from divsel_ray.score.scorer import Exchange, encode_each
 
 
 class Perplexity:
-    """Log perplexity, or minus it, under a causal language model.
+    """Log perplexity, or minus log perplexity, under a causal language model; errors as for `LanguageModel`.
 
     Args:
         sign: 1 for log PPL (Eq. 7), -1 for minus log PPL.
-        model, max_tokens, batch_tokens, trust_remote_code: and the errors, as of `LanguageModel`.
+        model, max_tokens, batch_tokens, trust_remote_code: as for `LanguageModel`.
     """
 
     def __init__(self, sign: float, model: str, max_tokens: int, batch_tokens: int, trust_remote_code: bool = False) -> None:

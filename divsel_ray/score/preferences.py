@@ -1,8 +1,8 @@
-"""Preference pairs that need no annotator: a prompt's own completion against three spoiled ones.
+"""Preference pairs without annotators: a prompt's own completion against three corrupted ones.
 
-    other_prompt  another prompt's completion         teaches relevance
-    truncated     the first 20 to 70 % of the words   teaches completeness
-    shuffled      its words or sentences in disorder  teaches coherence
+    other_prompt  another prompt's completion               teaches relevance
+    truncated     the first 20 to 70 % of the words         teaches completeness
+    shuffled      its words or sentences in random order    teaches coherence
 
 Every draw is seeded by the row's id, so the pairs do not depend on the order of the rows.
 """
@@ -23,16 +23,16 @@ KINDS = ("other_prompt", "truncated", "shuffled")
 
 @dataclass(frozen=True)
 class Comparison:
-    """A prompt with its own completion and the spoiled ones, by kind; a kind that changes nothing is left out."""
+    """A prompt with its own completion and the corrupted ones by kind; a kind that changes nothing is left out."""
 
     chosen: Exchange
     rejected: dict[str, Exchange]
 
 
 def make_comparisons(exchanges: Sequence[Exchange], seed: int) -> list[Comparison]:
-    """One comparison per exchange, in row id order.
+    """Make one comparison per exchange, in row id order.
 
-    The other completion comes from the next row of a seeded order, so that every completion is preferred once and
+    The other prompt's completion comes from the next row of a seeded order, so that every completion is preferred once and
     rejected once for its prompt, and nothing can be learned from completions alone.
     """
     rows = sorted(exchanges, key=lambda exchange: exchange.row_id)
@@ -42,7 +42,7 @@ def make_comparisons(exchanges: Sequence[Exchange], seed: int) -> list[Compariso
 
 
 def draw(seed: int, purpose: str, row_id: str) -> int:
-    """A 64-bit hash of seed, purpose and row id: uniform, and the same wherever the row stands."""
+    """A uniform 64-bit hash of seed, purpose and row id, independent of the row's position."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{purpose}:{row_id}".encode()).digest()[:8], "big")
 
 
@@ -55,9 +55,9 @@ def truncated(text: str, generator: np.random.Generator) -> str:
 
 
 def shuffled(text: str, generator: np.random.Generator) -> str:
-    """The words in disorder or, half the time where there are several, the sentences; white space stays in place.
+    """Shuffle the words or, half the time if there are several, the sentences; white space stays in place.
 
-    (Layout must not give the disorder away to a tokenizer that sees it.)
+    (Layout must not reveal the shuffling to tokenizers that encode it.)
     """
     by_sentence = re.split(r"((?<=[.!?])\s+)", text.strip())
     several = len(by_sentence) >= 5
@@ -73,7 +73,7 @@ def _compare(row: Exchange, other: str, seed: int) -> Comparison:
         "truncated": truncated(row.completion, _generator(seed, "truncated", row)),
         "shuffled": shuffled(row.completion, _generator(seed, "shuffled", row)),
     }
-    # Compared without layout: the order of the words must differ, not the line breaks.
+    # Compared without layout: the words must differ, not only the line breaks.
     changed = {kind: text for kind, text in completions.items() if text.split() != row.completion.split()}
     return Comparison(row, {kind: replace(row, completion=text) for kind, text in changed.items()})
 

@@ -1,4 +1,4 @@
-"""Reward by a sequence-classification model: one raw logit for a whole conversation."""
+"""Rewards of a sequence-classification model: one raw logit for a whole conversation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RewardModel:
 
     Args:
         model: reward model: local folder, Hugging Face id or package:NAME.
-        max_tokens: prompt and completion together; lowered to the positions that the model has.
+        max_tokens: limit for prompt and completion together; at most the number of positions that the model has.
         batch_tokens: padded tokens per batch.
         trust_remote_code: let the model's own Python code run.
 
@@ -64,7 +64,7 @@ class RewardModel:
         """The model's padding id, or one that no text of the batch contains.
 
         Decoders read their score at the last token that is not padding. Those trained without a padding token read it
-        at the very last one, which is often the end-of-turn token: padding with that would move the place.
+        at the very last one, which is often the end-of-turn token: padding with that token would move the position.
         """
         if self._padding is not None:
             return int(self._padding)
@@ -75,17 +75,17 @@ class RewardModel:
 
 
 def check_outputs(folder: str, *, trust_remote_code: bool = False) -> Any:
-    """The configuration of a model with one output.
+    """Load a model's configuration and check that the model has one output.
 
     Raises:
-        InputError: it cannot be loaded, or has several outputs.
+        InputError: the configuration cannot be loaded, or the model has several outputs.
     """
     from transformers import AutoConfig
 
     with loading(f"reward model {folder}"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if config.num_labels != 1:
-        raise InputError(f"reward model {folder}: it has {config.num_labels} outputs; a reward model has one (num_labels 1)")
+        raise InputError(f"reward model {folder}: has {config.num_labels} outputs; a reward model has one (num_labels 1)")
     return config
 
 
@@ -103,7 +103,7 @@ def _load(folder: str, device: str, trust_remote_code: bool) -> tuple[Any, Any]:
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-    # transformers fills missing weights with random ones and goes on: the scores would mean nothing.
+    # transformers initialises missing weights at random and continues: the scores would be meaningless.
     if report["missing_keys"]:
         raise InputError(
             f"reward model {folder}: weights are missing ({min(report['missing_keys'])}); it is not a trained reward model"

@@ -1,4 +1,4 @@
-"""Pool rows drawn by a hash of their ids: those that a reward model is fitted on, and those that are scored at all."""
+"""Pool rows drawn by a hash of their ids: rows to fit a reward model on, and rows to score."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _ROWS = 65_536
 
 
 def draw_exchanges(pool_files: Sequence[str], count: int, seed: int) -> list[Exchange]:
-    """At most `count` rows of the pool, in row id order; which ones depends on the seed and the ids alone.
+    """Draw at most `count` rows of the pool, by the seed and the ids alone; returns them in row id order.
 
-    First only the ids are read, then only the files that hold a chosen row, one at a time.
+    The ids are read first, then only the files that contain a chosen row, one at a time.
 
     Args:
         pool_files: Parquet files with row_id and messages (role, content), whose last message is the completion.
-        count: how many rows.
-        seed: of the draw.
+        count: number of rows.
+        seed: seed of the draw.
     """
     smallest = heapq.nsmallest(count, ((draw(seed, "fit", row_id), row_id) for row_id in _row_ids(pool_files)))
     chosen = {row_id for _, row_id in smallest}
@@ -34,7 +34,7 @@ def draw_exchanges(pool_files: Sequence[str], count: int, seed: int) -> list[Exc
 
 
 def read_exchanges(file: str, wanted: set[str] | None = None) -> list[Exchange]:
-    """The rows of one pool partition, or those of them that are wanted."""
+    """Read the rows of one pool partition, or only the wanted ones."""
     table = pq.read_table(file, columns=["row_id"] if wanted else ["row_id", "messages"])
     if wanted:
         kept = pc.is_in(table["row_id"], value_set=pa.array(sorted(wanted), pa.string()))
@@ -46,15 +46,15 @@ def read_exchanges(file: str, wanted: set[str] | None = None) -> list[Exchange]:
 
 
 def draw_per_cluster(cluster_files: Sequence[str], counts: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A uniform draw of so many rows of each cluster, by a hash of seed and row id: a larger one holds a smaller.
+    """Draw rows of each cluster uniformly by a hash of seed and row id; a larger draw contains every smaller one.
 
     Args:
-        cluster_files: Parquet with row_id and cluster.
-        counts: (k,) rows to draw of each; of a smaller cluster, all are.
-        seed: of the draw.
+        cluster_files: Parquet files with row_id and cluster.
+        counts: (k,) number of rows to draw per cluster; smaller clusters are drawn completely.
+        seed: seed of the draw.
 
     Returns:
-        The ids drawn and the others, each ascending: bytes of 32 hex digits.
+        The drawn ids and the others, each ascending: bytes of 32 hex digits.
     """
     tables = [pq.read_table(file, columns=["row_id", "cluster"]) for file in cluster_files]
     row_ids = np.concatenate([id_array(table["row_id"]) for table in tables])

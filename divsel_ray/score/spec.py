@@ -1,4 +1,4 @@
-"""Which scorer a stage runs: a small value that travels to the workers, which load the model there."""
+"""The scorer of a stage as a small value that is sent to the workers, which load the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from divsel_ray.store import digest
 KINDS = ("reward", "ifd", "perplexity", "log_perplexity", "deita", "judge", "column", "given")
 _MODELS = ("reward", "ifd", "perplexity", "log_perplexity", "deita")
 _UNSEEN = {"key_variable", "concurrency", "retries", "timeout_s", "prompt_price", "output_price", "max_cost", "template"}
-"""Settings of a judge that change no rating (of the template, its text counts)."""
+"""Settings of a judge that change no rating (for the template, its text matters)."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class ScorerSpec:
     """A scorer's kind and settings.
 
     Attributes:
-        kind: reward model, instruction-following difficulty, minus log perplexity (of a quality), log perplexity (of a
-            reward, Eq. 7), DEITA's complexity x quality, a judge, a number that the pool already holds, or a file of scores.
+        kind: reward model, instruction-following difficulty, minus log perplexity (for a quality), log perplexity (for a
+            reward, Eq. 7), DEITA's complexity x quality, a judge, a column of the pool, or a file of scores.
         model: local folder, Hugging Face id or package:NAME, two with a comma for `deita`; the column's name for `column`, the
             file for `given`, the model's name on the server for `judge`.
-        max_tokens: prompt and completion together.
+        max_tokens: limit for prompt and completion together.
         batch_tokens: padded tokens per batch.
         trust_remote_code: let the model's own Python code run.
-        backend: what runs a reward model: transformers or vllm.
+        backend: library that runs a reward model: transformers or vllm.
         judge: settings of the judge; they name the key's variable, never the key.
         template: the judge's question.
     """
@@ -51,7 +51,7 @@ class ScorerSpec:
 
     @classmethod
     def of_quality(cls, config: QualityConfig) -> ScorerSpec:
-        """The scorer of a source that names its model or column, of `deita` or of `judge`.
+        """The scorer of a quality source that names its model or column, or is `deita` or `judge`.
 
         Raises:
             InputError: the source is `none` or the bare `reward`, whose model is named elsewhere, or the judge's template
@@ -64,16 +64,16 @@ class ScorerSpec:
         if kind == "deita":
             name = ",".join(model.strip() for model in (name or f"{COMPLEXITY_MODEL},{QUALITY_MODEL}").split(","))
         if not name:
-            raise InputError(f"quality.source {config.source!r}: names no model to score with; expected reward:MODEL or the like")
+            raise InputError(f"quality.source {config.source!r}: names no model to score with; expected e.g. reward:MODEL")
         return cls(kind, name, *limits)
 
     @classmethod
     def of_reward(cls, config: RewardConfig, model: str) -> ScorerSpec:
-        """What scores completions, with the limits of its section.
+        """The scorer of completions, with the limits of its section.
 
         Args:
             config: the section.
-            model: from `stage.reward_reference`: the reward model that is named or was fitted; else what the section names.
+            model: reference from `stage.reward_reference`: the named or fitted reward model, language model or judge.
 
         Raises:
             InputError: the judge's template cannot be read.
@@ -86,7 +86,7 @@ class ScorerSpec:
         return cls("reward", model, *limits, backend=config.backend)
 
     def as_quality(self) -> ScorerSpec:
-        """The same scorer with more for better: log perplexity, which Eq. 7 of the reward needs as it is, turned round."""
+        """The same scorer with higher for better: the sign of log perplexity, which Eq. 7 uses unchanged, is reversed."""
         return replace(self, kind="perplexity") if self.kind == "log_perplexity" else self
 
     @property
@@ -96,13 +96,13 @@ class ScorerSpec:
 
     @property
     def limits(self) -> dict[str, int]:
-        """The limits that the scores depend on: a judge knows no batches, and what the pool or a file holds no limit."""
+        """The limits that the scores depend on; a judge has no batches, and scores from the pool or a file no limits."""
         if self.judge is not None:
             return {"max_tokens": self.max_tokens}
         return {"max_tokens": self.max_tokens, "batch_tokens": self.batch_tokens} if self.computed else {}
 
     def identity(self) -> list[str]:
-        """What, beside the limits, identifies the scores: models by their content, a judge by what it is asked."""
+        """What identifies the scores besides the limits: the content of models, and the settings and question of a judge."""
         if self.judge is not None:
             return ["judge", digest([self.judge.model_dump(mode="json", exclude=_UNSEEN), self.template])]
         if not self.computed:
@@ -112,11 +112,11 @@ class ScorerSpec:
         return [*names, *(fingerprint(model) for model in models)]
 
     def load(self, threads: int | None = None, journal: Path | None = None) -> Scorer:
-        """Load the model on this machine, or make the client of the judge (`column` and `given` have neither).
+        """Load the model on this machine, or create the client of the judge (`column` and `given` have neither).
 
         Args:
-            threads: compute threads of this process; as they are where it is None.
-            journal: of the judge's ratings, see `Judge`.
+            threads: compute threads of this process; None to leave them unchanged.
+            journal: folder of the judge's ratings, see `Judge`.
 
         Raises:
             InputError: the model cannot be loaded or is of the wrong kind, or the judge's key is missing.

@@ -1,8 +1,8 @@
 """Scoring on Ray: fitting the stand-in reward model, and the quality of every pool row.
 
-A pool partition is one unit of work, done whole by one actor. Units are cut
-from the content, never from the cluster, so the batches and with them the scores are the same for any number of
-actors; a finished unit is a file and is not scored again after a kill.
+Each pool partition is a unit of work, scored by one actor. Units depend on the content, never on the cluster, so the
+batches, and with them the scores, are the same for any number of actors; a finished unit is a file and is not scored
+again after a kill.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from divsel_ray.tasks import MAX_RETRIES, result_of, run_task, run_tasks
 
 
 def reward_reference(config: RewardConfig, folder: Path) -> str:
-    """What scores completions: the named model, the judge's name, or the model that `build_reward` fits into `folder`."""
+    """Reference of the scorer of completions: the named model, the judge's name, or the model `build_reward` fits in `folder`."""
     named = config.model or config.perplexity or (config.judge.model if config.judge else None)
     return named or str(folder / "model")
 
@@ -45,17 +45,17 @@ def reward_reference(config: RewardConfig, folder: Path) -> str:
 def build_reward(
     pool_files: list[str], config: RewardConfig, seed: int, folder: Path, cluster: Cluster, progress: Progress
 ) -> dict[str, Any]:
-    """Fit the stand-in reward model on rows of the pool, into `folder/model`, in one task.
+    """Fit the stand-in reward model to rows of the pool in one task, and save it in `folder/model`.
 
     Returns:
-        What `fit_reward_model` reports.
+        As `fit_reward_model`.
 
     Raises:
         InputError: `config.fit` is not set, the pool is too small, or the base model cannot be loaded.
-        RayError: the task lost its process or node again and again.
+        RayError: the task repeatedly lost its process or node.
     """
     if config.fit is None:
-        raise InputError("reward.fit: not set; there is no reward model to fit")
+        raise InputError("reward.fit: not set; no reward model can be fitted without it")
     facts = folder / "fit.json"
     if not (facts.is_file() and (folder / "model" / "config.json").is_file()):
         steps = folder / "steps.json"
@@ -76,7 +76,7 @@ def _fit(pool_files: list[str], config: RewardConfig, seed: int, folder: Path, s
 
 
 def _follow(task: ray.ObjectRef[Any], steps: Path, progress: Progress) -> None:
-    """Wait for the task, passing on the steps it writes down."""
+    """Wait for the task, and report the steps that it records."""
     ready: Sequence[Any] = []
     while not ready:
         ready, _ = ray.wait([task], timeout=0.5)
@@ -95,9 +95,9 @@ def score_pool(
     progress: Progress,
     wanted: str = "",
 ) -> dict[str, Any]:
-    """Write one Parquet file for each pool partition, under its name.
+    """Write one Parquet file for each pool partition, under the partition's name.
 
-    Columns: row_id, quality (float64, null where missing) and, where the scorer has them, the raw signals behind it (DEITA:
+    Columns: row_id, quality (float64, null if missing) and, if the scorer has any, the raw signals behind it (DEITA:
     complexity, response_quality; a judge: requests, prompt_tokens, output_tokens, failed).
 
     Args:
@@ -105,16 +105,16 @@ def score_pool(
         spec: the scorer.
         folder: where to write.
         cluster, workers: where to compute.
-        progress: told of rows done.
-        wanted: from `draw_wanted`: only these rows are scored, and the others are left out of the files.
+        progress: receives the number of rows done.
+        wanted: file from `draw_wanted`: only these rows are scored, and the others are left out of the files.
 
     Returns:
-        {"rows", "missing", "mean", "sd", "seconds"}; mean and sd (of the population) over rows with a quality. Of a judge
-        besides what `rate_parts` counts.
+        {"rows", "missing", "mean", "sd", "seconds"}; mean and population sd are over rows with a quality. For a judge also
+        the other counts of `rate_parts`.
 
     Raises:
         InputError: the model cannot be loaded, or the pool has no `score` column for `column`.
-        JobError: not one row could be scored, or a judge's spending limit is reached.
+        JobError: no row could be scored, or a judge's spending limit is reached.
     """
     parts = [Part(file, str(folder / Path(file).name), "quality", wanted=wanted) for file in pool_files]
     if spec.kind == "judge":
@@ -137,32 +137,32 @@ def score_pool(
 
 
 _GIVEN = ("quality.source", "quality")
-"""The setting that names a file of scores, and their column in it."""
+"""The setting that names a file of scores, and the name of their column."""
 
 
 def check_scores(given: str, records: Mapping[str, int]) -> None:
-    """Refuse scores that cannot be lined up with the pool.
+    """Check that given scores can be aligned with the pool.
 
     Args:
         given: file or folder, see `data.aligned`.
-        records: records of each input file.
+        records: number of records of each input file.
 
     Raises:
-        InputError: a column is missing, an array has not one number for each record of one input file, or there are vectors.
+        InputError: a column is missing, an array does not have one number per record of a single input file, or has vectors.
     """
     check_given(given, *_GIVEN, records)
     if width_of(given, *_GIVEN):
-        raise InputError(f"{_GIVEN[0]}: {given}: expected a number for each row, found vectors")
+        raise InputError(f"{_GIVEN[0]}: {given}: contains vectors; expected a number for each row")
 
 
 UNSCORED = "oversample/unscored.parquet"
-"""Beside the quality files: the rows that were not drawn for scoring and that nothing may select."""
+"""File next to the quality files: the rows that were not drawn for scoring and must not be selected."""
 
 
 def draw_wanted(cluster_files: list[str], counts: np.ndarray, seed: int, folder: Path) -> str:
-    """Draw the rows to be scored (see `draw_per_cluster`) in one task; returns the file that `score_pool` takes.
+    """Draw the rows to be scored (see `draw_per_cluster`) in one task; returns the file of their ids for `score_pool`.
 
-    Leaves their ids in `folder/oversample/wanted.npy`, and those of all other rows in `folder/oversample/unscored.parquet`.
+    Writes their ids to `folder/oversample/wanted.npy`, and those of all other rows to `folder/oversample/unscored.parquet`.
     """
     wanted = folder / Path(UNSCORED).with_name("wanted.npy")
     if not (wanted.is_file() and (folder / UNSCORED).is_file()):
@@ -177,9 +177,9 @@ def _draw_wanted(cluster_files: list[str], counts: np.ndarray, seed: int, wanted
 
 
 def _run_parts(parts: list[Part], spec: ScorerSpec, cluster: Cluster, workers: Workers) -> Iterator[dict[str, Any]]:
-    """Score the units, each as it is done: many by a pool of actors, a single one by a task.
+    """Score the units and yield each one's counts when it is done: many units by a pool of actors, a single one by a task.
 
-    A task finds a process in which an earlier one has loaded the libraries; a new actor spends seconds on that.
+    A task can reuse a process in which an earlier task has loaded the libraries; a new actor spends seconds on that.
     """
     gpus = 0 if not spec.computed else cluster.gpus_per_worker(workers)
     threads = max(1, int(workers.cpus))
@@ -194,18 +194,18 @@ def _run_parts(parts: list[Part], spec: ScorerSpec, cluster: Cluster, workers: W
 
 
 class ScorePart:
-    """An actor that loads the scorer once, when it first needs it, and scores one unit of work per call."""
+    """An actor that loads the scorer once, when first needed, and scores one unit of work per call."""
 
     def __init__(self, spec: ScorerSpec, threads: int) -> None:
         self._spec, self._load = spec, cache(partial(spec.load, threads))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Score the unit named in the batch of one, unless its output is there; return counts, never scores."""
+        """Score the unit named in the batch of one unless its output exists; returns counts, never scores."""
         return _one_row(_fill_part(Part(**_only(batch)), self._spec, self._load))
 
 
 def _fill_part(part: Part, spec: ScorerSpec, load: Callable[[], Scorer]) -> dict[str, Any]:
-    """Counts of a unit, whose file is written unless it is there; what the user has to mend is their `failure`."""
+    """Write the file of a unit unless it exists; returns its counts, with an error that the user must fix as `failure`."""
     try:
         if spec.computed:
             return score_part(part, load)
@@ -235,6 +235,6 @@ def _one_row(values: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def _read_column(file: str, name: str) -> tuple[pa.ChunkedArray, np.ndarray]:
     if "score" not in pq.read_schema(file).names:
-        raise InputError(f"quality.source column:{name}: the pool keeps no scores; set pool.score_column: {name}")
+        raise InputError(f"quality.source column:{name}: the pool contains no scores; set pool.score_column: {name}")
     table = pq.read_table(file, columns=["row_id", "score"])
     return table["row_id"], table["score"].cast(pa.float64()).to_numpy()

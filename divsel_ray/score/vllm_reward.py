@@ -1,4 +1,4 @@
-"""Reward by vLLM: the logits of `RewardModel`, many conversations at a time."""
+"""Rewards with vLLM: the logits of `RewardModel`, many conversations at a time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from divsel_ray.score.scorer import Exchange, encode_each
 
 
 class VllmRewardModel:
-    """A decoder with one output and a chat template, in vLLM's engine in this process.
+    """A decoder with one output and a chat template, in a vLLM engine in this process.
 
     Args:
         model: reward model: local folder, Hugging Face id or package:NAME.
-        max_tokens: prompt and completion together; lowered to the positions that the model has.
-        batch_tokens: tokens that vLLM takes per step, at least `max_tokens`.
+        max_tokens: limit for prompt and completion together; at most the number of positions that the model has.
+        batch_tokens: tokens that vLLM processes per step, at least `max_tokens`.
         trust_remote_code: let the model's own Python code run.
 
     Raises:
@@ -47,14 +47,14 @@ class VllmRewardModel:
         )
 
     def score(self, exchanges: Sequence[Exchange]) -> np.ndarray:
-        """Raw logits (n,) float64; see `Scorer`. Sent in the order of (tokens, row id), whatever order they come in."""
+        """Raw logits (n,) float64; see `Scorer`. Texts are sent in the order of (tokens, row id), not in the order given."""
         from vllm import PoolingParams
 
         encoded, problem = encode_each(exchanges, lambda exchange: encode_exchange(self._tokenizer, exchange, self._max_tokens))
         self.problem = self.problem or problem
         places = sorted(encoded, key=lambda place: (len(encoded[place].ids), exchanges[place].row_id))
         prompts = [{"prompt_token_ids": encoded[place].ids} for place in places]
-        # Without the activation: vLLM else puts a sigmoid on it.
+        # Without use_activation=False, vLLM applies a sigmoid.
         outputs = self._llm.classify(prompts, pooling_params=PoolingParams(use_activation=False), use_tqdm=False)
         scores = np.full(len(exchanges), np.nan)
         scores[places] = [output.outputs.probs[0] for output in outputs]
@@ -64,5 +64,5 @@ class VllmRewardModel:
 def _tokenizer(folder: str, trust_remote_code: bool) -> object:
     tokenizer = fast_tokenizer(folder, trust_remote_code=trust_remote_code)
     if not getattr(tokenizer, "chat_template", None):
-        raise InputError(f"reward model {folder}: it has no chat template, which backend vllm needs; use backend transformers")
+        raise InputError(f"reward model {folder}: has no chat template, which backend vllm needs; use backend transformers")
     return tokenizer

@@ -108,7 +108,7 @@ def test_rows_beyond_those_asked_for_are_left_out(encoder):
 
 
 def test_too_small_a_pool_is_refused(encoder, tmp_path):
-    with pytest.raises(InputError, match="the pool gives 9 usable rows"):
+    with pytest.raises(InputError, match="the pool has 9 usable rows"):
         fit_reward_model(toy_pool(9), settings(encoder), 0, tmp_path / "m")
 
 

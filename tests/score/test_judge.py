@@ -80,7 +80,7 @@ def test_a_long_row_loses_the_start_of_its_prompt_and_the_end_of_its_completion(
 @pytest.mark.parametrize("text", ["only {prompt}", "only {completion}"])
 def test_a_template_without_a_place_is_refused(tmp_path, text):
     (tmp_path / "t.txt").write_text(text)
-    with pytest.raises(InputError, match=r"^judge\.template: .*does not stand in it"):
+    with pytest.raises(InputError, match=r"^judge\.template: .*lacks the placeholder"):
         read_template(settings(template=str(tmp_path / "t.txt")))
     with pytest.raises(InputError, match="no such file"):
         read_template(settings(template=str(tmp_path / "none.txt")))
@@ -156,7 +156,7 @@ def test_a_row_that_the_server_refuses_or_never_answers_is_missing_and_the_other
 
 def test_a_server_that_is_gone_ends_the_job_and_not_every_row_of_it():
     with chat_server(lambda *_: Reply(status=500)) as server:
-        with pytest.raises(JobError, match=r"gave no answer for 20 rows in a row .*run the same command"):
+        with pytest.raises(JobError, match=r"did not answer for 20 consecutive rows .*run the same command"):
             Judge(settings(server.url, retries=0, concurrency=2), TEMPLATE, 100).score(rows(200))
         assert len(server.questions) < 30
 

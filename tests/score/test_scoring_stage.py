@@ -88,7 +88,7 @@ def test_a_model_that_cannot_be_loaded_is_one_clear_line(cluster, exchanges, wri
 
 def test_a_pool_of_which_no_row_has_a_score_ends_the_job(cluster, exchanges, write_pool, tmp_path):
     files = write_pool(exchanges[:1], 1)
-    with pytest.raises(JobError, match="not one of 1 rows could be scored"):
+    with pytest.raises(JobError, match="none of 1 rows could be scored"):
         score_pool(files, ScorerSpec("column", "stars"), tmp_path / "q", cluster, Workers(count=1), Silent())
 
 
@@ -107,7 +107,7 @@ def test_the_reward_model_is_fitted_once_and_then_judges(cluster, encoder, excha
 
 def test_a_pool_too_small_for_a_fit_is_one_clear_line(cluster, encoder, exchanges, write_pool, tmp_path):
     config = RewardConfig(fit=FitRewardConfig(base=str(encoder)))
-    with pytest.raises(InputError, match=r"^reward\.fit: the pool gives 5 usable rows"):
+    with pytest.raises(InputError, match=r"^reward\.fit: the pool has 5 usable rows"):
         build_reward(write_pool(exchanges[:5], 5), config, 0, tmp_path / "reward", cluster, Silent())
 
 

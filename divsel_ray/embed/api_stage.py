@@ -83,7 +83,7 @@ def _tokens_of(file: str, most: int) -> int:
 
 
 def _announced(api: EmbedApiConfig, rows: int, tokens: int) -> str:
-    priced = f"about {cost_of(api, tokens):,.4g} of money" if api.price else "no price is set"
+    priced = f"estimated cost {cost_of(api, tokens):,.4g}" if api.price else "no price is set"
     limit = "" if api.max_cost is None else f", the limit is {api.max_cost:g}"
     return f"{api.model} at {api.url}: {rows:,} rows to embed, about {tokens:,} tokens, {priced}{limit}"
 

@@ -71,7 +71,7 @@ def _settings(spec: ScorerSpec) -> JudgeConfig:
 def _announced(judge: JudgeConfig, rows: int, prompt_tokens: int) -> str:
     output_tokens = rows * judge.max_output_tokens
     cost = cost_of(judge, prompt_tokens, output_tokens)
-    priced = f"up to about {cost:,.4g} of money" if judge.prompt_price or judge.output_price else "no prices are set"
+    priced = f"cost up to about {cost:,.4g}" if judge.prompt_price or judge.output_price else "no prices are set"
     limit = "" if judge.max_cost is None else f", the limit is {judge.max_cost:g}"
     return (
         f"judge {judge.model}: {rows:,} rows to rate, about {prompt_tokens:,} prompt tokens and at most {output_tokens:,} output "

@@ -249,7 +249,7 @@ def test_the_stage_says_the_cost_counts_it_and_asks_only_for_what_is_missing(set
         facts = embed_pool(files, config, tmp_path / "out", cluster, progress)
         assert facts == {"rows": 8, "dimension": 4, "actors": 1, "refused": 0, "requests": 3, "tokens": 24, "cost": 24.0}
         [said] = progress.notes
-        assert said == f"m at {server.url}: 8 rows to embed, about 24 tokens, about 24 of money, the limit is 1000"
+        assert said == f"m at {server.url}: 8 rows to embed, about 24 tokens, estimated cost 24, the limit is 1000"
         names = {path.name for path in (tmp_path / "out").iterdir()}
         assert names == {"part-0.parquet", "part-1.parquet", "part-2.parquet"}
         assert pq.read_schema(tmp_path / "out" / "part-0.parquet").field("embedding").type == pa.list_(pa.float16(), 4)

@@ -73,7 +73,7 @@ def test_nothing_is_removed_under_a_job_at_work(run):
 
 
 def test_a_folder_without_a_finished_run_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no finished run here"):
+    with pytest.raises(InputError, match="no finished run in this folder"):
         find_leftovers(tmp_path)
 
 

@@ -199,7 +199,7 @@ def test_print_config_is_a_configuration_that_runs(tmp_path):
 def test_the_report_of_no_run_is_one_line(tmp_path):
     done = divsel("report", tmp_path)
     assert done.exit_code == 2
-    assert "no finished run here" in done.stderr
+    assert "no finished run in this folder" in done.stderr
 
 
 def test_doctor_finds_this_installation_in_order():

@@ -95,10 +95,10 @@ def test_verify_refuses_what_is_no_manifest(run, text):
     done = verified(run)
     assert done.exit_code == 2
     [line] = done.stderr.splitlines()
-    assert "not a run's manifest" in line
+    assert "not a valid run manifest" in line
 
 
 def test_verify_refuses_a_folder_that_is_no_run(tmp_path):
     done = divsel("verify", tmp_path)
     assert done.exit_code == 2
-    assert "no finished run here" in done.stderr
+    assert "no finished run in this folder" in done.stderr

@@ -1,4 +1,4 @@
-"""How far a run's clusters lie apart, from a few of its rows."""
+"""Separation of a run's clusters, measured on a sample of its rows."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from divsel_ray.cluster.silhouette import nearest_other
 from divsel_ray.cluster.stage import CENTROIDS
 
 ROWS = 2_000
-"""Rows measured at most. They lie in the order of their ids, which are hashes, so the first ones are as good as any."""
+"""Maximum number of rows measured. Rows are sorted by their ids, which are hashes, so the first ones are a random sample."""
 FILES = 8
 
 
 def measure_silhouette(embeddings: Path, clusters: Path, sizes: list[int]) -> float | None:
     """Mean simplified silhouette of the first rows, each left out of its own centroid; None without rows or a second cluster.
 
-    Of a row at distance `a` from its own centroid and `b` from the nearest other one it is `(b - a) / max(a, b)`
-    (Hruschka, de Castro and Campello 2004). A mean that a row is part of lies nearer to it, by `(n - 1) / n` in a cluster
-    of `n`: left in, small clusters of random vectors look well apart. A row alone in its cluster counts as 0.
+    For a row at distance `a` from its own centroid and `b` from the nearest other one, it is `(b - a) / max(a, b)`
+    (Hruschka, de Castro and Campello 2004). A row is closer to a mean that includes it, by a factor of `(n - 1) / n` in a
+    cluster of `n`: without the correction, small clusters of random vectors look well separated. A row alone in its cluster
+    counts as 0.
 
     Args:
-        embeddings: folder of Parquet with `embedding`.
-        clusters: folder of Parquet with `cluster` and `distance`, of the same names and order, and the centroids, which are
-            means of their rows.
+        embeddings: folder of Parquet files with `embedding`.
+        clusters: folder of Parquet files of the same names and row order, with `cluster` and `distance`, and of the centroids,
+            which are means of their rows.
         sizes: (k,) rows per cluster.
     """
     occupied, size = np.flatnonzero(sizes), np.array(sizes)
@@ -47,6 +48,6 @@ def measure_silhouette(embeddings: Path, clusters: Path, sizes: list[int]) -> fl
 
 
 def _first(file: Path, column: str, rows: int) -> np.ndarray:
-    """The first rows of a column: (m,), or (m, d) of a list column."""
+    """The first rows of a column: (m,), or (m, d) for a list column."""
     values = next(pq.ParquetFile(file).iter_batches(batch_size=rows, columns=[column])).column(0)
     return np.stack(values.to_numpy(zero_copy_only=False)) if column == "embedding" else values.to_numpy(zero_copy_only=False)

@@ -1,4 +1,4 @@
-"""`README.md` of a run folder: the dataset card of the selection, as the Hugging Face hub reads it."""
+"""`README.md` of a run folder: the dataset card of the selection, in the format of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _COLUMNS = {
     "messages": "the conversation: a list of `role` and `content`; the last message is the completion",
     "row_id": "hash of the conversation, 32 hex digits",
     "cluster": "the k-means cluster the row was drawn from",
-    "quality": "its quality by the source named above; null where there is none",
+    "quality": "quality from the source named above; null if unknown",
     "round": "the round in which it was first drawn",
     "source": "the input file it came from",
-    "weight": "inverse of the probability with which it was drawn; 1 where chance played no part",
-    "budget": "the smallest of the nested budgets whose selection holds it",
-    "why": "what the sampler took it for",
+    "weight": "inverse of the probability with which it was drawn; 1 if it was not drawn at random",
+    "budget": "the smallest of the nested budgets whose selection contains it",
+    "why": "why the sampler selected it",
 }
 _LOAD = """```python
 from datasets import load_dataset
@@ -31,7 +31,7 @@ def dataset_card(run: Run) -> str:
     """The card as Markdown with YAML front matter."""
     sections = [
         f"# {run.rows:,} selected instructions",
-        f"{run.rows:,} rows chosen of {run.pool.rows:,} by divsel-ray: diverse first, good second"
+        f"{run.rows:,} rows selected from {run.pool.rows:,} by divsel-ray, first for diversity, then for quality"
         + (", refined by what a model learned from them." if run.config.refine else "."),
         f"## Source\n\n{_source(run)}",
         f"## How the rows were chosen\n\n{_method(run)}",
@@ -58,7 +58,7 @@ def _source(run: Run) -> str:
     lines = [f"- {_code(name)}" for name in run.inputs]
     counts = (
         f"{pool.rows_read:,} rows were read; {pool.bad_rows:,} bad ones were set aside and {pool.duplicates:,} exact "
-        f"duplicates left out. The pool holds {pool.rows:,} of the {pool.sampled_from:,} distinct rows."
+        f"duplicates removed. The pool contains {pool.rows:,} of the {pool.sampled_from:,} distinct rows."
     )
     if run.cleaned:
         counts += f" Cleaning removed {sum(run.cleaned.values()):,} of these."
@@ -68,14 +68,14 @@ def _source(run: Run) -> str:
 def _method(run: Run) -> str:
     config, clusters = run.config, len(run.clustering.clusters)
     lines = [
-        f"- every row {_vectors(config)} and is put into one of {clusters:,} clusters by k-means",
+        f"- every row {_vectors(config)} and is assigned to one of {clusters:,} clusters by k-means",
         f"- sampler {_code(config.select.sampler)}, quality {_code(config.quality.source)}, seed {config.seed}",
     ]
     if config.refine:
         weights = config.refine.weights
         lines.append(
-            f"- {config.refine.rounds} rounds: {_code(config.refine.train.model)} is fine-tuned on the rows so far, answers "
-            f"their prompts, and the gap between the scores of the data's answer and its own moves the cluster weights (update "
+            f"- {config.refine.rounds} rounds: {_code(config.refine.train.model)} is fine-tuned on the rows so far and answers "
+            f"their prompts; the gap between the scores of the data's answer and its own moves the cluster weights (update "
             f"{_code(weights.update)}, direction {_code(weights.direction)}); after Yu et al. 2024, arXiv 2409.11378"
         )
     if config.reward and config.reward.model:
@@ -98,23 +98,23 @@ def _limits(run: Run) -> str:
         lines.append(
             f"- **Rewards come from a stand-in**, fitted on the pool itself from {_code(run.config.reward.fit.base)} "
             f"(`reward.fit`; right on {run.stand_in.accuracy:.0%} of held-out pairs). It learned to prefer a prompt's own "
-            "completion to another prompt's, a truncated or a shuffled one; it knows nothing of helpfulness or truth."
+            "completion to another prompt's, a truncated or a shuffled one; it knows nothing about helpfulness or truth."
         )
     if run.config.quality.source == "none":
-        alike = {"kmq": ": inside a cluster every row was equally likely", "random": ": every row was equally likely"}
+        alike = {"kmq": ": within a cluster every row was equally likely", "random": ": every row was equally likely"}
         alike["kmrandom"] = alike["kmq"]
         lines.append(f"- No quality was measured{alike.get(run.config.select.sampler, '')}.")
     if run.config.refine and run.config.reward and run.config.reward.perplexity:
         model = _code(run.config.reward.perplexity)
-        lines.append(f"- Completions were scored by their perplexity under {model}: more is stranger, not better.")
+        lines.append(f"- Completions were scored by their perplexity under {model}: higher means stranger, not better.")
     clean = run.config.clean
     if clean.near_duplicates is None and clean.semantic_duplicates is None:
-        lines.append("- Only exact duplicates were left out; near duplicates may remain.")
+        lines.append("- Only exact duplicates were removed; near duplicates may remain.")
     if not clean.benchmarks:
-        lines.append("- It was not compared with any benchmark: texts of evaluation data may be among the rows.")
+        lines.append("- The rows were not compared with any benchmark and may contain evaluation data.")
     return "\n".join(lines)
 
 
 def _code(text: str) -> str:
-    """A code span that the text cannot leave."""
+    """Wrap a text in a code span that it cannot break out of."""
     return "`" + " ".join(text.replace("`", "'").split()) + "`"

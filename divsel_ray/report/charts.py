@@ -1,7 +1,7 @@
 """Plotly figures from plain numbers.
 
-Every string in them is written here: no text of a row, a file name or a model enters a figure, but for the beginnings of
-prompts on the map, which `html.hover_text` makes harmless.
+All strings in the figures are defined here. No row text, file name or model name enters a figure, except the beginnings of
+prompts on the map, which `html.hover_text` escapes.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _DIVERGING = [[0.0, "#c7602a"], [0.5, "#dfe3e8"], [1.0, "#2f6fb0"]]
 _BINS = 40
 _FEW_STEPS = 15
 _MAP_COLORS = "#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #717581 #92dadd".split()
-"""Ten that colour-blind eyes tell apart (Petroff 2021, arXiv 2107.02270)."""
+"""Ten colours that are distinguishable with colour blindness (Petroff 2021, arXiv 2107.02270)."""
 _MAP_SYMBOLS = ("circle", "diamond", "square", "triangle-up")
-"""Clusters take the colours in turn, with the next shape once all were taken."""
+"""Clusters use the colours in turn, with the next shape after all colours are used."""
 _NAMED = 12
-"""Clusters that the map's legend lists."""
+"""Number of clusters in the map's legend."""
 _APART, _CLEAR = 0.06, 0.025
-"""Shares of the map that a cluster's number keeps from other numbers, and from selected rows."""
+"""Minimum distances of a cluster's number from other numbers and from selected rows, as shares of the map."""
 AXIS = {"gridcolor": "rgba(128,128,128,0.2)", "zeroline": False, "automargin": True, "fixedrange": True}
 MOST_LINES = len(_LINES)
-"""Clusters up to which weights are drawn as lines."""
+"""Maximum number of clusters for which weights are drawn as lines."""
 
 
 def cluster_figure(clusters: Sequence[ClusterFacts]) -> go.Figure:
-    """Each cluster's share of the pool beside its share of the selection, in percent, in the order given."""
+    """Each cluster's share of the pool next to its share of the selection, in percent, in the order given."""
     names = [str(cluster.number) for cluster in clusters]
     figure = _figure("cluster", "% of rows", barmode="group", bargap=0.25)
     for label, color, counts in (
@@ -54,13 +54,13 @@ def cluster_figure(clusters: Sequence[ClusterFacts]) -> go.Figure:
 
 
 def weights_figure(weights: Sequence[Sequence[float]], order: Sequence[int]) -> go.Figure:
-    """Cluster weights over rounds; the last entry is what the last round left behind.
+    """Cluster weights over rounds; the last entry contains the weights after the last round.
 
-    Lines of the weights for few clusters, else a heat map of log2(weight / first weight).
+    Draws lines for a few clusters, otherwise a heat map of log2(weight / first weight).
 
     Args:
         weights: (rounds + 1) x (k,).
-        order: cluster numbers, in the order to show them.
+        order: cluster numbers, in display order.
     """
     rounds = [*(f"round {number}" for number in range(1, len(weights))), "afterwards"]
     if len(order) > MOST_LINES:
@@ -131,7 +131,7 @@ def loss_figure(losses: Sequence[Sequence[float]]) -> go.Figure:
 def quality_figure(pool: Sequence[float], selected: Sequence[float]) -> go.Figure:
     """Histograms over common bins, in percent of each group's rows."""
     low, high = min((*pool, *selected), default=0.0), max((*pool, *selected), default=0.0)
-    # Floats that differ by their last bits alone leave no room for bins between them.
+    # Floats that differ only in their last bits leave no room for bins between them.
     apart = high - low > 1e-9 * max(abs(low), abs(high))
     edges = np.linspace(low, high, _BINS + 1) if apart else np.linspace(low - 0.5, high + 0.5, _BINS + 1)
     middles = ((edges[:-1] + edges[1:]) / 2).tolist()
@@ -144,11 +144,11 @@ def quality_figure(pool: Sequence[float], selected: Sequence[float]) -> go.Figur
 
 
 def map_figure(points: Points, order: Sequence[int]) -> go.Figure:
-    """Rows in the plane in their cluster's colour and shape; selected ones are larger and ringed.
+    """Rows in the plane with the colour and shape of their cluster; selected rows are larger and ringed.
 
     Args:
-        points: of the map.
-        order: cluster numbers, the largest first; the first ones are listed and named on the map.
+        points: points of the map.
+        order: cluster numbers, largest first; the first ones are listed in the legend and labelled on the map.
     """
     figure = _figure("", "", hovermode="closest", hoverdistance=8)
     figure.update_layout(height=600, margin={"l": 0, "r": 0, "b": 0}, legend={"itemsizing": "constant", "traceorder": "normal"})
@@ -166,7 +166,7 @@ def map_figure(points: Points, order: Sequence[int]) -> go.Figure:
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
-    """From the least to the greatest, with a margin."""
+    """Range from minimum to maximum, with a margin."""
     margin = 0.03 * max(float(np.ptp(values)), 1e-6)
     return float(values.min()) - margin, float(values.max()) + margin
 
@@ -174,7 +174,7 @@ def _range(values: np.ndarray) -> tuple[float, float]:
 def _add_rows(
     figure: go.Figure, points: Points, rank: np.ndarray, shown: np.ndarray, name: str, entry: Mapping[str, object]
 ) -> None:
-    """Those of the rows that are shown, the selected ones above the others, and their entry in the legend, which hides them."""
+    """Add the shown rows, the selected ones above the others, and a legend entry that toggles them."""
     figure.add_scatter(x=[None], y=[None], mode="markers", name=name, legendgroup=name, hoverinfo="skip", marker=entry)
     for selected, size, line in ((False, 5.0, 0.0), (True, *_ring(points.marked))):
         rows = np.flatnonzero(shown & (points.selected == selected))
@@ -194,7 +194,7 @@ def _add_rows(
 
 
 def _looks(rank: np.ndarray) -> dict[str, list[str]]:
-    """Colour and shape of clusters by their rank in size."""
+    """Colours and shapes of clusters by size rank."""
     return {
         "color": [_MAP_COLORS[place % len(_MAP_COLORS)] for place in rank],
         "symbol": [_MAP_SYMBOLS[place // len(_MAP_COLORS) % len(_MAP_SYMBOLS)] for place in rank],
@@ -202,14 +202,14 @@ def _looks(rank: np.ndarray) -> dict[str, list[str]]:
 
 
 def _ring(selected: int) -> tuple[float, float]:
-    """Size of selected rows and width of their rings: the more there are, the smaller, so that they hide little."""
+    """Size of selected rows and width of their rings, smaller for more rows, so that they hide little."""
     return (11.0, 2.0) if selected <= 100 else (8.0, 1.5) if selected <= 400 else (6.0, 1.0)
 
 
 def _add_names(figure: go.Figure, points: Points, clusters: Sequence[int]) -> None:
-    """The numbers of clusters, each on that of its rows nearest to their midst where it touches no other number.
+    """Label clusters with their numbers, each on the row nearest to the cluster's median that keeps clear of other numbers.
 
-    Nor, where there is a choice, a selected row.
+    If possible, it also keeps clear of selected rows.
     """
     unit = np.maximum(np.ptp(points.places, axis=0), 1e-9)
     scaled, named = points.places / unit, dict[int, int]()
@@ -234,14 +234,14 @@ def _add_names(figure: go.Figure, points: Points, clusters: Sequence[int]) -> No
 
 
 def _far(places: np.ndarray, others: np.ndarray, distance: float) -> np.ndarray:
-    """(n,) whether none of the others lies in the square about a place."""
+    """(n,) whether none of the others lies in the square around each place."""
     return ~(np.abs(places[:, None] - others[None]) < distance).all(axis=2).any(axis=1)
 
 
 def embed(figure: go.Figure, name: str, *, library: bool) -> Markup:
-    """A figure as HTML under a fixed element id, with plotly.js itself where `library` is set.
+    """Convert a figure to HTML with a fixed element id, including plotly.js if `library` is set.
 
-    Plotly writes `<`, `>` and `/` inside its JSON as escapes, so no value can end the script element.
+    Plotly escapes `<`, `>` and `/` in its JSON, so no value can close the script element.
     """
     html = plotly.io.to_html(
         figure,
@@ -255,7 +255,7 @@ def embed(figure: go.Figure, name: str, *, library: bool) -> Markup:
 
 
 def look(height: int, top: int) -> dict[str, Any]:
-    """The layout that all figures share; the pages set colours of text and grid to their own light or dark ones."""
+    """Layout shared by all figures; the pages replace text and grid colours according to their light or dark scheme."""
     return {
         "template": go.layout.Template(),
         "height": height,

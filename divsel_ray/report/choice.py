@@ -1,4 +1,4 @@
-"""`choose-k.json` and `choose-k.html`: what was measured of each k, in four panels, the recommended one marked in all."""
+"""`choose-k.json` and `choose-k.html`: the measures of each k in four panels, with the recommended k marked."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def write_choice(choice: Choice, folder: str | Path) -> None:
 
 
 def read_choice(folder: str | Path) -> Choice:
-    """What `write_choice` left in a folder.
+    """Read the result that `write_choice` wrote to a folder.
 
     Raises:
-        InputError: nothing is there.
+        InputError: there is no such file.
     """
     path = Path(folder) / RECORD
     if not path.is_file():
-        raise InputError(f"{path}: no such file; expected what divsel choose-k writes")
+        raise InputError(f"{path}: no such file; expected the output of divsel choose-k")
     return Choice.of_record(read_json(path))
 
 
 def render_page(choice: Choice) -> str:
-    """The page as HTML."""
+    """Render the page as HTML."""
     figure = charts.embed(choice_figure(choice), "choice", library=True)
     stable = [one for one in choice.candidates if one.stability is not None]
     return html.render(
@@ -115,14 +115,14 @@ def _add_line(
 
 
 def _mark(figure: go.Figure, choice: Choice) -> None:
-    """A line at the recommended k: solid where the data prefers it, dashed where the default stands."""
+    """Mark the recommended k with a line: solid if the data prefers it, dashed if it is the default."""
     dash = "solid" if choice.recommendation.preferred else "dash"
     line = {"color": "#3a9a6f", "width": 2, "dash": dash}
     figure.add_vline(x=_place(choice.recommendation.k), line=line, opacity=0.8, row="all", col="all")
 
 
 def _place(k: int) -> float:
-    """Where k lies on an axis that counts doublings."""
+    """Position of k on an axis of doublings."""
     return math.log2(k)
 
 

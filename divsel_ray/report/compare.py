@@ -1,4 +1,4 @@
-"""Several finished runs side by side: how far they chose the same rows, and how far their results spread."""
+"""Comparison of finished runs: the overlap of their selections and the spread of their results."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from divsel_ray.report.facts import Run, read_run, read_selection
 from divsel_ray.report.signs import Sign
 
 UNSTABLE = 0.5
-"""Spread of what training gained on held-out rows, as a share of the mean gain, above which runs count as unstable."""
+"""Standard deviation of the held-out gain, as a share of its mean, above which runs count as unstable."""
 GAP_ERRORS = 2.0
-"""Likewise the spread of the held-out gap, in standard errors of one run's gap."""
+"""The same for the held-out gap, in standard errors of a single run's gap."""
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One run: its rows, and what its last round came to on held-out rows (None where nothing was held out).
+    """One run: its rows, and the results of its last round on held-out rows (None without held-out rows).
 
     `gain` is how far training lowered the held-out loss, in nats per token.
     """
@@ -42,16 +42,16 @@ class Spread:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs side by side.
+    """Comparison of runs.
 
     Attributes:
-        compared: one for each run, in the order given.
-        overlap: mean Jaccard index of the selected rows over all pairs of runs; 1 is the same rows.
-        overlap_by_chance: what random selections of these sizes from the largest of the pools would come to.
-        held_out_loss: over runs that have one; None below two.
+        compared: the runs, in the order given.
+        overlap: mean Jaccard index of the selected rows over all pairs of runs; 1 for the same rows.
+        overlap_by_chance: expected overlap of random selections of these sizes from the largest of the pools.
+        held_out_loss: spread over the runs that have one; None for fewer than two.
         gain: likewise.
         held_out_gap: likewise.
-        signs: that runs vary too much to be trusted.
+        signs: signs that the runs vary too much to be trusted.
     """
 
     compared: Sequence[ComparedRun]
@@ -64,10 +64,10 @@ class Comparison:
 
 
 def compare_runs(folders: Sequence[str | Path]) -> Comparison:
-    """Two or more finished runs side by side; they should differ in nothing but the seed, or in what is being compared.
+    """Compare two or more finished runs, which should differ only in the seed or in the settings of interest.
 
     Raises:
-        InputError: there is only one, a folder holds no finished run, or files of it are gone.
+        InputError: only one folder is given, a folder contains no finished run, or files of a run are missing.
     """
     if len(folders) < 2:
         raise InputError("only one run; name at least one other to compare it with")
@@ -93,23 +93,23 @@ def jaccard(one: set[str], other: set[str]) -> float:
 
 
 def unstable(gain: Spread | None, gap: Spread | None, gap_errors: Sequence[float]) -> list[Sign]:
-    """The sign of runs that vary too much, if they do.
+    """Return a sign if the runs vary too much, else nothing.
 
     Args:
-        gain: of training on held-out rows, over runs.
+        gain: gain of training on held-out rows, over runs.
         gap: held-out gap, over runs.
         gap_errors: standard error of each run's held-out gap.
     """
     evidence = []
     if gain and gain.deviation > UNSTABLE * abs(gain.mean):
-        evidence.append(f"what training gained on held-out rows is {gain.mean:.3f} ± {gain.deviation:.3f} nats per token")
+        evidence.append(f"the gain of training on held-out rows is {gain.mean:.3f} ± {gain.deviation:.3f} nats per token")
     if gap and gap_errors and gap.deviation > GAP_ERRORS * statistics.fmean(gap_errors):
         error = statistics.fmean(gap_errors)
-        evidence.append(f"the held-out gap varies by {gap.deviation:.3g}, its standard error within a run is {error:.3g}")
+        evidence.append(f"the held-out gap varies by {gap.deviation:.3g}, but its standard error within a run is {error:.3g}")
     if not evidence:
         return []
-    cause = "the reward is unstable, or too little training stands behind a run's figures"
-    setting = "raise budget, refine.train.epochs and refine.held_out, or take another reward model; compare means over seeds"
+    cause = "the reward is unstable, or a run trains too little for its results to be reliable"
+    setting = "raise budget, refine.train.epochs and refine.held_out, or use another reward model; compare means over seeds"
     return [Sign("results vary from run to run", "; ".join(evidence), cause, setting)]
 
 

@@ -1,4 +1,4 @@
-"""What a run cost, stage by stage, and what refinement cost and gained beside a static selection."""
+"""Cost of a run by stage, and cost and gain of refinement compared with a static selection."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from divsel_ray.usage import Usage
 
 @dataclass(frozen=True)
 class Refinement:
-    """Refinement beside a static selection of the same budget; losses in nats per token, of the same held-out rows.
+    """Refinement compared with a static selection of the same budget; losses are in nats per token on the same held-out rows.
 
     Attributes:
-        static: of all stages that a static selection needs.
-        rounds: of the stages that refinement added.
-        control: of one training on a static selection; None where there was none.
-        static_loss: its held-out loss.
-        refined_loss: that of the last round.
-        gain: how much lower the last round's is; None where one of them is not known.
-        extra_hours: of GPUs, or of CPUs where no GPU was held, beyond one training on the static selection.
+        static: usage of all stages that a static selection needs.
+        rounds: usage of the stages added by refinement.
+        control: usage of one training on a static selection; None without such a training.
+        static_loss: held-out loss of that training.
+        refined_loss: held-out loss of the last round.
+        gain: static_loss minus refined_loss; None if either is unknown.
+        extra_hours: GPU-hours, or CPU-hours if no GPU was reserved, in excess of the training on the static selection.
         unit: GPU-hour or CPU-hour.
         gain_per_hour: gain divided by extra_hours.
     """
@@ -39,14 +39,14 @@ class Refinement:
 
 @dataclass(frozen=True)
 class Bill:
-    """All stages together.
+    """Cost of all stages together.
 
     Attributes:
-        total: what the recorded stages held.
-        money: in the currency of `prices`, that paid to servers too; None where no price was given and nothing paid.
-        unrecorded: stages made by a version that recorded nothing.
-        interrupted: stages that were begun more than once.
-        refinement: None for a static selection.
+        total: resources used by the recorded stages.
+        money: cost in the currency of `prices`, including payments to servers; None without prices and payments.
+        unrecorded: stages from a version that did not record usage.
+        interrupted: stages that were started more than once.
+        refinement: cost and gain of refinement; None for a static selection.
     """
 
     total: Usage
@@ -57,7 +57,7 @@ class Bill:
 
 
 def bill(run: Run) -> Bill:
-    """What a run cost."""
+    """Compute the cost of a run."""
     total = _sum(run.timings)
     return Bill(
         total=total,
@@ -69,7 +69,7 @@ def bill(run: Run) -> Bill:
 
 
 def _priced(run: Run) -> bool:
-    """Whether any price was given."""
+    """Whether any price is set."""
     prices = run.config.prices
     return bool(prices.cpu_hour or prices.gpu_hour or prices.gib_hour)
 
@@ -99,7 +99,7 @@ def _refinement(run: Run) -> Refinement:
 
 
 def _is_of_rounds(stage: str, run: Run) -> bool:
-    """A static selection needs the reward model only where quality comes from it."""
+    """Whether only refinement needs a stage; a static selection needs the reward model only for its quality."""
     return round_of(stage) is not None or (stage == "reward" and run.config.quality.source != "reward")
 
 

@@ -1,4 +1,4 @@
-"""Texts for the report: a few selected rows, and answers to held-out prompts before and after training."""
+"""Example texts for the report: a few selected rows, and answers to held-out prompts before and after training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from divsel_ray.report.records import StageRecord, read_stages, round_numbers
 from divsel_ray.stage_names import round_name
 
 CUT = 600
-"""Characters shown of a text."""
+"""Maximum number of characters shown of a text."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A prompt that no round trained on, answered by the data, by the untuned model and by the last round's."""
+    """A held-out prompt, answered by the data, by the untuned model and by the model of the last round."""
 
     prompt: str
     gold: Answer
@@ -51,7 +51,7 @@ class HeldOut:
 
 
 def read_selected(folder: str | Path, clusters: Sequence[int], count: int) -> list[Selected]:
-    """The first selected row (by row id, a hash) of each of the first `count` of these clusters that has one."""
+    """Read the first selected row (by row id, a hash) of each of the first `count` clusters that have one."""
     found: list[Selected] = []
     columns = ["messages", "cluster", "quality", "round", "weight", "why"]
     table = read_selection(folder, columns)
@@ -65,7 +65,7 @@ def read_selected(folder: str | Path, clusters: Sequence[int], count: int) -> li
 
 
 def read_held_out(folder: str | Path, count: int) -> list[HeldOut]:
-    """Up to `count` held-out rows in row id order; empty for a static selection."""
+    """Read up to `count` held-out rows in row id order; none for a static selection."""
     _, stages = read_stages(folder)
     last = max(round_numbers(stages), default=0)
     if round_name(last, "score") not in stages:
@@ -76,7 +76,7 @@ def read_held_out(folder: str | Path, count: int) -> list[HeldOut]:
 
 
 def conversation_text(messages: Sequence[Mapping[str, str]]) -> str:
-    """A prompt as one cut text; roles are named where there is more than one message."""
+    """A prompt as one truncated text; roles are shown if it has more than one message."""
     if len(messages) == 1:
         return cut(messages[0]["content"])
     return cut("\n\n".join(f"[{message['role']}] {message['content']}" for message in messages))
@@ -89,7 +89,7 @@ def cut(text: str, length: int = CUT) -> str:
 
 
 def beginning(text: str, length: int) -> str:
-    """The same on one line. No more is looked at than can be shown: a text can be megabytes long."""
+    """The same on one line; reads only the start of the text, which can be megabytes long."""
     return cut(" ".join(text[: 4 * length].split()), length)
 
 
@@ -117,7 +117,7 @@ def _answers(stages: Mapping[str, StageRecord], number: int) -> dict[str, dict[s
 def _completions(stage: StageRecord) -> pa.Table:
     files = sorted(stage.folder.glob("shard-*.parquet"))
     if not files and stage.facts["rows"]:
-        raise InputError(f"{stage.folder}: the completions are gone; run divsel run again with the same --out")
+        raise InputError(f"{stage.folder}: the completions are missing; run divsel run again with the same --out")
     columns = ["row_id", "prompt_messages", "gold", "generated"]
     first = [("sample", "=", 0)]
     tables = [pq.read_table(file, columns=columns, filters=first) for file in files]

@@ -1,7 +1,7 @@
-"""A finished run folder as plain typed values. What is read here is the size of the budget, never of the pool.
+"""A finished run folder as plain typed values. The amount of data read grows with the budget, not with the pool.
 
 The exceptions are the histogram of quality, for which at most `SAMPLE` evenly spaced pool rows are kept, and the
-silhouette, for which as few vectors are read as `apart.ROWS` says.
+silhouette, for which at most `apart.ROWS` vectors are read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SAMPLE = 20_000
 
 @dataclass(frozen=True)
 class Pool:
-    """What was read and what was left of it. `sampled_from` are the distinct good rows, `rows` the pool's."""
+    """Row counts of the input and the pool: `sampled_from` counts the distinct good rows, `rows` those in the pool."""
 
     rows: int
     rows_read: int
@@ -43,7 +43,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class ClusterFacts:
-    """A cluster, what was selected from it, and the mean quality of that."""
+    """A cluster, the number of rows selected from it, and their mean quality."""
 
     number: int
     size: int
@@ -53,7 +53,7 @@ class ClusterFacts:
 
 @dataclass(frozen=True)
 class Clustering:
-    """The clusters, largest first, how the fit ended, and how far they lie apart (see `apart.measure_silhouette`)."""
+    """The clusters, largest first, the outcome of the fit, and the separation (see `apart.measure_silhouette`)."""
 
     clusters: Sequence[ClusterFacts]
     iterations: int
@@ -66,7 +66,7 @@ class Clustering:
 class Quality:
     """Qualities of evenly spaced scored rows (at most `SAMPLE`) and of all selected rows.
 
-    Of `scored` rows, the pool's or those that `quality.oversample` drew, `missing` have none.
+    `missing` of the `scored` rows (the pool's, or those drawn by `quality.oversample`) have no quality.
     """
 
     pool: Sequence[float]
@@ -77,7 +77,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Compared:
-    """One measure of diversity: of the selection, and the mean and 95 % interval of random subsets of its size."""
+    """One measure of diversity for the selection, with mean and 95 % interval for random subsets of its size."""
 
     name: str
     value: float | None
@@ -88,7 +88,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Diversity:
-    """How diverse the selection is, beside so many random subsets; and the share of its rows from each source."""
+    """Diversity of the selection compared with `draws` random subsets, and the share of its rows from each source."""
 
     measures: Sequence[Compared]
     draws: int
@@ -97,7 +97,7 @@ class Diversity:
 
 @dataclass(frozen=True)
 class StandIn:
-    """The reward model fitted on the pool: share of held-out pairs it ordered rightly, in all and by kind."""
+    """The reward model fitted on the pool: share of held-out pairs ordered correctly, overall and by kind."""
 
     accuracy: float
     by_kind: Mapping[str, float]
@@ -105,7 +105,7 @@ class StandIn:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a stage took and what it held; `cached` where the last command found it made already."""
+    """Duration and resource usage of a stage; `cached` if the last command reused it from an earlier one."""
 
     stage: str
     seconds: float
@@ -115,10 +115,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the report says, but for texts of rows.
+    """All contents of the report except the texts of rows.
 
-    `cleaned` counts the rows that each step of cleaning removed; `base_gap` and `base_reward` are the untuned model's on
-    held-out rows; `control` is the training on a static selection, where one was asked for.
+    `cleaned` counts the rows removed by each step of cleaning; `base_gap` and `base_reward` are those of the untuned model on
+    held-out rows; `control` is the training on a static selection, if configured.
     """
 
     rows: int
@@ -141,10 +141,10 @@ class Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """The facts of a finished run.
+    """Read the facts of a finished run.
 
     Raises:
-        InputError: the folder holds no finished run, or files of it are gone.
+        InputError: the folder contains no finished run, or files of it are missing.
     """
     manifest, stages = read_stages(folder)
     selection = read_selection(folder, ["row_id", "cluster", "quality"])
@@ -172,10 +172,10 @@ def read_run(folder: str | Path) -> Run:
 
 
 def read_selection(folder: str | Path, columns: list[str]) -> pa.Table:
-    """Columns of the selected rows, in row id order.
+    """Read columns of the selected rows, in row id order.
 
     Raises:
-        InputError: `selection.parquet` is gone.
+        InputError: `selection.parquet` is missing.
     """
     return pq.read_table(StageRecord(Path(folder), {}, 0.0, False).file("selection.parquet"), columns=columns)
 

@@ -1,4 +1,4 @@
-"""What every page shares: its rendering, how numbers are written, and the content security policy."""
+"""Shared parts of all pages: rendering, number formats and the content security policy."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _HOVER_WIDTH, _HOVER_LINES = 64, 4
 
 
 def render(template: str, embedded: Sequence[Markup], **values: Any) -> str:
-    """A page, with the switch of colours and a policy that lets no scripts run but the switch and those of its figures.
+    """Render a page, with a policy that allows only the scripts of its figures and of the colour switch.
 
     Args:
-        template: a file of this folder.
-        embedded: the figures that the page embeds.
-        values: what the template names, beside `colours`, `policy` and `version`.
+        template: file in this folder.
+        embedded: figures embedded in the page.
+        values: variables of the template, in addition to `colours`, `policy` and `version`.
     """
     templates = _environment()
     colours = Markup(templates.get_template("colours.js").render())
@@ -36,7 +36,7 @@ def render(template: str, embedded: Sequence[Markup], **values: Any) -> str:
 
 
 def _environment() -> Environment:
-    """Every value is escaped, a missing one is an error."""
+    """Template environment that escapes every value and rejects undefined ones."""
     made = Environment(
         loader=PackageLoader("divsel_ray", "report"),
         autoescape=True,
@@ -50,7 +50,7 @@ def _environment() -> Environment:
 
 
 def policy(parts: list[str]) -> str:
-    """A content security policy under which nothing is loaded and only these parts' inline scripts run."""
+    """Content security policy that blocks all loading and allows only the inline scripts of these parts."""
     scripts = [script for part in parts for script in _SCRIPT.findall(part)]
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{value}'" for value in hashes)
@@ -60,53 +60,53 @@ def policy(parts: list[str]) -> str:
 
 
 def hover_text(text: str) -> str:
-    """A text as plotly shows it literally: plotly reads some tags and entities as HTML. Lines are broken, few are kept.
+    """Escape a text so that plotly, which interprets some tags and entities, shows it literally; wrap it to a few lines.
 
-    Quotes stay: they mean nothing outside a tag, and plotly does not know their entity.
+    Quotes are kept: they have no meaning outside a tag, and plotly does not decode their entity.
     """
     lines = textwrap.wrap(text, _HOVER_WIDTH, max_lines=_HOVER_LINES, placeholder=" …")
     return "<br>".join(html.escape("".join(map(_printable, line)), quote=False) for line in lines)
 
 
 def _printable(character: str) -> str:
-    """Without what changes how its neighbours are read, such as a change of direction."""
+    """Replace characters that affect their neighbours, such as a change of direction, with a space."""
     return character if character.isprintable() else " "
 
 
 def integer(value: int | None) -> str:
-    """With thousands separators; a dash for None."""
+    """Format with thousands separators; a dash for None."""
     return _NONE if value is None else f"{value:,}"
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    """So many decimals; a dash for None and what is not finite."""
+    """Format with `digits` decimals; a dash for None and non-finite values."""
     return _NONE if value is None or not math.isfinite(value) else f"{value:,.{digits}f}".replace("-", "−")
 
 
 def measure(value: float | None) -> str:
-    """Three significant digits: rewards come on any scale."""
+    """Format with three significant digits, because rewards can have any scale."""
     if value is None or not math.isfinite(value):
         return _NONE
     return figure(value, 0) if abs(value) >= 100 else f"{value:#.3g}".replace("-", "−")
 
 
 def percent(value: float | None, digits: int = 0) -> str:
-    """A share, in percent."""
+    """Format a share in percent."""
     return _NONE if value is None else f"{100 * value:.{digits}f} %"
 
 
 def hours(value: float | None) -> str:
-    """Hours or money: three digits after the point below 10, none above 1,000; a dash for None."""
+    """Format hours or money: three decimals below 10, one below 1,000, else none; a dash for None."""
     return figure(value, 3 if value is None or abs(value) < 10 else 1 if abs(value) < 1000 else 0)
 
 
 def capitalize_first(text: str) -> str:
-    """The text with its first letter large and the rest as it is."""
+    """Capitalise the first letter and leave the rest unchanged."""
     return text[:1].upper() + text[1:]
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, as far as they matter."""
+    """Format seconds as hours, minutes or seconds, with at most two units."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

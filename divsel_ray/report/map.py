@@ -1,4 +1,4 @@
-"""A map of rows in the plane, by which neighbours of their vectors come to lie side by side."""
+"""A two-dimensional map of rows on which rows with similar vectors lie close together."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 DIMENSIONS = 50
-"""That principal components leave before neighbours are looked for."""
+"""Number of principal components kept before the search for neighbours."""
 PERPLEXITY = 30.0
 ITERATIONS = 500
 FEWEST_ROWS = 50
-"""Of fewer rows the two main principal components are the map: they have too few neighbours to embed by."""
+"""With fewer rows, the map is the first two principal components: there are too few neighbours for t-SNE."""
 
 
 def project(vectors: NDArray[np.float32], *, directions: bool = False) -> NDArray[np.float32]:
-    """Places (n, 2) of rows with vectors (n, d), n > 0; the widest direction of the map lies across.
+    """Map vectors (n, d), n > 0, to positions (n, 2); the widest direction of the map is horizontal.
 
-    Principal components, then t-SNE (van der Maaten and Hinton 2008) by the Barnes-Hut approximation (van der Maaten 2014),
-    begun from the two main components (Kobak and Berens 2019). One thread, so that sums are added in one order: the same
-    vectors give the same bytes wherever the same libraries run on the same kind of processor.
+    Principal components, then t-SNE (van der Maaten and Hinton 2008) with the Barnes-Hut approximation (van der Maaten 2014),
+    initialised with the first two components (Kobak and Berens 2019). Uses a single thread, which fixes the order of sums:
+    the same vectors give the same bytes with the same libraries on the same kind of processor.
 
     Args:
-        vectors: finite.
-        directions: whether their lengths mean nothing.
+        vectors: finite vectors.
+        directions: whether to ignore the lengths of vectors.
     """
     from sklearn.decomposition import PCA
 
@@ -32,7 +32,7 @@ def project(vectors: NDArray[np.float32], *, directions: bool = False) -> NDArra
         rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     with threadpool_limits(1):
         kept = min(DIMENSIONS, *rows.shape)
-        # Rows that are all the same have no components to explain, of which scikit-learn warns.
+        # scikit-learn warns about identical rows, which have no variance to explain.
         with np.errstate(invalid="ignore"):
             reduced = PCA(kept, svd_solver="randomized", random_state=0).fit_transform(rows)
         places = _plane(reduced)
@@ -49,12 +49,12 @@ def _neighbours(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _plane(reduced: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The two main components, zeros where there is no second one."""
+    """The first two components, with zeros for a missing second one."""
     return np.pad(reduced[:, :2], ((0, 0), (0, max(0, 2 - reduced.shape[1]))))
 
 
 def _across(places: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Turned so that the direction of the largest variance is the first axis."""
+    """Rotate so that the first axis is the direction of the largest variance."""
     centred = places - places.mean(axis=0)
     _, axes = np.linalg.eigh(np.cov(centred, rowvar=False) if len(places) > 1 else np.eye(2))
     return np.ascontiguousarray((centred @ axes[:, ::-1]).astype(np.float32))

@@ -1,8 +1,8 @@
-"""`report.html`: one file that opens offline and says what a run did to someone who did not run it.
+"""`report.html`: a single file that opens offline and explains a run to readers who did not run it.
 
-Texts of rows are hostile until shown otherwise. The template escapes all of them, figures hold none of them but what the map
-shows on hovering (see `html.hover_text`), and a content security policy lets run only the scripts whose hashes it lists:
-plotly.js, our figures and our colour switch.
+Texts of rows are untrusted. The template escapes all of them, figures contain none of them except the hover texts of the map
+(see `html.hover_text`), and a content security policy allows only the scripts whose hashes it lists: plotly.js, the figures
+and the colour switch.
 """
 
 from __future__ import annotations
@@ -35,41 +35,41 @@ PORTRAITS_SHOWN = 12
 _TEMPLATE = "page.html.j2"
 _MEASURES = {
     "clusters_covered": "Share of the clusters with a selected row",
-    "cluster_entropy": "Evenness over clusters (entropy, 1 is even)",
+    "cluster_entropy": "Evenness over clusters (entropy; 1 is even)",
     "nearest_distance": "Mean distance to the nearest other row (1 - cosine)",
     "copies": "Share of rows with a near copy (cosine of 0.95 or more)",
     "vendi": "Vendi score (effective number of different rows)",
     "tokens_mean": "Mean length in tokens",
-    "source_distance": "Distance of the source mix from the pool's (0 is the same)",
+    "source_distance": "Distance of the source mix from the pool's (0 is identical)",
 }
 
 
 _GUARDS = {
-    "step": "was held back by the limit on one round’s step",
-    "floor": "was held up by the floor",
-    "ceiling": "was held down by the ceiling",
+    "step": "was limited by the maximum step per round",
+    "floor": "was raised to the floor",
+    "ceiling": "was lowered to the ceiling",
     "disagreement": "kept its weight because the second opinion disagreed",
     "unscored": "kept its weight because none of its rows was scored",
-    "exhausted": "had no row left to draw",
+    "exhausted": "had no rows left to draw",
 }
 _STEPS = {
     "min_tokens": "shorter than clean.min_tokens",
     "max_tokens": "longer than clean.max_tokens",
     "benchmark": "shares text with a benchmark",
-    "near_duplicate": "nearly the same text as a row that was kept",
-    "semantic_duplicate": "says what another row of its cluster says (by its vector)",
+    "near_duplicate": "nearly the same text as a kept row",
+    "semantic_duplicate": "same meaning as another row of its cluster (by its vector)",
 }
 
 
 def write_report(folder: str | Path) -> Path:
     """Write `report.html` and the dataset card `README.md` of a finished run; returns the page's path.
 
-    What there is to look at also goes into the run's manifest, as `signs`; the points of the map are kept in `map`.
+    The signs are also written to the run's manifest, as `signs`, and the points of the map to the folder `map`.
 
     The same folder gives the same bytes.
 
     Raises:
-        InputError: the folder holds no finished run, or files of it are gone.
+        InputError: the folder contains no finished run, or files of it are missing.
     """
     folder = Path(folder)
     run = read_run(folder)
@@ -82,7 +82,7 @@ def write_report(folder: str | Path) -> Path:
 
 
 def render_page(run: Run, folder: Path, signs: Sequence[Sign]) -> str:
-    """The page as HTML."""
+    """Render the page as HTML."""
     order = [cluster.number for cluster in run.clustering.clusters]
     points = read_points(folder, directions=run.config.cluster.metric == "cosine")
     parts = find_parts(read_stages(folder)[1])
@@ -118,7 +118,7 @@ def render_page(run: Run, folder: Path, signs: Sequence[Sign]) -> str:
 
 
 def _figures(run: Run, order: list[int], points: Points | None) -> dict[str, go.Figure]:
-    """The run's figures by name, in the order of the page; those without data are left out."""
+    """The run's figures by name, in page order, without those that have no data."""
     figures = {"map": charts.map_figure(points, order)} if points else {}
     trained = [one.training for one in run.rounds if one.training]
     if run.config.refine:
@@ -133,11 +133,11 @@ def _figures(run: Run, order: list[int], points: Points | None) -> dict[str, go.
 
 
 def _weights(run: Run) -> list[list[float]]:
-    """(rounds + 1) x (k,): the weights of every round, then those the last one left behind."""
+    """(rounds + 1) x (k,): the weights of every round, then the weights after the last one."""
     afterwards = [list(one.update.after) for one in run.rounds[-1:] if one.update]
     return [list(one.weights) for one in run.rounds] + afterwards
 
 
 def _embedded(figures: Mapping[str, go.Figure]) -> dict[str, Markup]:
-    """Figures as HTML; the first, which the page shows first, carries plotly.js."""
+    """Figures as HTML; the first one on the page includes plotly.js."""
     return {name: charts.embed(figure, name, library=at == 0) for at, (name, figure) in enumerate(figures.items())}

@@ -1,7 +1,7 @@
-"""The points of a run's map: a fixed number of its pool's rows, and its selected ones.
+"""The points of a run's map: a fixed number of pool rows, and the selected rows.
 
-They are worked out once and kept in `<out>/map/<key>/`: another machine's arithmetic would move them, and a page that is
-written again has to be the same page.
+They are computed once and kept in `<out>/map/<key>/`: the arithmetic of another machine would move them, but a page that is
+written again has to be identical.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from divsel_ray.store import Store, write_table
 
 POOL_ROWS, SELECTED_ROWS = 3_000, 1_000
 LENGTH = 160
-"""Characters kept of a prompt."""
+"""Maximum number of characters kept of a prompt."""
 VERSION = 1
-"""Raised by whoever moves the points."""
+"""Increase it with every change that moves the points."""
 _FILE = "points.parquet"
 
 
 @dataclass(frozen=True)
 class Points:
-    """Rows on the map, in the order of their ids: places (n, 2), clusters (n,), whether selected (n,), prompts cut."""
+    """Rows on the map, in row id order: positions (n, 2), clusters (n,), whether selected (n,), and truncated prompts."""
 
     places: NDArray[np.float32]
     clusters: NDArray[np.int32]
@@ -44,29 +44,29 @@ class Points:
 
     @property
     def marked(self) -> int:
-        """Selected rows among them."""
+        """Number of selected rows."""
         return int(self.selected.sum())
 
     @property
     def embedded(self) -> bool:
-        """Whether they were placed by their neighbours, or were too few for that."""
+        """Whether there are enough rows to be placed by t-SNE."""
         return len(self.texts) >= FEWEST_ROWS
 
     @property
     def pool_rows(self) -> int:
-        """The others."""
+        """Number of other rows."""
         return len(self.texts) - self.marked
 
 
 def read_points(folder: str | Path, *, directions: bool) -> Points | None:
-    """The points of a finished run, made if they are not there; None where the run has no vectors.
+    """Read the points of a finished run, computing them if necessary; None if the run has no vectors.
 
     Args:
-        folder: of the run.
-        directions: whether the lengths of vectors mean nothing, as to clusters by cosine.
+        folder: folder of the run.
+        directions: whether to ignore the lengths of vectors, as clustering by cosine does.
 
     Raises:
-        InputError: files of the run are gone.
+        InputError: files of the run are missing.
     """
     manifest, stages = read_stages(folder)
     parts = find_parts(stages)

@@ -1,4 +1,4 @@
-"""What clusters hold: the mean quality of their rows, and the prompts nearest to and farthest from their centroids."""
+"""Contents of clusters: mean quality of their rows, and the prompts nearest to and farthest from their centroids."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from divsel_ray.report.sample import Parts, Place, read_at
 
 TYPICAL, ODD = 2, 1
 LENGTH = 240
-"""Characters shown of a prompt."""
+"""Maximum number of characters shown of a prompt."""
 
 
 @dataclass(frozen=True)
 class Portrait:
-    """Beginnings of prompts of a cluster: the nearest to the centroid, and the farthest if there are more."""
+    """Beginnings of a cluster's prompts: those nearest to the centroid, and the farthest if there are more."""
 
     number: int
     typical: Sequence[str]
@@ -30,7 +30,7 @@ class Portrait:
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen of so many rows: portraits of some clusters, and the mean quality of each (None where it is not known)."""
+    """Result of examining `rows` rows: portraits of some clusters, and the mean quality of every cluster (None if unknown)."""
 
     rows: int
     portraits: Sequence[Portrait]
@@ -39,13 +39,13 @@ class Look:
 
 @dataclass
 class _Sketch:
-    """A portrait in the making; `near` and `far` are the nearest and the farthest rows so far, ascending in distance."""
+    """An unfinished portrait; `near` and `far` are the nearest and farthest rows so far, by increasing distance."""
 
     near: list[tuple[float, Place]] = field(default_factory=list)
     far: list[tuple[float, Place]] = field(default_factory=list)
 
     def add(self, name: str, rows: NDArray[np.int64], distance: NDArray[np.float32]) -> None:
-        """Take rows of one part, (m,) ascending, with the distances of all rows of the part."""
+        """Add rows (m,) of one part, ascending, given the distances of all rows of the part."""
         ordered = [(float(distance[row]), (name, int(row))) for row in rows[np.argsort(distance[rows], kind="stable")]]
         self.near = sorted(self.near + ordered[:TYPICAL])[:TYPICAL]
         self.far = sorted(self.far + ordered[-ODD:])[-ODD:]
@@ -62,15 +62,15 @@ class _Sketch:
 
 
 def look_at_clusters(parts: Parts, shown: Sequence[int], k: int) -> Look:
-    """What the rows of clusters look like.
+    """Collect portraits and mean qualities of clusters.
 
     Args:
-        parts: of the pool.
+        parts: parts of the pool.
         shown: clusters to portray, in this order.
         k: number of clusters.
 
     Raises:
-        InputError: a file is gone.
+        InputError: a file is missing.
     """
     sketches = {cluster: _Sketch() for cluster in shown}
     rows, totals, known = 0, np.zeros(k), np.zeros(k, np.int64)
@@ -97,7 +97,7 @@ def _portraits(parts: Parts, sketches: Mapping[int, _Sketch]) -> list[Portrait]:
 
 
 def _quality(parts: Parts, name: str, row_ids: NDArray[np.bytes_]) -> NDArray[np.float64]:
-    """(n,) of a part's rows, NaN where it is not known."""
+    """(n,) qualities of a part's rows, NaN if unknown."""
     found = np.full(len(row_ids), np.nan)
     if parts.quality is not None and (parts.quality / name).is_file():
         table = pq.read_table(parts.quality / name, columns=["row_id", "quality"])

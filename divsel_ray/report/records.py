@@ -1,4 +1,4 @@
-"""The stages of a finished run as its manifest lists them, and means over rows."""
+"""The stages of a finished run, as listed in its manifest, and means over rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from divsel_ray.store import RUN_MANIFEST, read_json
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over `count` rows, with its standard error (None below two rows)."""
+    """A mean over `count` rows, with its standard error (None for fewer than two rows)."""
 
     value: float
     standard_error: float | None
@@ -24,7 +24,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """A stage as the run's manifest lists it."""
+    """A stage as listed in the run's manifest."""
 
     folder: Path
     facts: Mapping[str, Any]
@@ -32,30 +32,30 @@ class StageRecord:
     cached: bool
 
     def file(self, name: str) -> Path:
-        """One of the stage's files.
+        """Path of one of the stage's files.
 
         Raises:
-            InputError: it is gone.
+            InputError: the file is missing.
         """
         return existing(self.folder / name)
 
 
 def existing(path: Path) -> Path:
-    """The path of a run's file.
+    """Check that a file of a run exists, and return its path.
 
     Raises:
-        InputError: it is gone.
+        InputError: the file is missing.
     """
     if not path.is_file():
-        raise InputError(f"{path}: this file of the run is gone; run divsel run again with the same --out")
+        raise InputError(f"{path}: this file of the run is missing; run divsel run again with the same --out")
     return path
 
 
 def read_stages(folder: str | Path) -> tuple[dict[str, Any], dict[str, StageRecord]]:
-    """A run's manifest and its stages by name.
+    """Read a run's manifest and its stages by name.
 
     Raises:
-        InputError: there is no manifest, or it is not one.
+        InputError: the manifest is missing or invalid.
     """
     path = Path(folder) / RUN_MANIFEST
     try:
@@ -68,14 +68,14 @@ def read_stages(folder: str | Path) -> tuple[dict[str, Any], dict[str, StageReco
             for entry in manifest["stages"]
         }
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{folder}: no finished run here; run divsel run first") from None
+        raise InputError(f"{folder}: no finished run in this folder; run divsel run first") from None
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: not a run's manifest ({error!r}); run divsel run again with the same --out") from None
+        raise InputError(f"{path}: not a valid run manifest ({error!r}); run divsel run again with the same --out") from None
     return manifest, stages
 
 
 def round_numbers(stages: Iterable[str]) -> list[int]:
-    """Rounds that drew rows, in order, by the names of stages."""
+    """Numbers of the rounds that drew rows, in order, from the names of stages."""
     return sorted(number for name in stages if kind_of(name) == "draw" and (number := round_of(name)) is not None)
 
 
@@ -85,12 +85,12 @@ def known(values: Iterable[float | None]) -> list[float]:
 
 
 def number(value: float | None) -> float | None:
-    """The value, or None where it is not a finite number."""
+    """The value, or None if it is not a finite number."""
     return next(iter(known([value])), None)
 
 
 def mean_of(values: Iterable[float | None]) -> Mean | None:
-    """The mean of those that are finite numbers; None where there are none."""
+    """Mean of the finite values; None if there are none."""
     numbers = known(values)
     if not numbers:
         return None

@@ -1,4 +1,4 @@
-"""What each round of a run drew, trained, generated and concluded. Everything read here is the size of the budget or of k."""
+"""The results of each round of a run. The amount of data read grows with the budget and k, not with the pool."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from divsel_ray.store import read_json
 
 @dataclass(frozen=True)
 class Training:
-    """One fine-tuning; losses in nats per completion token, None where nothing was held out."""
+    """One fine-tuning; losses are in nats per completion token, None without held-out rows."""
 
     steps: int
     losses: Sequence[float]
@@ -28,22 +28,22 @@ class Training:
 
 @dataclass(frozen=True)
 class Update:
-    """How one round moved the cluster weights.
+    """Change of the cluster weights in one round.
 
     Attributes:
-        after: (k,) weights.
+        after: (k,) weights after the round.
         moved: share of the weight that changed cluster.
-        told_apart: False where gaps differed between clusters no more than chance makes them.
-        guards: clusters held by each guard, by its name: step, floor, ceiling, disagreement, unscored, exhausted.
-        scored: rows that were scored, over all clusters.
-        clusters_scored: clusters with a scored row.
-        spread: standard deviation of the clusters' mean gaps, in pooled standard deviations of the gap; None below two clusters.
-        error: root mean square of their standard errors, likewise; None where rows do not differ within any cluster.
-        shuffled: whether clusters got one another's gaps.
+        told_apart: False if gaps differed between clusters no more than by chance.
+        guards: number of clusters affected by each guard: step, floor, ceiling, disagreement, unscored, exhausted.
+        scored: number of scored rows over all clusters.
+        clusters_scored: number of clusters with a scored row.
+        spread: standard deviation of the clusters' mean gaps, in pooled standard deviations of the gap; None for fewer than two
+            clusters.
+        error: root mean square of their standard errors, in the same unit; None if rows do not differ within any cluster.
+        shuffled: whether the gaps were permuted among clusters.
         agreement: share of the scored clusters on whose direction the second signal agreed; None without one.
-        length_slope: gap that goes with one token more in the data's answer than in the model's (least squares); None where
-            it was not measured.
-        length_share: share of the gaps' variance that it explains.
+        length_slope: gap per token by which the data's answer is longer than the model's (least squares); None if not measured.
+        length_share: share of the gaps' variance explained by the difference in length.
     """
 
     after: Sequence[float]
@@ -62,9 +62,9 @@ class Update:
 
 @dataclass(frozen=True)
 class Round:
-    """One round: rows in all and new, the (k,) weights it drew by, and what came of them. Round 0 is the untuned model.
+    """One round: total and new rows, the (k,) weights used to draw them, and the results. Round 0 is the untuned model.
 
-    `new_by_cluster` (k,) are its new rows; `held_out_reward` is what the reward model gave its answers to held-out prompts.
+    `new_by_cluster` (k,) counts the new rows; `held_out_reward` is the mean reward of the answers to held-out prompts.
     """
 
     number: int
@@ -81,16 +81,16 @@ class Round:
 
 
 def read_gap(score: StageRecord, *, held_out: bool, column: str = "gap") -> Mean | None:
-    """Mean reward gap, or another column, of the held-out or of the other rows; None where no such row was scored."""
+    """Mean reward gap, or another column, of the held-out or of the other rows; None if no such row was scored."""
     rows = pq.read_table(score.file("gaps.parquet"), columns=[column, "held_out"]).to_pylist()
     return mean_of(row[column] for row in rows if row["held_out"] == held_out)
 
 
 def read_rounds(stages: Mapping[str, StageRecord], config: Config) -> list[Round]:
-    """Every round, in order.
+    """Read all rounds, in order.
 
     Raises:
-        InputError: files of the run are gone.
+        InputError: files of the run are missing.
     """
     rounds: list[Round] = []
     drawn = np.zeros(1, int)
@@ -102,10 +102,10 @@ def read_rounds(stages: Mapping[str, StageRecord], config: Config) -> list[Round
 
 
 def read_training(stage: StageRecord) -> Training:
-    """A fine-tuning's losses.
+    """Read the losses of a fine-tuning.
 
     Raises:
-        InputError: its file of losses is gone.
+        InputError: the file of losses is missing.
     """
     lines = stage.file("training/losses.jsonl").read_text(encoding="utf-8").splitlines()
     return Training(
@@ -137,7 +137,7 @@ def _update(stage: StageRecord, config: Config) -> Update:
     assert config.refine is not None
     rule, facts, clusters = config.refine.weights, stage.facts, read_json(stage.file("weights.json"))
     means = known(entry.get("mean_gap") for entry in clusters)
-    # Rows that do not differ within any cluster, as where each has one, say nothing of the noise.
+    # Standard errors of zero, as in clusters with a single row, say nothing about the noise.
     errors = [error for error in known(entry.get("standard_error") for entry in clusters) if error > 0]
     return Update(
         after=facts["weights"],

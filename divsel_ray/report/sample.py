@@ -1,8 +1,8 @@
-"""Where the report finds a few rows of a run's pool, however large: those of its map, and those that show its clusters.
+"""Samples of rows from a run's pool of any size: for the map, and for the portraits of clusters.
 
-Parts of the pool are ranges of row ids, which are hashes, and their rows lie in the order of their ids: the first rows of
-every part are an even sample, and so are some parts of all. At most `FILES` parts are opened, one at a time, and vectors
-and texts are read no further than to the last row that is wanted.
+Parts of the pool are ranges of row ids, which are hashes, and are sorted by row id: the first rows of every part are an even
+sample, and so is a subset of the parts. At most `FILES` parts are opened, one at a time, and vectors and texts are read only
+up to the last requested row.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ FILES = 256
 _BATCH, _BUFFER = 1024, 1 << 20
 
 Place = tuple[str, int]
-"""A part's file name, and the number of a row in it."""
+"""File name of a part, and index of a row in it."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Folders whose files `names` hold the same rows in the same order; those of `quality` (if any) may lack some."""
+    """Folders whose files `names` contain the same rows in the same order; those of `quality`, if any, may lack some rows."""
 
     pool: Path
     embeddings: Path
@@ -38,7 +38,7 @@ class Parts:
 
 
 def find_parts(stages: Mapping[str, StageRecord]) -> Parts | None:
-    """At most `FILES` evenly spaced parts of a run; None where it has no vectors."""
+    """At most `FILES` evenly spaced parts of a run; None if it has no vectors."""
     names = sorted(file.name for file in stages["embed"].folder.glob("*.parquet")) if "embed" in stages else []
     if not names:
         return None
@@ -52,20 +52,20 @@ def find_parts(stages: Mapping[str, StageRecord]) -> Parts | None:
 
 
 def thin(count: int, wanted: int) -> NDArray[np.int64]:
-    """Evenly spaced positions, ascending, of at most `wanted` among `count`."""
+    """At most `wanted` evenly spaced positions among `count`, ascending."""
     kept = min(count, wanted)
     return np.arange(kept) * count // max(1, kept)
 
 
 def first_places(parts: Parts, count: int) -> list[Place]:
-    """The first rows of every part, as many of each, at most `count` in all."""
+    """The first rows of every part, equally many from each, at most `count` in total."""
     bounds = [count * at // len(parts.names) for at in range(len(parts.names) + 1)]
     wanted = zip(parts.names, np.diff(bounds).tolist(), strict=True)
     return [(name, row) for name, rows in wanted for row in range(min(rows, _rows_in(parts.clusters / name)))]
 
 
 def places_of(parts: Parts, row_ids: NDArray[np.bytes_]) -> list[Place]:
-    """Where rows with these ids lie; those that lie in none of the parts are left out."""
+    """Places of the rows with these ids, without those that are in none of the parts."""
     found: list[Place] = []
     for name in parts.names:
         ids = id_array(pq.read_table(existing(parts.clusters / name), columns=["row_id"])["row_id"])
@@ -74,10 +74,10 @@ def places_of(parts: Parts, row_ids: NDArray[np.bytes_]) -> list[Place]:
 
 
 def read_at(folder: Path, columns: list[str], places: Iterable[Place]) -> pa.Table:
-    """Columns of the rows at these places, at least one, in the order of names and rows.
+    """Read columns of the rows at one or more places, ordered by name and row.
 
     Raises:
-        InputError: a file is gone.
+        InputError: a file is missing.
     """
     wanted: dict[str, list[int]] = {}
     for name, row in places:

@@ -1,6 +1,6 @@
-"""Signs that a run went wrong, each with what shows it, the likely cause and the setting to try.
+"""Signs that a run went wrong, each with its evidence, the likely cause and the setting to try.
 
-A sign is no proof. Every detector is a pure function of a run's figures, and the thresholds stand here by name.
+A sign is no proof. Every detector is a pure function of a run's results; thresholds are the constants below.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from divsel_ray.report.rounds import Update
 from divsel_ray.store import RUN_MANIFEST, write_json
 
 STALLED = 0.01
-"""Share of the weight that moves at least in some round of a healthy run."""
+"""Minimum share of the weight that moves in at least one round of a healthy run."""
 FEW_ROWS = 4.0
 """Scored rows per cluster below which a round can hardly tell clusters apart."""
 SWALLOWED = 0.5
 SWALLOWED_TIMES = 4.0
-"""One cluster has more than this share of a round, and as many times its share of the pool."""
+"""A cluster has more than this share of a round, and more than this multiple of its share of the pool."""
 SILHOUETTE = 0.02
-"""Random vectors of hundreds of dimensions come to 0.00 to 0.01, real conversations in eight clusters to 0.04."""
+"""Random vectors of hundreds of dimensions reach 0.00 to 0.01, real conversations in eight clusters 0.04."""
 LOSS_NOISE = 0.01
-"""Rises of the held-out loss by a smaller share than this count as level."""
+"""Relative rise of the held-out loss below which it counts as constant."""
 
 NONSENSE = 7.0
-"""Nats per token. A pretrained model comes to 1 to 4 on text that it reads as it was taught to; guessing among 32,000 to 10.4."""
+"""Nats per token. A pretrained model reaches 1 to 4 on text that is tokenised correctly; guessing among 32,000 tokens, 10.4."""
 
 
 @dataclass(frozen=True)
 class Sign:
-    """Something to look at: its name, what shows it, why it probably is so, and which setting to try."""
+    """A possible problem: its name, the evidence, the likely cause, and the setting to try."""
 
     name: str
     evidence: str
@@ -43,7 +43,7 @@ class Sign:
 
 @dataclass(frozen=True)
 class _Rise:
-    """The held-out loss rose from its lowest point to the last round. `point` 0 is the untuned model."""
+    """A rise of the held-out loss from its lowest point to the last round. `point` 0 is the untuned model."""
 
     point: int
     lowest: float
@@ -56,34 +56,34 @@ class _Rise:
 
 
 def find_signs(run: Run) -> list[Sign]:
-    """All signs that a run shows; none for a healthy one."""
+    """Find all signs that a run shows; none for a healthy run."""
     found = [_nonsense(run), _hacking(run), _falling(run), _stalled(run), _noisy(run), _swallowed(run), _silhouette(run)]
     return [sign for sign in found if sign]
 
 
 def looked_at(run: Run) -> list[str]:
-    """What a run without signs was watched for, each in words that say it is well; what was not measured is left out."""
+    """The checks that a run without signs passed, in words, without those that were not measured."""
     updates, apart = _updates(run), run.clustering.silhouette
     losses, rewards = len(_losses(run)) > 1, any(one.held_out_reward for one in run.rounds[-1:])
     well = [
         ("the held-out loss does not rise", losses),
-        ("rewards are not bought with it", losses and rewards),
+        ("rewards do not rise at its expense", losses and rewards),
         ("weights move", bool(updates)),
         ("no cluster swallows the others", bool(run.config.refine and run.rounds)),
-        ("scores tell clusters apart", any(_is_measured(one, run) for one in updates)),
-        (f"rows are nearer to their own cluster, without them, than to others (silhouette {apart or 0:.3f})", apart is not None),
+        ("scores distinguish clusters", any(_is_measured(one, run) for one in updates)),
+        (f"rows are closer to the rest of their cluster than to others (silhouette {apart or 0:.3f})", apart is not None),
     ]
     return [words for words, measured in well if measured]
 
 
 def record_signs(folder: str | Path, signs: Sequence[Sign]) -> None:
-    """Put them into the run's manifest, as `signs`."""
+    """Write signs to the run's manifest, as `signs`."""
     manifest, _ = read_stages(folder)
     write_json(Path(folder) / RUN_MANIFEST, {**manifest, "signs": [asdict(sign) for sign in signs]})
 
 
 def recorded_signs(folder: str | Path) -> list[Sign]:
-    """Those in a run's manifest."""
+    """Read the signs in a run's manifest."""
     manifest, _ = read_stages(folder)
     return [Sign(**sign) for sign in manifest.get("signs", [])]
 
@@ -95,9 +95,9 @@ def _nonsense(run: Run) -> Sign | None:
         return None
     return Sign(
         "a model that reads nonsense",
-        f"the untuned model's loss on held-out rows is {base:.2f} nats per token, and a pretrained one's 1 to 4",
-        "its tokenizer does not fit its weights, as after a conversion that went wrong; or it was never pretrained",
-        "read what it generates (round-1/generate); then another refine.train.model, or the same from its maker",
+        f"the untuned model's loss on held-out rows is {base:.2f} nats per token; a pretrained model's is 1 to 4",
+        "its tokenizer does not fit its weights, for example after a faulty conversion; or it was never pretrained",
+        "read what it generates (round-1/generate); then use another refine.train.model, or the original of this one",
     )
 
 
@@ -105,7 +105,7 @@ def _hacking(run: Run) -> Sign | None:
     """Rewards of answers to held-out prompts rise while the held-out loss rises."""
     rise, rewards = _loss_rise(run), [run.base_reward, *(one.held_out_reward for one in run.rounds)]
     first, last = (rewards[rise.point], rewards[-1]) if rise else (None, None)
-    # Of a perplexity more is stranger, not better: nobody gains by it.
+    # A higher perplexity means stranger, not better, so that a rise is no gain.
     strange = run.config.reward is not None and run.config.reward.perplexity is not None
     if strange or rise is None or first is None or last is None or last.value - first.value <= _noise(first, last):
         return None
@@ -113,15 +113,15 @@ def _hacking(run: Run) -> Sign | None:
         "reward hacking",
         f"since {rise.since} the reward of its answers to held-out prompts rose from {first.value:.3g} to {last.value:.3g}, "
         f"while its loss on the data's own answers rose from {rise.lowest:.3f} to {rise.last:.3f}",
-        "the model learned what pleases the reward model and not what the data says: the selection favours a trait that the "
+        "the model learned to please the reward model instead of learning from the data: the selection favours a trait that the "
         "reward model overrates",
-        "name a second opinion (refine.second), take length out of the gaps (refine.weights.length_control: true), or choose "
+        "set a second opinion (refine.second), remove length from the gaps (refine.weights.length_control: true), or choose "
         "another reward model (reward.model)",
     )
 
 
 def _falling(run: Run) -> Sign | None:
-    """The tuned model does worse on held-out rows than the untuned one, or than an earlier round's."""
+    """The tuned model does worse on held-out rows than the untuned model or an earlier round."""
     rise = _loss_rise(run)
     if rise is None:
         return None
@@ -130,7 +130,7 @@ def _falling(run: Run) -> Sign | None:
         f"the held-out loss rose from {rise.lowest:.3f} ({rise.since}) to {rise.last:.3f} after the last round",
         "the learning rate is too high or the rows are repeated too often; or the selected rows say little about the rest of "
         "the pool: the embedding or the number of clusters does not fit the data",
-        "lower refine.train.learning_rate or refine.train.epochs; then try another embed.model, and divsel choose-k for "
+        "lower refine.train.learning_rate or refine.train.epochs; then try another embed.model, and run divsel choose-k for "
         "cluster.k",
     )
 
@@ -144,26 +144,26 @@ def _stalled(run: Run) -> Sign | None:
 
 
 def _why_stalled(updates: Sequence[Update]) -> tuple[str, str]:
-    """Cause and setting."""
+    """Likely cause, and setting to try."""
     rows = sum(one.scored for one in updates) / max(1, sum(one.clusters_scored for one in updates))
     if all(one.agreement is not None and one.agreement < 0.5 for one in updates):
         return "the second opinion contradicts the reward on most clusters, so they kept their weight", (
-            "look at both models (reward, refine.second): one of them does not judge these completions"
+            "check both models (reward, refine.second): one of them cannot judge these completions"
         )
     if any(one.told_apart for one in updates):
-        return "gaps do tell clusters apart, but the update is too mild", "lower refine.weights.tau"
+        return "gaps do distinguish clusters, but the update is too mild", "lower refine.weights.tau"
     if rows < FEW_ROWS:
-        return f"a round scores only {rows:.1f} rows per cluster, too few to tell clusters apart", (
+        return f"a round scores only {rows:.1f} rows per cluster, too few to distinguish clusters", (
             "raise budget, lower cluster.k or refine.rounds, or score a probe (refine.scored: probe, refine.probe)"
         )
-    return "gaps differ between clusters no more than chance makes them, so shrinkage levelled them", (
-        "score more rows (refine.scored: probe, refine.probe), or take a reward model that tells these completions apart; if "
-        "clusters are alike to the model, a static selection does as well"
+    return "gaps differ between clusters no more than by chance, so shrinkage removed the differences", (
+        "score more rows (refine.scored: probe, refine.probe), or use a reward model that distinguishes these completions; "
+        "if clusters are equal to the model, a static selection does as well"
     )
 
 
 def _noisy(run: Run) -> Sign | None:
-    """In most rounds clusters' mean gaps differ no more than their noise makes them."""
+    """In most rounds, clusters' mean gaps differ no more than by noise."""
     updates = _updates(run)
     noisy = [one for one in updates if _is_noisy(one)]
     if len(noisy) * 2 <= len(updates):
@@ -173,7 +173,7 @@ def _noisy(run: Run) -> Sign | None:
     error = f"{last.error:.2g}" if last.error is not None else "unknown"
     return Sign(
         "noisy scores",
-        f"in {len(noisy)} of {len(updates)} rounds clusters' mean gaps differed no more than their noise does (last: spread "
+        f"in {len(noisy)} of {len(updates)} rounds clusters' mean gaps differed no more than by noise (last: spread "
         f"{spread}, standard error {error})",
         "too few rows are scored per cluster, or the reward says little about these completions",
         "score more rows (refine.scored: probe, refine.probe; refine.generate.samples), lower cluster.k or refine.rounds, or "
@@ -188,13 +188,13 @@ def _is_noisy(update: Update) -> bool:
 
 
 def _is_measured(update: Update, run: Run) -> bool:
-    """Whether a round says what is noise: by shrinkage, or by the standard errors of the means."""
+    """Whether the noise of a round is known, from shrinkage or from the standard errors of the means."""
     assert run.config.refine is not None
     return run.config.refine.weights.shrinkage or (update.spread is not None and update.error is not None)
 
 
 def _swallowed(run: Run) -> Sign | None:
-    """One cluster has most of the last round's rows, or of the weight it left behind."""
+    """One cluster has most of the last round's rows, or of the weight after it."""
     if not run.config.refine or not run.rounds:
         return None
     last, total = run.rounds[-1], max(1, sum(cluster.size for cluster in run.clustering.clusters))
@@ -208,7 +208,7 @@ def _swallowed(run: Run) -> Sign | None:
                     "one cluster swallowed the rest",
                     f"cluster {cluster.number} has {here:.0%} {what}, and {pool:.1%} of the pool",
                     "weights move too far on the gaps of one cluster, often one with odd or spoiled rows",
-                    "raise refine.weights.tau, set refine.weights.ceiling and .floor or lower .max_step, and read that "
+                    "raise refine.weights.tau, set refine.weights.ceiling and .floor, or lower .max_step, and read that "
                     "cluster's rows",
                 )
     return None
@@ -220,10 +220,10 @@ def _silhouette(run: Run) -> Sign | None:
         return None
     return Sign(
         "clusters that hardly differ",
-        f"the simplified silhouette of the clusters, each row left out of its own centroid, is {found:.3f} (0: rows are as near "
+        f"the simplified silhouette of the clusters, each row left out of its own centroid, is {found:.3f} (0: rows are as close "
         "to another cluster as to their own)",
-        "the vectors hold no groups at this number of clusters, or say little about the texts",
-        "divsel choose-k for cluster.k; then another embed.model, or other vectors in embed.given",
+        "the vectors form no groups at this number of clusters, or say little about the texts",
+        "run divsel choose-k for cluster.k; then try another embed.model, or other vectors in embed.given",
     )
 
 
@@ -232,7 +232,7 @@ def _updates(run: Run) -> list[Update]:
 
 
 def _losses(run: Run) -> list[tuple[float, int]]:
-    """The known held-out losses and their points, 0 the untuned model; none where the last round's is not known."""
+    """The known held-out losses and their points (0 is the untuned model); none if the last round's is unknown."""
     trained = [one.training for one in run.rounds if one.training]
     if not trained or len(trained) != len(run.rounds):
         return []
@@ -241,7 +241,7 @@ def _losses(run: Run) -> list[tuple[float, int]]:
 
 
 def _loss_rise(run: Run) -> _Rise | None:
-    """Where the last round's held-out loss lies above the lowest by more than its noise."""
+    """The rise of the held-out loss, if the last round's exceeds the lowest by more than its noise."""
     losses = _losses(run)
     if not losses or losses[-1][0] <= min(losses)[0] * (1 + LOSS_NOISE):
         return None

@@ -82,7 +82,7 @@ def test_the_page_says_who_leads_at_equal_budget_and_what_equal_compute_is(resul
     assert "Kmq has the lowest loss, below random" in page
     assert result.best.contender.name == "kmq"
     columns = ["random, as long as iterative", "kmq", "iterative kmq, shuffled feedback (control)"]
-    assert re.findall(r"<th>Less that of (.*?)</th>", page) == columns
+    assert re.findall(r"<th>Compared with (.*?)</th>", page) == columns
     # 2.55 - 1.5 of the iterative contender, against random at equal compute.
     assert "1.0500" in page
 

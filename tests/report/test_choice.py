@@ -79,9 +79,9 @@ def test_the_page_says_what_is_recommended_and_why() -> None:
     assert "Because <i>." in text
     assert "vectors & <b>" in text
     assert "0.90 ± 0.06" in text
-    assert "Stopped by cluster.max_iter before they settled: k = 64." in text
+    assert "Stopped by cluster.max_iter before convergence: k = 64." in text
     default = dataclasses.replace(CHOICE, recommendation=Recommendation(100, False, "Nothing."))
-    assert "No preferred k: the default, 100, stands" in Page(render_page(default)).text
+    assert "No preferred k: keep the default, 100" in Page(render_page(default)).text
 
 
 def test_the_page_runs_only_the_scripts_it_lists_and_loads_nothing() -> None:

@@ -35,7 +35,7 @@ def test_gains_that_spread_by_more_than_half_their_mean_are_unstable(deviation: 
 def test_a_gap_that_spreads_by_more_than_its_error_explains_is_unstable() -> None:
     assert unstable(None, Spread(1.0, 0.2), [0.1, 0.1]) == []
     [sign] = unstable(Spread(1.0, 0.1), Spread(1.0, 0.21), [0.1, 0.1])
-    assert sign.evidence == "the held-out gap varies by 0.21, its standard error within a run is 0.1"
+    assert sign.evidence == "the held-out gap varies by 0.21, but its standard error within a run is 0.1"
 
 
 def test_the_errors_of_gaps_are_those_of_the_runs(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_the_errors_of_gaps_are_those_of_the_runs(tmp_path: Path) -> None:
     # 0.5 and 1.5 held out in one, 4.5 and 5.5 in the other: means 1 and 5, each with a standard error of 0.5.
     assert found.held_out_gap == Spread(3.0, pytest.approx(8**0.5))
     [sign] = found.signs
-    assert sign.evidence == "the held-out gap varies by 2.83, its standard error within a run is 0.5"
+    assert sign.evidence == "the held-out gap varies by 2.83, but its standard error within a run is 0.5"
 
 
 def test_a_single_run_has_nothing_to_be_compared_with(tmp_path: Path) -> None:

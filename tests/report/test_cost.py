@@ -118,5 +118,5 @@ def test_the_page_names_what_servers_were_paid(make_run: MakeRun) -> None:
     quality["facts"]["usage"] = asdict(Usage(wall_s=60, paid=1.25))
     write_json(folder / "manifest.json", manifest)
     page = write_report(folder).read_text(encoding="utf-8")
-    assert "1.250 USD of it was paid to servers that judge or embed" in page
+    assert "1.250 USD of the total was paid to servers that judge or embed" in page
     assert page.count("<td>1.250</td>") == 3  # the stage, all stages, and those that a static selection needs too

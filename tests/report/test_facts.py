@@ -114,14 +114,14 @@ def test_rounds_stay_in_number_order_beyond_nine() -> None:
 def test_a_lost_file_is_named(make_run: MakeRun) -> None:
     folder = make_run(rounds=1)
     (folder / "selection.parquet").unlink()
-    with pytest.raises(InputError, match=r"selection\.parquet: this file of the run is gone"):
+    with pytest.raises(InputError, match=r"selection\.parquet: this file of the run is missing"):
         read_run(folder)
 
 
 def test_a_broken_manifest_is_named(make_run: MakeRun) -> None:
     folder = make_run(rounds=0)
     (folder / "manifest.json").write_text('{"rows": ')
-    with pytest.raises(InputError, match=r"manifest\.json: not a run's manifest"):
+    with pytest.raises(InputError, match=r"manifest\.json: not a valid run manifest"):
         read_run(folder)
 
 

@@ -153,7 +153,7 @@ def test_a_file_that_is_gone_is_named_in_one_line(make_mapped: MakeMapped) -> No
     folder = make_mapped()
     gone = parts_of(folder).pool / "part-00001.parquet"
     gone.unlink()
-    with pytest.raises(InputError, match=rf"{gone}: this file of the run is gone; run divsel run again"):
+    with pytest.raises(InputError, match=rf"{gone}: this file of the run is missing; run divsel run again"):
         write_report(folder)
 
 
@@ -161,12 +161,12 @@ def test_the_page_says_what_the_map_shows(make_mapped: MakeMapped) -> None:
     text = " ".join(write_report(make_mapped(pool_rows=60)).read_text(encoding="utf-8").split())
     assert "Ringed: 6 selected rows. The others: 54 rows of the pool." in text
     assert "t-SNE" in text
-    assert "how far groups lie apart" in text
+    assert "distances between groups" in text
 
 
 def test_the_page_says_how_few_rows_were_placed(make_mapped: MakeMapped) -> None:
     text = " ".join(write_report(make_mapped()).read_text(encoding="utf-8").split())
-    assert "(the two main principal components)" in text
+    assert "(the first two principal components)" in text
 
 
 def test_portraits_are_the_nearest_prompts_and_the_farthest(make_mapped: MakeMapped) -> None:

@@ -85,14 +85,14 @@ def test_direction_update_rule_and_bound_guards_are_said(make_run: MakeRun) -> N
     text = read(write_report(make_run(rounds=2))).text
     assert "Direction lagging : clusters with larger gaps" in text
     assert "Update rule softmax" in text
-    assert "In round 2 the gaps differed between clusters no more than chance" in text
+    assert "In round 2 the gaps differed between clusters no more than by chance" in text
     assert "In round 1 the gaps differed" not in text
 
 
 def test_guards_that_held_a_weight_are_listed_and_no_others(make_run: MakeRun) -> None:
     text = read(write_report(make_run(rounds=2))).text
-    assert "A cluster … Round 1 Round 2 was held back by the limit on one round’s step 1 1" in text
-    assert "was held up by the floor" not in text
+    assert "A cluster … Round 1 Round 2 was limited by the maximum step per round 1 1" in text
+    assert "was raised to the floor" not in text
 
 
 def test_a_stand_in_reward_is_named_in_plain_words(make_run: MakeRun) -> None:
@@ -188,7 +188,7 @@ def test_measures_keep_three_significant_digits_on_any_scale(value: float | None
 
 
 def test_a_folder_without_a_finished_run_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no finished run here; run divsel run first$") as caught:
+    with pytest.raises(InputError, match=r"no finished run in this folder; run divsel run first$") as caught:
         write_report(tmp_path)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -196,7 +196,7 @@ def test_a_folder_without_a_finished_run_is_refused_in_one_line(tmp_path: Path) 
 
 def test_diversity_stands_beside_random_subsets(make_run: MakeRun) -> None:
     page = write_report(make_run(rounds=0)).read_text(encoding="utf-8")
-    assert "Beside 20 random subsets of as many rows" in page
+    assert "Compared with 20 random subsets of the same size" in page
     assert "Vendi score (effective number of different rows)</td><td>0.5" in page
     assert "Sources: a " in page
 
@@ -204,7 +204,7 @@ def test_diversity_stands_beside_random_subsets(make_run: MakeRun) -> None:
 def test_where_only_some_rows_were_scored_the_histogram_says_so(make_run: MakeRun) -> None:
     folder = make_run(rounds=1)
     text = read(write_report(folder)).text
-    assert "By reward . 1 row has none" in text
+    assert "By reward . 1 row has no quality" in text
     assert "drawn for scoring" not in text
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["config"]["quality"]["oversample"] = 2.0
@@ -212,5 +212,5 @@ def test_where_only_some_rows_were_scored_the_histogram_says_so(make_run: MakeRu
     pool["facts"]["rows"] = 1_000
     write_json(folder / "manifest.json", manifest)
     text = read(write_report(folder)).text
-    assert "“Pool” are the 30 rows that were drawn for scoring ( quality.oversample )" in text
+    assert "“Pool” refers to the 30 rows drawn for scoring ( quality.oversample )" in text
     assert "evenly spaced" not in text

@@ -32,8 +32,8 @@ def words(folder: Path, **changes: dict[str, Any] | str) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("sampler", "budgets", "alike"),
     [
-        ("kmq", True, "inside a cluster every row was equally likely"),
-        ("kmrandom", True, "inside a cluster every row was equally likely"),
+        ("kmq", True, "within a cluster every row was equally likely"),
+        ("kmrandom", True, "within a cluster every row was equally likely"),
         ("random", False, ": every row was equally likely"),
         ("kmclosest", True, None),
         ("kcenter", False, None),
@@ -55,14 +55,14 @@ def test_a_budget_of_tokens_is_called_one(make_run: MakeRun) -> None:
 
 def test_a_perplexity_is_not_taken_for_a_reward(make_run: MakeRun) -> None:
     page, card = words(make_run(rounds=2, fit=False), reward={"model": None, "perplexity": "some/lm"})
-    assert "Completions are scored by their perplexity under some/lm. More is stranger, not better" in page
-    assert "spoiled rows are among them: read what was selected" in page
+    assert "Completions are scored by their perplexity under some/lm. Higher means stranger, not better" in page
+    assert "which includes spoiled rows: read the selected rows" in page
     assert "Held-out log perplexity gap" in page
     assert "How much stranger some/lm finds the data’s answer" in page
-    assert "the number is the log perplexity: more is stranger" in page
+    assert "the number is the log perplexity: higher means stranger" in page
     assert "Reward gap" not in page
     assert "the number is the reward" not in page
-    assert "perplexity under `some/lm`: more is stranger, not better" in card
+    assert "perplexity under `some/lm`: higher means stranger, not better" in card
 
 
 def test_the_warning_of_spoiled_rows_is_of_the_lagging_direction_alone(make_run: MakeRun) -> None:
@@ -70,5 +70,5 @@ def test_the_warning_of_spoiled_rows_is_of_the_lagging_direction_alone(make_run:
     manifest = json.loads((folder / RUN_MANIFEST).read_text(encoding="utf-8"))
     refine = {"weights": {**manifest["config"]["refine"]["weights"], "direction": "learned"}}
     page, _ = words(folder, reward={"model": None, "perplexity": "some/lm"}, refine=refine)
-    assert "More is stranger, not better" in page
+    assert "Higher means stranger, not better" in page
     assert "spoiled rows" not in page

@@ -87,7 +87,7 @@ def test_trials_of_different_seeds_are_correlated_within_each(tmp_path):
     assert next(outcome_lines(found)) == (
         "copies and vendi: Pearson r = 0.50 over 6 trials of 3 points in 2 groups of the same rows; too few for an interval"
     )
-    assert "each less the mean of its group (of 2)" in render_page(found)
+    assert "after subtracting the mean of the group of trials on the same rows (one of 2)" in render_page(found)
 
 
 def test_the_table_has_a_line_for_each_trial(tmp_path):

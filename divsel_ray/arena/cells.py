@@ -1,4 +1,4 @@
-"""One cell: a contender with one seed. Its draw, its training, its losses, what it cost."""
+"""One cell, a contender with one seed: its draw, training, losses and cost."""
 
 from __future__ import annotations
 
@@ -28,38 +28,38 @@ from divsel_ray.train.stage import Round, trained_folder
 
 @dataclass
 class ArenaJob(RefiningJob):
-    """A cell's job: it trains on the arena's bench, and leaves what generates and scores to the next."""
+    """Job of a cell: it trains on the arena's bench and leaves its generators and scorers to the next cell."""
 
     bench: Bench | None = None
 
     def fine_tune(self, round_: Round, folder: Path) -> dict[str, Any]:
-        """Do a training in a worker that stays."""
+        """Train in one of the bench's persistent workers, if possible."""
         if self.bench is None or not self.bench.trains_here:
             return super().fine_tune(round_, folder)
         return self.bench.train(round_, self.refinement.train, folder)
 
     def generate(self, number: int, draw: Stage, trained: Stage | None, reward: Stage | None) -> Stage:
-        """As any job; the bench gives way where the cluster does not hold it beside what generates and scores."""
+        """Generate like any job, after closing the bench if the cluster cannot hold it along with generators and scorers."""
         if self.bench is not None and not self._holds_all(self.bench.size):
             self.bench.close()
         return super().generate(number, draw, trained, reward)
 
     def _holds_all(self, trainers: int) -> bool:
-        """Whether the cluster holds so many trainers beside what generates for a draw, and what scores."""
+        """Whether the cluster can hold that many trainers along with the generators and scorers of a draw."""
         generate, scorers = self.refinement.generate, [self.reward_config, self.refinement.second]
         generators = self.hardware.count(generate.workers, math.ceil(self.config.budget / generate.shard_size))
         groups = [(self.refinement.train.workers, trainers), (generate.workers, generators)]
         return self.hardware.holds_together(*groups, *((one.workers, 1) for one in scorers if one is not None))
 
     def close(self) -> None:
-        """Leave the actors to the next cell; `take_stream` hands them on."""
+        """Keep the actors for the next cell; `take_stream` passes them on."""
 
     def take_stream(self, other: ArenaJob | None) -> None:
-        """Go on with the actors of another cell."""
+        """Take over the actors of another cell."""
         self._stream = other._stream if other is not None else None
 
     def end(self) -> None:
-        """End the actors."""
+        """Stop the actors."""
         super().close()
 
 
@@ -68,9 +68,9 @@ class Cell:
     """A finished cell.
 
     Attributes:
-        contender: its name.
-        seed: None of the untuned model.
-        stage: committed.
+        contender: name of the contender.
+        seed: None for the untuned model.
+        stage: committed stage of the cell.
     """
 
     contender: str
@@ -79,11 +79,11 @@ class Cell:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Its figures."""
+        """Results of the cell."""
         return self.stage.facts
 
     def row_losses(self) -> np.ndarray:
-        """(n,) nats per token of each evaluation row, by row id."""
+        """(n,) nats per token of the evaluation rows, sorted by row id."""
         nats, tokens = read_losses(self.stage.folder / LOSSES)
         return nats / np.maximum(tokens, 1)
 
@@ -97,7 +97,7 @@ def run_cell(contender: Contender, job: ArenaJob, ground: Ground, bench: Bench) 
     """Draw, train and measure.
 
     Raises:
-        JobError: the selection is not of the arena's budget, or a stage failed.
+        JobError: the selection does not match the arena's budget, or a stage failed.
     """
     if contender.kind == "base":
         return _measured(contender, job, None, None, ground, bench)
@@ -109,7 +109,7 @@ def run_cell(contender: Contender, job: ArenaJob, ground: Ground, bench: Bench) 
         drawn = job.draw(None, ground.budget, ground.sources, before=None)
         trained = job.train(None, drawn, before=None)
     check_budget(contender.name, drawn.facts, ground.budget, job.config)
-    # What the same stages cost when another cell made them counts for this one too.
+    # Stages shared with another cell count towards the cost of both.
     spent = spent_by([stage for stage, _ in job.stages[first:]], job.config, job.hardware)
     return _measured(contender, job, drawn, trained, ground, bench, spent)
 
@@ -123,10 +123,10 @@ def _measured(
     bench: Bench,
     spent: Mapping[str, float] | None = None,
 ) -> Cell:
-    """The cell's stage: losses and figures."""
+    """Make the cell's stage of losses and results."""
 
     def build(folder: Path) -> dict[str, Any]:
-        """Measure what was trained, and describe what it was trained on."""
+        """Measure the trained model, and describe its training rows."""
         model = trained_folder(trained.folder, job.refinement.train) if trained else None
         bench.measure(model, folder)
         facts: dict[str, Any] = {"contender": contender.name, "seed": job.config.seed if trained else None}
@@ -146,10 +146,10 @@ def _measured(
 
 
 def check_budget(name: str, facts: Mapping[str, Any], budget: int, config: Config) -> None:
-    """Contenders are compared at equal budget, or not at all.
+    """Check that a contender used its budget, since only equal budgets are compared.
 
     Raises:
-        JobError: a selection holds another number of rows, or more tokens.
+        JobError: the selection has fewer or more rows than the budget, or more tokens.
     """
     unit = config.budget_unit
     if facts[unit] > budget or (unit == "rows" and facts["rows"] < budget):

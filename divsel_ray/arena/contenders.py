@@ -1,4 +1,4 @@
-"""Who competes: the untuned model, static samplers, iterative refinement in each direction, and their controls."""
+"""Contenders: the untuned model, static samplers, iterative refinement in each direction, and controls."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from divsel_ray.select.registry import check_sampler
 
 BASE, RANDOM, LONG, SHUFFLED = "base", "random", "random-long", "iterative-shuffled"
 TRAINING_PASSES = 3
-"""A training step on a row costs three forward passes: one forward, and a backward pass of twice its work."""
+"""Cost of a training step on a row in forward passes: one forward, and a backward pass of twice that cost."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One that competes.
+    """One participant of an arena.
 
     Attributes:
-        name: in tables and of folders.
-        kind: untuned, one draw, or rounds of draws.
-        sampler: what draws.
-        feedback: what moves the weights between rounds; None without rounds.
+        name: name in tables and of folders.
+        kind: untuned model, a single draw, or rounds of draws.
+        sampler: name of the sampler.
+        feedback: feedback that moves the weights between rounds; None without rounds.
         long: whether it trains as long as the iterative contenders.
     """
 
@@ -48,10 +48,10 @@ class Contender:
 
 
 def contenders_of(arena: Arena) -> list[Contender]:
-    """All contenders: the untuned model, random and, beside any iterative one, both of their controls always take part.
+    """All contenders, always including the untuned model and random, and both controls if any contender is iterative.
 
     Raises:
-        InputError: a sampler is not known, or cannot do what is asked of it.
+        InputError: a sampler is unknown or does not support the settings.
     """
     settings = arena.settings
     samplers = list(dict.fromkeys([RANDOM, *settings.samplers]))
@@ -68,24 +68,24 @@ def contenders_of(arena: Arena) -> list[Contender]:
 
 
 def config_of(contender: Contender, arena: Arena, job: Config, seed: int, epochs: int) -> Config:
-    """The job of one cell.
+    """Configuration of one cell's job.
 
     Args:
-        contender: who.
-        arena: settings.
-        job: the arena's job on the pool that the arena wrote.
-        seed: of the draws and of the training.
-        epochs: passes over the rows of each training.
+        contender: contender of the cell.
+        arena: arena with its settings.
+        job: the arena's job on the pool written by the arena.
+        seed: seed of the draws and of the training.
+        epochs: number of epochs of each training.
     """
     train = arena.refine.train.model_copy(update={"epochs": epochs})
-    # The arena measures on rows of its own: none have to be held out of each draw.
+    # The arena has its own evaluation rows, so draws need no held-out rows.
     changes = {"held_out": 0, "static_control": False, "train": train}
     if contender.kind == "iterative":
         direction = contender.feedback if contender.feedback != "shuffled" else "lagging"
         shuffled = contender.feedback == "shuffled"
         changes["weights"] = arena.refine.weights.model_copy(update={"direction": direction, "shuffled": shuffled})
     else:
-        # The first round's weights and the probe are an iterative contender's own.
+        # Initial weights and the probe apply to iterative contenders only.
         changes |= {"scored": "selected", "weights": arena.refine.weights.model_copy(update={"initial": "size"})}
     select = job.select.model_copy(update={"sampler": contender.sampler})
     refine = arena.refine.model_copy(update=changes)
@@ -93,16 +93,16 @@ def config_of(contender: Contender, arena: Arena, job: Config, seed: int, epochs
 
 
 def long_epochs(refine: RefineConfig, budget: int, k: int) -> int:
-    """Passes over b random rows that cost no less than all rounds of an iterative contender.
+    """Number of epochs over b random rows that cost at least as much as all rounds of an iterative contender.
 
-    Counted in forward passes of a row, of which a training step takes `TRAINING_PASSES`: every round trains on all rows so far
-    (mode restart) or on its new ones, and generates `samples` completions of each row that it scores (one pass each). What the
-    scorer computes is not counted.
+    Costs are forward passes of a row, of which a training step takes `TRAINING_PASSES`: every round trains on all rows so far
+    (mode restart) or on its new ones, and generates `samples` completions of each row that it scores (one pass each). The work
+    of the scorer is not counted.
 
     Args:
-        refine: the recipe.
-        budget: b, rows.
-        k: clusters, of which each has `refine.probe` scored rows where a probe is scored.
+        refine: settings of the rounds.
+        budget: b, in rows.
+        k: number of clusters; if a probe is scored, each has `refine.probe` scored rows.
     """
     sizes = round_sizes(budget, refine.rounds)
     so_far = list(accumulate(sizes))

@@ -1,4 +1,4 @@
-"""What all cells stand on: the arena's own pool, the evaluation rows, and the stages that no contender changes."""
+"""Shared inputs of all cells: the arena's own pool, the evaluation rows, and the stages that no contender changes."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ from divsel_ray.tasks import run_tasks
 
 @dataclass(frozen=True)
 class Ground:
-    """What the cells of one seed share.
+    """Inputs shared by the cells of one seed.
 
     Attributes:
-        budget: rows or tokens that each contender draws.
-        sources: what is drawn from.
-        reward: the fitted reward model, where there is one.
+        budget: rows or tokens drawn by each contender.
+        sources: inputs of the draws.
+        reward: the fitted reward model, if any.
         rows: the stage of the arena's pool.
-        identity: what a measurement depends on, beside the trained model.
-        preparation: CPU and GPU seconds of what is made before a draw, by stage.
+        identity: everything that a measurement depends on, other than the trained model.
+        preparation: CPU and GPU seconds of the stages before a draw, by stage.
     """
 
     budget: int
@@ -58,19 +58,19 @@ class Ground:
 
     @property
     def k(self) -> int:
-        """Clusters."""
+        """Number of clusters."""
         return int(self.sources.clusters.facts["k"])
 
 
 @dataclass
 class Grounds:
-    """Makes what cells stand on, each stage once.
+    """Makes the inputs of cells, each stage once.
 
     Attributes:
         arena: settings and job.
         store: the arena's folder.
-        cluster: what there is to compute with.
-        progress: where the user is told.
+        cluster: resources of the Ray cluster.
+        progress: receives progress reports.
     """
 
     arena: Arena
@@ -80,7 +80,7 @@ class Grounds:
     _made: dict[int, Ground] = field(default_factory=dict)
 
     def of_seed(self, seed: int) -> Ground:
-        """What the cells of a seed stand on.
+        """Inputs of the cells of a seed.
 
         Raises:
             InputError: the data does not fit the configuration.
@@ -90,7 +90,7 @@ class Grounds:
         return self._made[seed]
 
     def measurement(self) -> Measurement:
-        """How cells are measured."""
+        """Settings for measuring cells."""
         return self._measured_on(self.of_seed(self.arena.settings.seeds[0]).rows)
 
     def _measured_on(self, rows: Stage) -> Measurement:
@@ -98,7 +98,7 @@ class Grounds:
         return Measurement(str(rows.folder / EVALUATION), batch_tokens, read_chat_template(self.arena.refine.generate))
 
     def rows(self) -> Stage:
-        """The arena's pool: rows to draw from, evaluation rows, and what is known of each."""
+        """Make the arena's pool: rows to draw from, evaluation rows, and the labels and faults of each row."""
         raw = self._job(self.arena.job)
         pool, settings = raw.pool(), self.arena.settings
         given = self._given_rows()
@@ -115,12 +115,12 @@ class Grounds:
             lambda folder: self._split(raw, pool, given, folder),
             lambda facts: (
                 f"{facts['rows']:,} rows to draw from, {sum(facts['faults'].values()):,} of them spoiled, "
-                f"{facts['evaluation']:,} to measure on"
+                f"{facts['evaluation']:,} evaluation rows"
             ),
         )
 
     def job_of_pool(self, rows: Stage) -> Config:
-        """The arena's job on the pool that the arena wrote."""
+        """Configuration of the arena's job on the pool written by the arena."""
         job = self.arena.job
         column, kind = job.pool.score_column, job.quality.source.partition(":")[0]
         pool = PoolConfig(
@@ -138,7 +138,7 @@ class Grounds:
         return Job(config, self.store, progress or self.progress, self.cluster)
 
     def _given_rows(self) -> tuple[Job, Stage] | None:
-        """The evaluation rows as a pool of their own, where a file has them."""
+        """The evaluation rows as a separate pool, if they are given as files."""
         evaluation = self.arena.settings.evaluation
         if not evaluation.rows:
             return None
@@ -164,7 +164,7 @@ class Grounds:
         return {**_summed(parts), "evaluation": measured, "labels": different}
 
     def _labels(self, job: StageMaker, folder: Path) -> dict[str, str]:
-        """Label files by source; none where no column is named.
+        """Write label files and return them by source; none without a label column.
 
         Raises:
             InputError: no row has the column.
@@ -176,13 +176,13 @@ class Grounds:
         targets = [str(folder / f"{at:05d}.parquet") for at in range(len(names))]
         calls = [(file, column, target) for file, target in zip(job.inputs, targets, strict=True)]
         if not sum(run_tasks(write_labels, calls, Silent(), "files")):
-            raise InputError(f"evaluation.label {column}: no row of {', '.join(names[:3])} has it; name a column of the input")
+            raise InputError(f"evaluation.label {column}: not in any row of {', '.join(names[:3])}; name a column of the input")
         return dict(zip(names, targets, strict=True))
 
     def _make(self, seed: int) -> Ground:
         rows = self.rows() if not self._made else next(iter(self._made.values())).rows
         config = self.job_of_pool(rows)
-        # What another seed made before is not told again.
+        # Stages already reported for another seed are not reported again.
         job = self._job(self.arena.without_rounds(config), Silent() if self._made else None)
         records = job.pool()
         pool = job.clean(records)
@@ -206,7 +206,7 @@ class Grounds:
 
 
 def marks_of(rows: Stage) -> list[str]:
-    """The files that say what is known of the pool's rows."""
+    """Files with the labels and faults of the pool's rows."""
     return rows.files(f"{MARKS}/*.parquet")
 
 

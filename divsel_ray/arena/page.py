@@ -1,6 +1,6 @@
-"""`arena.html`: one file that opens offline and says who won, by how much, and how sure that is.
+"""`arena.html`: a single file that opens offline and shows which contender won, by how much and with what certainty.
 
-Labels of evaluation rows are hostile texts: the template escapes them, and no figure holds any.
+Labels of evaluation rows are untrusted texts: the template escapes them, and no figure contains any.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _COLORS = {"better than random": "#3a9a6f", "worse than random": "#c7484f"}
 
 
 def write_page(result: Result, folder: Path) -> Path:
-    """Write `arena.html`; the same result gives the same bytes."""
+    """Write `arena.html` and return its path; the same result gives the same bytes."""
     write_text(folder / PAGE, render_page(result))
     return folder / PAGE
 
 
 def render_page(result: Result) -> str:
-    """The page as HTML."""
+    """Render the page as HTML."""
     figure = charts.embed(difference_figure(result), "arena", library=True)
     return html.render(
         _TEMPLATE,
@@ -51,14 +51,14 @@ def render_page(result: Result) -> str:
 
 
 def difference_figure(result: Result) -> go.Figure:
-    """Each contender's loss less that of random with its interval, the best at the top; a line at zero."""
+    """Difference of each contender's loss from random's with its interval, the best at the top; a line at zero."""
     shown = [one for one in result.standings if RANDOM in one.differences and one.contender.name != BASE][::-1]
     figure = go.Figure()
     for one in shown:
         _add(figure, one)
     figure.update_layout(**charts.look(height=70 + 34 * max(2, len(shown)), top=8), showlegend=False)
     figure.add_vline(x=0, line={"dash": "dot", "width": 1, "color": charts.POOL})
-    title = {"text": "loss less that of random, nats per token (left is better)", "font": {"size": 12}}
+    title = {"text": "difference in loss from random, nats per token (left is better)", "font": {"size": 12}}
     figure.update_xaxes(title=title, showgrid=True, **charts.AXIS)
     return figure.update_yaxes(showgrid=False, type="category", **charts.AXIS)
 

@@ -1,8 +1,8 @@
-"""The arena's own pool: evaluation rows taken out, faults put in, and what is known of each row kept aside.
+"""The arena's own pool: without the evaluation rows, with faults, and with the labels and faults of rows in separate files.
 
-Runs in Ray tasks, one for each file; no row but the evaluation rows reaches the driver. The pool is written as files of
-messages (with the score, where the job has one), which the job's own stages then read like any other data: labels and
-faults are in files that no stage of a job is given.
+Runs in Ray tasks, one per file; only the evaluation rows reach the driver. The pool is written as files of messages (with
+the score, if the job has one), which the job's stages then read like any other data: labels and faults are in files that no
+stage of a job receives.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from divsel_ray.data.remote import Input
 from divsel_ray.store import atomic_path, write_table
 
 ROWS, MARKS, LABELS, EVALUATION = "rows", "marks", "labels", "evaluation.parquet"
-"""Folders and files of the stage: the pool, what is known of its rows, labels of the input, the evaluation rows."""
+"""Folders and files of the stage: the pool, labels and faults of its rows, labels of the input, the evaluation rows."""
 
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """What becomes of the pool's rows.
+    """How the pool's rows are split and changed.
 
     Attributes:
-        seed: of the hashes.
-        evaluation: file of the evaluation rows, which leave the pool.
-        labels: label file of each source; none where a row's label is its source.
-        spoil: faults to put in.
+        seed: seed of the hashes.
+        evaluation: file of the evaluation rows, which are removed from the pool.
+        labels: label file of each source; empty if a row's label is its source.
+        spoil: faults to introduce; None for none.
         with_score: whether rows have a score.
     """
 
@@ -51,14 +51,14 @@ class SplitPlan:
 
 
 def choose_rows(pool_files: Sequence[str], count: int, seed: int) -> list[str]:
-    """The ids of `count` rows of a pool: those with the smallest hash of seed and row id."""
+    """Ids of the `count` rows of a pool with the smallest hashes of seed and row id."""
     ids = np.concatenate([id_array(pq.read_table(file, columns=["row_id"])["row_id"]) for file in pool_files])
     order = np.lexsort([ids, uniform_hash(seed, "arena evaluation", ids)])
     return sorted(ids[order[:count]].astype("U32").tolist())
 
 
 def write_evaluation(pool_files: Sequence[str], count: int, seed: int, labels: dict[str, str], target: str) -> int:
-    """Write evaluation rows of a pool (row_id, messages, label), by row id; returns how many there are."""
+    """Write evaluation rows of a pool (row_id, messages, label), sorted by row id, and return their number."""
     ids = choose_rows(pool_files, count, seed)
     table = pa.concat_tables([read_rows(file, ids) for file in pool_files]).sort_by("row_id")
     named = pa.array(label_rows(table, labels), pa.string())
@@ -67,7 +67,7 @@ def write_evaluation(pool_files: Sequence[str], count: int, seed: int, labels: d
 
 
 def write_labels(file: Input, column: str, target: str) -> int:
-    """Write the labels of an input file's records, by position; returns how many records have one."""
+    """Write the labels of an input file's records, by position, and return the number of records with a label."""
     labels = [_label(record.value, column) if record.reason is None else None for record in read_records(file)]
     write_table(target, pa.table({"label": pa.array(labels, pa.string())}))
     return sum(label is not None for label in labels)
@@ -79,7 +79,7 @@ def _label(row: Any, column: str) -> str | None:
 
 
 def label_rows(table: pa.Table, labels: dict[str, str]) -> list[str]:
-    """The label of each row (n,), by its source and position; its source where there are no label files."""
+    """Labels (n,) of rows by source and position, or their sources if there are no label files."""
     sources, positions = table["source"].to_pylist(), table["position"].to_pylist()
     if not labels:
         return sources
@@ -88,10 +88,10 @@ def label_rows(table: pa.Table, labels: dict[str, str]) -> list[str]:
 
 
 def split_part(pool_file: str, plan: SplitPlan, folder: str) -> dict[str, Any]:
-    """Write a pool file's rows but the evaluation rows, faults put in, and what is known of them. Done once.
+    """Write a pool file's rows without the evaluation rows and with faults, and the labels and faults, unless they exist.
 
     Returns:
-        {"removed": evaluation rows that were here, "rows", "faults": rows by fault}.
+        {"removed": evaluation rows in the file, "rows": remaining rows, "faults": rows by fault}.
     """
     name, place = Path(pool_file).stem, Path(folder)
     marks = place / MARKS / f"{name}.parquet"
@@ -123,20 +123,20 @@ def _write_part(table: pa.Table, plan: SplitPlan, rows: Path, marks: Path) -> No
 
 
 def count_labels(marks: Sequence[str]) -> int:
-    """How many different labels the pool has."""
+    """Number of distinct labels in the pool."""
     return len(pc.unique(pa.concat_tables([pq.read_table(file, columns=["label"]) for file in marks])["label"]))
 
 
 def describe_rows(marks: Sequence[str], selected: str) -> dict[str, Any]:
-    """What is known of selected rows.
+    """Count faults and labels of selected rows.
 
     Args:
-        marks: files that `split_part` wrote.
-        selected: Parquet with their `row_id`.
+        marks: files written by `split_part`.
+        selected: Parquet file with their `row_id`.
 
     Returns:
-        {"spoiled": rows with a fault, "labels": different labels among them}. A row that is there both as it was and as what
-        became of another is not spoiled.
+        {"spoiled": rows with a fault, "labels": distinct labels}. A row that exists both unchanged and as the result of a fault
+        in another row does not count as spoiled.
     """
     ids = pq.read_table(selected, columns=["row_id"])["row_id"].combine_chunks()
     parts = [pq.read_table(file, filters=pc.field("row_id").isin(ids)) for file in marks]

@@ -1,4 +1,4 @@
-"""From cells to figures: means with intervals, and differences paired by seed and evaluation row."""
+"""Results from cells: means with intervals, and differences paired by seed and evaluation row."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ RECORD = "arena.json"
 
 @dataclass(frozen=True)
 class Standing:
-    """What one contender came to, over all seeds.
+    """Result of one contender over all seeds.
 
     Attributes:
-        contender: who.
+        contender: the contender.
         loss: mean nats per completion token over seeds and evaluation rows; lower is better.
-        losses: the same by seed (one entry for the untuned model, which has none).
-        differences: this contender's loss less that of another, by the other's name; below 0 is better than the other.
-        covered: share of the pool's labels among the selected rows; None of the untuned model.
-        spoiled: share of selected rows with a fault that the arena put in; None where it put none in.
-        epochs: passes over the selection in each training.
+        losses: the same by seed (one entry for the untuned model, which has no seeds).
+        differences: this contender's loss minus that of another, by the other's name; below 0 is better than the other.
+        covered: share of the pool's labels among the selected rows; None for the untuned model.
+        spoiled: share of selected rows with a fault introduced by the arena; None if it introduced none.
+        epochs: epochs of each training.
         trained_tokens: tokens of the last training, all epochs, mean over seeds.
         cpu_s, gpu_s: seconds of its draws, trainings and rounds, mean over seeds.
     """
@@ -55,7 +55,7 @@ class Standing:
 
     @property
     def verdict(self) -> str:
-        """Against random, at equal budget."""
+        """Comparison with random at equal budget."""
         found = self.differences.get(RANDOM)
         if found is None:
             return ""
@@ -69,8 +69,8 @@ class Task:
     """Evaluation rows of one label.
 
     Attributes:
-        label: as in the data; hostile text.
-        rows: how many.
+        label: as in the data; untrusted text.
+        rows: number of rows.
         losses: mean loss of each contender, by its name.
     """
 
@@ -84,16 +84,16 @@ class Result:
     """An arena's outcome.
 
     Attributes:
-        standings: the best first.
-        tasks: the largest first.
+        standings: results of the contenders, best first.
+        tasks: results by label, largest first.
         pool: facts of the arena's pool.
-        preparation: CPU and GPU seconds of what draws read, by stage; made once for all, clusters perhaps with every seed.
-        budget: rows or tokens, as `unit` says.
+        preparation: CPU and GPU seconds of the inputs of draws, by stage; computed once for all, clusters possibly for each seed.
+        budget: number of rows or tokens, according to `unit`.
         unit: rows or tokens.
-        k: clusters.
-        references: contenders that differences are taken against, by name.
-        settings: of the arena.
-        job: its configuration.
+        k: number of clusters.
+        references: names of the contenders used as references for differences.
+        settings: settings of the arena.
+        job: configuration of the arena's job.
     """
 
     standings: Sequence[Standing]
@@ -114,12 +114,12 @@ class Result:
 
     @property
     def best(self) -> Standing:
-        """The lowest loss at equal budget: of all but the untuned model and random trained as long as iterative ones."""
+        """The lowest loss at equal budget, excluding the untuned model and random trained as long as iterative contenders."""
         return next(one for one in self.standings if one.contender.kind != "base" and not one.contender.long)
 
 
 def summarise(arena: Arena, contenders: Sequence[Contender], cells: Sequence[Cell], grounds: Grounds) -> Result:
-    """All figures of an arena's cells."""
+    """Compute the result of an arena from its cells."""
     seeds = arena.settings.seeds
     of_contender = {
         one.name: sorted((cell for cell in cells if cell.contender == one.name), key=lambda cell: _place(cell, seeds))
@@ -145,11 +145,11 @@ def summarise(arena: Arena, contenders: Sequence[Contender], cells: Sequence[Cel
 
 
 def tasks_of(labels: Sequence[str], losses: Mapping[str, np.ndarray]) -> list[Task]:
-    """Mean losses by label, the label with most rows first.
+    """Mean losses by label, the label with the most rows first.
 
     Args:
-        labels: (n,) of the evaluation rows.
-        losses: (s, n) of each contender.
+        labels: (n,) labels of the evaluation rows.
+        losses: (s, n) losses of each contender.
     """
     names, at = np.unique(np.array(labels, object).astype(str), return_inverse=True)
     found = []

@@ -1,7 +1,7 @@
 """`divsel arena` below the command line: every contender with every seed, then tables and a page.
 
-Everything that a cell is made of, and its measurement, are committed stages of one folder: the same command goes on, and
-makes again only what is missing.
+All parts of a cell, including its measurement, are committed stages of one folder: running the same command again resumes and
+computes only the missing ones.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from divsel_ray.store import Store
 
 
 def run_arena(arena: Arena, out: str | Path, progress: Progress | None = None) -> Result:
-    """Run an arena, resuming whatever the folder already holds; leaves `arena.json` and `arena.html` there.
+    """Run or resume an arena in a folder, and write `arena.json` and `arena.html` there.
 
     Raises:
         InputError: the data, a sampler, a model or the cluster does not fit the settings.
-        JobError: another process holds the folder, a stage failed, or contenders' budgets differ.
+        JobError: another process has locked the folder, a stage failed, or contenders' budgets differ.
     """
     contenders = contenders_of(arena)
     store, progress = Store(out), progress or Silent()

@@ -1,7 +1,7 @@
-"""The order in which cells run, and who is told of them.
+"""Order of cells, and progress reports.
 
-First those of one draw, several at a time where that is asked for, in processes that stay; then, seed by seed and one after
-another, the iterative ones, whose actors stay from cell to cell and may fill the cluster themselves.
+Cells of a single draw run first, several at a time if configured, in persistent processes. Iterative cells follow, seed by seed
+and one at a time; their actors persist from cell to cell and may fill the cluster alone.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _Chain = Sequence[tuple[Contender, int]]
 
 @dataclass
 class Runner:
-    """Goes through the cells.
+    """Runs the cells.
 
     Attributes:
         arena: settings and job.
-        contenders: who competes.
-        grounds: what cells stand on.
-        bench: where they train and are measured.
-        progress: told of cells.
+        contenders: contenders of the arena.
+        grounds: inputs of the cells.
+        bench: workers that train and measure.
+        progress: receives progress reports.
     """
 
     arena: Arena
@@ -51,14 +51,14 @@ class Runner:
     _long: int = 0
 
     def run(self) -> list[Cell]:
-        """All cells, in no particular order."""
+        """Run all cells and return them, in no particular order."""
         seeds = self.arena.settings.seeds
         grounds = [self.grounds.of_seed(seed) for seed in seeds]
         self._long = long_epochs(self.arena.refine, grounds[0].budget, grounds[0].k)
         self.progress.start(STAGE)
         self._each(self._static())
         iterative = [[(one, seed) for one in self.contenders if one.kind == "iterative"] for seed in seeds]
-        # Greedy completions do not depend on the seed that the actors were started with.
+        # Greedy completions do not depend on the seed with which the actors were started.
         greedy = self.arena.refine.generate.temperature == 0
         for chain in [list(itertools.chain.from_iterable(iterative))] if greedy else iterative:
             self._chain(chain)
@@ -66,7 +66,7 @@ class Runner:
         return self._cells
 
     def _static(self) -> Sequence[_Chain]:
-        """The untuned model, and cells of one draw by seed, those of the same draw together."""
+        """The untuned model, and the cells of a single draw by seed, with those that share a draw in one chain."""
         base, *trained = [one for one in self.contenders if one.kind != "iterative"]
         samplers = dict.fromkeys(one.sampler for one in trained)
         return [[(base, self.arena.settings.seeds[0])]] + [
@@ -76,7 +76,7 @@ class Runner:
         ]
 
     def _each(self, chains: Sequence[_Chain]) -> None:
-        """Run chains, `parallel` at a time; the first that fails ends the rest."""
+        """Run chains, `parallel` at a time; the first failure stops the others."""
         if self.bench.size == 1:
             for chain in chains:
                 self._chain(chain)
@@ -92,7 +92,7 @@ class Runner:
                 raise
 
     def _chain(self, chain: _Chain) -> None:
-        """Cells one after another: what two of them share is made once, and their actors stay."""
+        """Run cells one after another: shared stages are made once, and actors persist."""
         last: ArenaJob | None = None
         try:
             for contender, seed in chain:
@@ -118,7 +118,7 @@ class Runner:
             self._tell(contender, cell, cached)
 
     def _tell(self, contender: Contender, cell: Cell, cached: bool) -> None:
-        """A line for each cell that was made, and the bar."""
+        """Update the progress bar, and print a line for each newly made cell."""
         done, total = len(self._cells), len(self._all())
         self.progress.advance(done, total, "cells")
         if cached:
@@ -130,12 +130,12 @@ class Runner:
         self.progress.note(f"{done} of {total} cells: {contender.title}{seed}: loss {cell.loss:.4f}{estimate}")
 
     def _all(self) -> list[tuple[Contender, int | None]]:
-        """Every cell."""
+        """All cells to run."""
         seeds = self.arena.settings.seeds
         return [(one, seed) for one in self.contenders for seed in (seeds if one.kind != "base" else [None])]
 
     def _unit(self, contender: Contender) -> float:
-        """About what a cell costs, in passes over the budget."""
+        """Approximate cost of a cell, in epochs over the budget."""
         if contender.kind == "base":
             return 0.5
         return 0.5 + (self._long if contender.long or contender.kind == "iterative" else self.arena.refine.train.epochs)

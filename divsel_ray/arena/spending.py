@@ -1,4 +1,4 @@
-"""What stages cost: the time each took, times the CPUs and GPUs of its workers."""
+"""Cost of stages: the duration of each times the CPUs and GPUs of its workers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _ONE = Workers(gpus=0)
 
 
 def spent_by(stages: Sequence[Stage], config: Config, cluster: Cluster) -> dict[str, float]:
-    """{"cpu_s", "gpu_s"} of stages, each counted once; the driver, and workers that stay loaded in between, are not counted.
+    """{"cpu_s", "gpu_s"} of stages, each counted once; excludes the driver and workers that stay loaded between stages.
 
-    What the cluster as a whole holds meanwhile (`usage`) would count what other cells hold beside it.
+    The resources reserved in the whole cluster meanwhile (`usage`) would include those of other cells.
     """
     spent = {"cpu_s": 0.0, "gpu_s": 0.0}
     needs = needs_of(config, cluster, Known())
@@ -25,7 +25,7 @@ def spent_by(stages: Sequence[Stage], config: Config, cluster: Cluster) -> dict[
         kind = kind_of(stage.name)
         need, usage = needs.get(kind), usage_of(stage.facts)
         workers = need.workers if need else _ONE
-        # Scorers start one by one while completions are generated: all that there is room for are more than there were.
+        # Scorers start one by one during generation, so the number for which there is room would overstate their cost.
         count = 1 if need is None or (workers.count is None and kind == "score") else need.count
         wall = usage.wall_s if usage else stage.seconds
         spent["cpu_s"] += wall * min(workers.cpus * count, cluster.cpus)

@@ -1,4 +1,4 @@
-"""Faults put into completions on purpose: which rows get one, and which, is a hash of seed and row id."""
+"""Deliberate faults in completions: a hash of seed and row id decides which rows get a fault, and of which kind."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _WHOLE = 2.0**64
 
 
 def faults_of(row_ids: Sequence[str], config: SpoilConfig, seed: int) -> list[Fault | None]:
-    """The fault that each row is to have, or None: the same for a row whatever rows are beside it.
+    """The fault intended for each row, or None; it does not depend on the other rows.
 
     Args:
         row_ids: (n,) ids.
-        config: share and kinds.
-        seed: of the hashes.
+        config: share and kinds of faults.
+        seed: seed of the hashes.
     """
     hit = uniform_hash(seed, "arena spoil", row_ids) < np.uint64(min(config.share * _WHOLE, _WHOLE - 2**12))
     kind = uniform_hash(seed, "arena fault", row_ids) % np.uint64(len(config.kinds))
@@ -26,14 +26,14 @@ def faults_of(row_ids: Sequence[str], config: SpoilConfig, seed: int) -> list[Fa
 
 
 def spoil(completions: Sequence[str], row_ids: Sequence[str], faults: Sequence[Fault | None], seed: int) -> list[tuple[str, str]]:
-    """Completions with their faults, and the name of the fault that each has: another than asked for, or "" for none.
+    """Apply faults to completions; returns each with the name of its actual fault, which may differ, or "" for none.
 
     Args:
         completions: (n,) texts.
-        row_ids: (n,) their ids.
-        faults: (n,) what each is to have.
-        seed: of the hashes. Another row's completion is that of the next row in hash order whose completion differs; where none
-            does, the row keeps its own.
+        row_ids: (n,) ids of the rows.
+        faults: (n,) intended faults.
+        seed: seed of the hashes. The fault "other" takes the completion of the next row in hash order whose completion differs;
+            if none does, the row keeps its own.
     """
     order = np.argsort(uniform_hash(seed, "arena donor", row_ids), kind="stable")
     place = np.empty(len(order), np.int64)
@@ -53,7 +53,7 @@ def spoil(completions: Sequence[str], row_ids: Sequence[str], faults: Sequence[F
 
 
 def _damaged(text: str, fault: Fault, seed: int, row_id: str) -> str | None:
-    """The text cut or shuffled; None where that leaves it as it is, or where the fault needs another row."""
+    """The truncated or shuffled text; None if that leaves it unchanged, or if the fault needs another row."""
     words = text.split()
     if fault == "other" or len(words) < 2:
         return None

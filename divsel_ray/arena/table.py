@@ -1,4 +1,4 @@
-"""The result as a table for a terminal of 80 columns."""
+"""The result as a table for a terminal with 80 columns."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from divsel_ray.arena.result import Result
 
 
 def standings_table(result: Result) -> Table:
-    """One line for each contender, the lowest loss first; those told apart from random in bold."""
+    """One line per contender, lowest loss first; those that differ from random are bold."""
     spoiled = result.settings["spoil"] is not None
     table = Table("contender", box=None, pad_edge=False, header_style="dim")
-    for name in ("loss", f"less random's\n[{100 * LEVEL:.0f} %]", "tasks", *(["spoiled"] if spoiled else []), "CPU s", "GPU s"):
+    for name in ("loss", f"vs random\n[{100 * LEVEL:.0f} %]", "tasks", *(["spoiled"] if spoiled else []), "CPU s", "GPU s"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in result.standings:
         shares = [one.covered, *([one.spoiled] if spoiled else [])]

@@ -1,4 +1,4 @@
-"""Processes that stay: they train one cell after another and measure what came out, and nothing is started twice."""
+"""Persistent processes that train one cell after another and measure the results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from divsel_ray.resources import Cluster, await_ready
 from divsel_ray.train.stage import SECTION, Round, train_here
 
 LOSSES = "losses.parquet"
-"""Of a cell: row_id, nats, tokens."""
+"""File of a cell with row_id, nats and tokens."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Measurement:
     """How losses are measured.
 
     Attributes:
-        rows: Parquet (row_id, messages) of the evaluation rows.
+        rows: Parquet file (row_id, messages) of the evaluation rows.
         batch_tokens: padded tokens per batch.
-        chat_template: text of a Jinja template in place of the model's own.
+        chat_template: Jinja template that replaces the model's own, as text.
     """
 
     rows: str
@@ -42,25 +42,25 @@ class Measurement:
 
 
 class ArenaWorker:
-    """One process with a training worker's place. The untuned model, once measured with, stays loaded."""
+    """A process with the resources of one training worker. The untuned model stays loaded after its first use."""
 
     def __init__(self, config: TrainConfig, measurement: Measurement) -> None:
         self._config, self._measurement = config, measurement
         self._meter: LossMeter | None = None
 
     def ready(self) -> bool:
-        """Answers once the actor has its place."""
+        """Return once the actor has its resources."""
         return True
 
     def train(self, round_: Round, config: TrainConfig, folder: str) -> dict[str, Any]:
-        """Do a training in a stage's folder."""
+        """Run a training in a stage's folder."""
         try:
             return train_here(round_, config, Path(folder))
         finally:
             _release()
 
     def measure(self, trained: str | None, target: str) -> None:
-        """Write the losses under the untuned model, or under what a training left. Done once."""
+        """Write the losses under the untuned model (None) or a trained one, unless the file exists."""
         if not Path(target).exists():
             write_losses(Path(self._measurement.rows), lambda rows: self._losses(trained, rows), Path(target))
 
@@ -87,7 +87,7 @@ class ArenaWorker:
 
 
 def _release() -> None:
-    """Free what a training held, the GPU's memory too: the next process may have its place on the same one."""
+    """Free the memory of a training, including GPU memory: the next process may use the same GPU."""
     import torch
 
     gc.collect()
@@ -96,39 +96,39 @@ def _release() -> None:
 
 
 def trains_alone(config: TrainConfig) -> bool:
-    """Whether one process does a training."""
+    """Whether a training runs in a single process."""
     return (config.workers.count or 1) == 1 and not config.fsdp
 
 
 def check_places(arena: Arena, cluster: Cluster) -> None:
-    """Refuse more cells at a time than there are places for their trainings.
+    """Check that the cluster can run the trainings of `parallel` cells at a time.
 
     Raises:
-        InputError: says what is asked for and what there is.
+        InputError: it cannot; the message gives the requested and the available resources.
     """
     config, parallel = arena.refine.train, arena.settings.parallel
     if parallel == 1:
         return
     if not trains_alone(config):
-        raise InputError("parallel: trainings of several workers run one at a time; set parallel to 1")
+        raise InputError("parallel: trainings with several workers run one at a time; set parallel to 1")
     cpus, gpus = config.workers.cpus, cluster.gpus_per_worker(config.workers)
     room = cluster.count(config.workers.model_copy(update={"count": None}), parallel)
     if parallel > room:
         raise InputError(
-            f"parallel {parallel}: each cell's training asks for {cpus:g} CPUs and {gpus:g} GPUs, and the cluster has "
+            f"parallel {parallel}: each cell's training needs {cpus:g} CPUs and {gpus:g} GPUs, and the cluster has "
             f"{cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs: at most {room} at a time"
         )
 
 
 @dataclass
 class Bench:
-    """As many workers as cells run at a time, started when first needed.
+    """As many workers as cells run at a time, each started when first needed.
 
     Attributes:
-        config: the recipe.
-        measurement: of the cells.
-        cluster: where they run.
-        size: workers at most.
+        config: training settings.
+        measurement: settings for measuring cells.
+        cluster: cluster on which the workers run.
+        size: maximum number of workers.
     """
 
     config: TrainConfig
@@ -144,20 +144,20 @@ class Bench:
 
     @property
     def trains_here(self) -> bool:
-        """Whether trainings run in these workers; those spread over several processes have their own."""
+        """Whether trainings run in these workers; trainings over several processes have their own."""
         return trains_alone(self.config)
 
     def train(self, round_: Round, config: TrainConfig, folder: Path) -> dict[str, Any]:
-        """Do a training in one of the workers.
+        """Run a training in one of the workers.
 
         Raises:
-            InputError, JobError: as the training.
+            InputError, JobError: raised by the training.
         """
         with self._worker() as worker:
             return dict(answer_of(worker.train.remote(round_, config, str(folder)), "training failed"))
 
     def measure(self, trained: Path | None, folder: Path) -> None:
-        """Measure the untuned model (None), or what a training left, into a cell's folder.
+        """Measure the untuned model (None) or a trained one, and write the losses to a cell's folder.
 
         Raises:
             InputError, JobError: a model cannot be loaded, or measuring failed.
@@ -166,20 +166,20 @@ class Bench:
             answer_of(worker.measure.remote(str(trained) if trained else None, str(folder / LOSSES)), "evaluation failed")
 
     def close(self) -> None:
-        """End the workers that are idle and free what they hold; they start again when needed."""
+        """Stop idle workers and free their resources; they are restarted when needed."""
         for worker in [self._idle.get() for _ in range(self._idle.qsize())]:
             if worker is not None:
                 ray.kill(worker)
             self._idle.put(None)
 
     def kill(self) -> None:
-        """End all workers, those at work too: whoever waits for one fails."""
+        """Kill all workers, including busy ones; calls that wait for them fail."""
         for worker in self._started:
             ray.kill(worker)
 
     @contextlib.contextmanager
     def _worker(self) -> Iterator[Any]:
-        """A worker for the block, started if none is there."""
+        """Reserve a worker for the block, starting it if necessary."""
         worker = self._idle.get()
         try:
             if worker is None:

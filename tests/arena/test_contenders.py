@@ -181,7 +181,7 @@ def test_more_cells_at_a_time_than_there_are_places_are_refused_with_the_numbers
     two = {"model": "some/model", "workers": {"count": 1, "cpus": 2}}
     settings = write(tmp_path, **job(refine={"train": two}))
     check_places(load_arena(settings, ["parallel=2"]), cluster)
-    with pytest.raises(InputError, match=r"parallel 3: .* asks for 2 CPUs and 0 GPUs.*4 CPUs.*at most 2 at a time"):
+    with pytest.raises(InputError, match=r"parallel 3: .* needs 2 CPUs and 0 GPUs.*4 CPUs.*at most 2 at a time"):
         check_places(load_arena(settings, ["parallel=3"]), cluster)
 
 

@@ -1,6 +1,6 @@
-"""Parallel coordinates of the trials: an axis for each setting and figure, a line for each trial.
+"""Parallel coordinates plot of the trials: one axis per setting and figure, one line per trial.
 
-Drawn from plain lines, since plotly's own kind compiles code in the browser, which the page's content security policy forbids.
+Drawn as scatter lines, because plotly's `parcoords` compiles code in the browser, which the content security policy forbids.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from divsel_ray.tune.outcome import Outcome, Trial
 
 MOST_LINES = 200
 MOST_LABELS = 12
-"""Labels of an axis of choices; of more, evenly spaced ones are shown."""
+"""Maximum number of labels on an axis of choices; of more choices, evenly spaced ones are labelled."""
 _SCALE = [[0.0, charts.HELD_OUT], [0.5, "#9aa3ad"], [1.0, charts.SELECTED]]
 _STOPPED = "rgba(138,148,163,0.55)"
 _LABEL = 22
@@ -29,13 +29,13 @@ _LABEL = 22
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis.
+    """One axis of the plot.
 
     Attributes:
-        name: of the setting or figure.
-        places: of each trial, in 0..1; None where it is not known.
-        texts: of each trial's value.
-        ticks: places and labels.
+        name: name of the setting or figure.
+        places: position of each trial, in 0..1; None if unknown.
+        texts: text of each trial's value.
+        ticks: positions and labels.
     """
 
     name: str
@@ -45,18 +45,18 @@ class Axis:
 
 
 def shown(outcome: Outcome) -> list[Trial]:
-    """The trials that are drawn: those whose objective is known, at most the first so many."""
+    """The trials to plot: the first `MOST_LINES` whose objective is known."""
     return [trial for trial in outcome.trials if trial.objective is not None][:MOST_LINES]
 
 
 def parallel_figure(outcome: Outcome) -> go.Figure:
-    """Settings from left to right, then measures, the objective last; lines from orange (the worst) to blue."""
+    """Plot settings from left to right, then the measures and the objective; lines range from orange (worst) to blue (best)."""
     trials = shown(outcome)
     axes = axes_of(outcome, trials)
     figure = go.Figure()
     figure.update_layout(**charts.look(height=460, top=64), showlegend=False, hovermode="closest")
     objective = axes[-1].places
-    # The best are drawn last, over the others.
+    # The best are drawn last, on top of the others.
     for number in reversed(range(len(trials))):
         figure.add_scatter(**_line(axes, number, trials[number], objective[number] or 0.0, outcome.mode))
     for place, axis in enumerate(axes):
@@ -72,7 +72,7 @@ def parallel_figure(outcome: Outcome) -> go.Figure:
 
 
 def _wrapped(name: str) -> str:
-    """A dotted name with a line for each part, cut within parts that are long."""
+    """A dotted name with one line per part; long parts are wrapped."""
     lines = [line for part in name.replace(".", ".\n").split("\n") for line in wrap(part.replace("_", "_ "), _LABEL // 2)]
     return "<br>".join(safe(line.replace("_ ", "_")) for line in lines)
 
@@ -93,7 +93,7 @@ def _line(axes: Sequence[Axis], number: int, trial: Trial, place: float, mode: s
 
 
 def axes_of(outcome: Outcome, trials: Sequence[Trial]) -> list[Axis]:
-    """An axis for each setting, for each further measure, and for the objective."""
+    """One axis for each setting, for each additional measure, and for the objective."""
     tuning = outcome.tuning
     axes = [setting_axis(name, dimension, [one.settings[name] for one in trials]) for name, dimension in tuning.search.items()]
     measures = [name for name in dict.fromkeys(tuning.measures) if name != tuning.objective]
@@ -102,7 +102,7 @@ def axes_of(outcome: Outcome, trials: Sequence[Trial]) -> list[Axis]:
 
 
 def setting_axis(name: str, dimension: Dimension, values: Sequence[Any]) -> Axis:
-    """An axis of a range, or of a choice's values at even distances, in their order."""
+    """The axis of a range, or of the values of a choice, evenly spaced in their order."""
     if dimension.choice is None:
         return number_axis(name, values, log=dimension.kind.startswith("log"))
     known = dimension.choice
@@ -114,7 +114,7 @@ def setting_axis(name: str, dimension: Dimension, values: Sequence[Any]) -> Axis
 
 
 def number_axis(name: str, values: Sequence[float | None], *, log: bool) -> Axis:
-    """An axis from the least to the greatest value."""
+    """An axis from the smallest to the largest value."""
     scaled = [None if value is None else math.log(value) if log else float(value) for value in values]
     known = [value for value in scaled if value is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
@@ -126,7 +126,7 @@ def number_axis(name: str, values: Sequence[float | None], *, log: bool) -> Axis
 
 
 def text_of(value: Any) -> str:
-    """A value in a few characters."""
+    """A value as a short text."""
     if value is None:
         return "–"
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -134,5 +134,5 @@ def text_of(value: Any) -> str:
 
 
 def safe(text: str) -> str:
-    """The text as plotly shows it unchanged: its marks of HTML, and its own of templates, as entities."""
+    """Escape HTML and plotly's template syntax, so that plotly shows the text unchanged."""
     return html.escape(text, quote=False).replace("%{", "%&#123;")

@@ -1,4 +1,4 @@
-"""The stages that are the same in all trials, made once and before any trial, so that trials at the same time share them."""
+"""Builds the stages that all trials share, once and before the first trial, so that concurrent trials can reuse them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from divsel_ray.store import Store
 
 
 def common_stages(configs: Sequence[Config], folder: Path) -> frozenset[str]:
-    """Names of the stages that all of these jobs have alike, but for those of rounds.
+    """Names of the stages that are identical in all of these jobs, except for stages of rounds.
 
     Args:
-        configs: at least one; a stage differs between jobs as soon as a setting differs that it depends on.
-        folder: of the shared stages.
+        configs: at least one; a stage differs between jobs if any setting that it depends on differs.
+        folder: folder of the shared stages.
     """
     plans = [{stage.key: stage.name for stage, _ in plan_job(config, folder) if "/" not in stage.name} for config in configs]
     return frozenset(plans[0][key] for key in set.intersection(*map(set, plans)))
 
 
 def make_common(configs: Sequence[Config], folder: Path, cluster: Cluster, progress: Progress) -> None:
-    """Make what all of these jobs have in common of pool, embeddings, clusters and scores of the pool's rows.
+    """Build the stages that these jobs share: pool, embeddings, clusters and scores of the rows of the pool.
 
     Args:
         configs: at least one.
-        folder: where the stages go.
-        cluster: what there is to compute with.
-        progress: told of stages.
+        folder: folder of the shared stages.
+        cluster: available resources.
+        progress: receives the progress of the stages.
 
     Raises:
         InputError: the data or a model does not fit the configuration.
@@ -41,7 +41,7 @@ def make_common(configs: Sequence[Config], folder: Path, cluster: Cluster, progr
     making, naming = (Job(configs[0], store, progress, cluster, dry=dry) for dry in (False, True))
 
     def job_of(stage: str) -> Job:
-        """Of a stage that is not common a dry job knows the identity. A common one has common inputs: it never reads those."""
+        """The job for a stage, a dry one (identities only) unless the stage is shared. Shared stages only read shared ones."""
         return making if stage in common else naming
 
     with store.lock():

@@ -1,4 +1,4 @@
-"""How many trials a cluster holds at once, so that none waits for what another one keeps."""
+"""How many trials can run on a cluster at once without waiting for each other's resources."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from divsel_ray.needs import Known, Need, needs_of, problem_of
 from divsel_ray.resources import Cluster
 
 OWN_CPUS = 1.0
-"""CPUs of a trial's share that its own process is given, beside its stages' workers."""
+"""CPUs of a trial's share that are reserved for its own process, in addition to the workers of its stages."""
 
 Node = tuple[float, float]
-"""CPUs and GPUs."""
+"""CPUs and GPUs of a node."""
 
 
 def choose_concurrency(asked: int | None, configs: Sequence[Config], cluster: Cluster, most: int, known: Known) -> int:
-    """How many trials to run at once: as many as asked for, else as many as fit, at least one.
+    """How many trials to run at once: the number requested, or else as many as fit, at least one.
 
     Args:
-        asked: by the settings; None where the cluster is to decide.
-        configs: that trials may have.
-        cluster: where they run.
-        most: trials there will be.
-        known: of the pool.
+        asked: number set by the user; None to let the cluster decide.
+        configs: configurations that trials may have.
+        cluster: available resources.
+        most: total number of trials.
+        known: what is known about the pool.
 
     Raises:
-        InputError: so many do not fit; gives the numbers.
+        InputError: the number requested does not fit; the message contains the numbers.
     """
     if asked is None:
         return largest_fitting(configs, cluster, most, known)
@@ -39,19 +39,19 @@ def choose_concurrency(asked: int | None, configs: Sequence[Config], cluster: Cl
         return asked
     share, largest = share_of(cluster, asked), largest_fitting(configs, cluster, asked, known)
     raise InputError(
-        f"concurrency {asked}: of {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs each trial would have {share.cpus:g} and "
-        f"{share.gpus:g} beside the CPU of its own process, but {problem}; set concurrency to {largest}, or leave it out"
+        f"concurrency {asked}: of {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs each trial would get {share.cpus:g} and "
+        f"{share.gpus:g} besides the CPU of its own process, but {problem}; set concurrency to {largest}, or remove it"
     )
 
 
 def largest_fitting(configs: Sequence[Config], cluster: Cluster, most: int, known: Known) -> int:
-    """The most trials at once that fit, and so do all lower numbers."""
+    """The largest number of concurrent trials such that it and all smaller numbers fit."""
     candidates = range(2, min(most, int(cluster.cpus)) + 1)
     return next((count - 1 for count in candidates if problem_at(count, configs, cluster, known)), max([1, *candidates]))
 
 
 def problem_at(count: int, configs: Iterable[Config], cluster: Cluster, known: Known) -> str | None:
-    """Why so many trials do not fit at once; None where they do. One alone is as good as a job of its own."""
+    """Why `count` trials do not fit at once; None if they do. A single trial always fits: it is like an ordinary job."""
     if count == 1:
         return None
     share = share_of(cluster, count)
@@ -65,16 +65,16 @@ def problem_at(count: int, configs: Iterable[Config], cluster: Cluster, known: K
 
 
 def _problem(kind: str, need: Need, cluster: Cluster, share: Cluster) -> str | None:
-    # Where a cluster has GPUs, a share without one would silently compute on CPUs.
+    # On a cluster with GPUs, a share without one would silently compute on CPUs.
     workers = need.workers.model_copy(update={"gpus": cluster.gpus_per_worker(need.workers)})
-    # The CPUs of a local Ray are bookkeeping for one job; several would take them from each other.
+    # The CPUs of a local Ray instance are only bookkeeping for one job; several jobs would take them from each other.
     if not replace(share, local=False).holds_together((workers, need.count)):
         return f"{need.section} asks for {need.count} x {workers.cpus:g} CPUs and {need.count} x {workers.gpus:g} GPUs"
     return problem_of(kind, replace(need, workers=workers), share)
 
 
 def share_of(cluster: Cluster, count: int) -> Cluster:
-    """What each of so many trials has: whole nodes where there are enough, else a part of one, less its own process's CPU."""
+    """Share of each of `count` trials: whole nodes if there are enough, else part of one, minus the CPU of its own process."""
     if count == 1:
         return cluster
     nodes = _less_own(_dealt(cluster.each or ((cluster.cpus, cluster.gpus),), count))
@@ -91,7 +91,7 @@ def share_of(cluster: Cluster, count: int) -> Cluster:
 
 
 def _dealt(nodes: Sequence[Node], count: int) -> list[Node]:
-    """Of each kind of node every trial gets as many; where they are fewer than the trials, an equal part of one."""
+    """Every trial gets the same number of nodes of each kind, or an equal part of one if there are fewer nodes than trials."""
     share = list[Node]()
     for (cpus, gpus), there in sorted(Counter(nodes).items()):
         parts = math.ceil(count / there)
@@ -100,7 +100,7 @@ def _dealt(nodes: Sequence[Node], count: int) -> list[Node]:
 
 
 def _less_own(nodes: Sequence[Node]) -> list[Node]:
-    """Without the CPU of the trial's own process, taken from the node with most CPUs, one without GPUs if it has it."""
+    """Subtract the CPU of the trial's own process from the node with the most CPUs, preferably one without GPUs."""
     left = list(nodes)
     at = min(range(len(left)), key=lambda index: (left[index][0] < OWN_CPUS, left[index][1], -left[index][0]))
     left[at] = (max(0.0, left[at][0] - OWN_CPUS), left[at][1])

@@ -1,4 +1,4 @@
-"""How two figures of the same trials go together."""
+"""Correlation of two figures over the same trials."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 NORMAL_95 = 1.959963984540054
 """The 97.5th percentile of the standard normal distribution."""
 FEW = 10
-"""Below so many trials an interval says little beyond that it is wide."""
+"""With fewer points than this, the interval is too wide to be informative."""
 ROUNDING = 1e-13
-"""Of the largest figure: deviations up to it are the arithmetic's."""
+"""Relative to the largest figure: smaller deviations are treated as rounding errors."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Correlation:
     """Pearson's r of a measure with the objective.
 
     Attributes:
-        measure: the one.
-        objective: the other.
-        trials: in which both are known.
-        points: settings that differ by more than the rows that they stand on; trials of one count as one.
-        groups: of trials that stand on the same rows; a trial is compared with those of its group.
-        r: in -1..1; None where fewer than three points are free, or where one figure is the same in all.
-        low, high: 95 % interval by Fisher's z transform; None where fewer than four are free, or r is exactly 1 or -1.
+        measure: name of the measure.
+        objective: name of the objective.
+        trials: number of trials in which both are known.
+        points: number of distinct settings, apart from those that decide the rows; trials of one point count once.
+        groups: number of groups of trials that use the same rows; a trial is only compared within its group.
+        r: in -1..1; None with fewer than three degrees of freedom, or if one of the figures is constant.
+        low, high: 95 % interval by Fisher's z transform; None with fewer than four, or if r is exactly 1 or -1.
     """
 
     measure: str
@@ -50,18 +50,17 @@ def correlate(
 ) -> Correlation:
     """Pearson's correlation over points, with the interval of Fisher (1921): tanh(atanh r ± 1.96 / sqrt(n - 3)).
 
-    Trials of a group stand on the same rows, so each group's mean is taken away first. What is left is averaged over the trials
-    of a point: what the settings of a point do is the same in all of them, so that they are not pairs of their own. Where every
-    trial is a point of its own, each group beyond the first leaves one pair fewer free (partial correlation, Fisher 1924).
-    The interval holds for pairs that are independent and normally distributed; points of a grid are neither, so read it as a
-    rough guide.
+    Trials of a group use the same rows, so the mean of each group is subtracted first. The residuals are averaged over the
+    trials of a point: its settings have the same effect in all of them, so they are not independent pairs. If every trial is
+    its own point, each group beyond the first removes one degree of freedom (partial correlation, Fisher 1924). The interval
+    assumes independent, normally distributed pairs; the points of a grid are neither, so treat it as a rough guide.
 
     Args:
-        measure: what the pairs' first figure is.
-        objective: what the second is.
-        pairs: of figures, one for each trial.
-        points: the point of each trial; None where each is one of its own.
-        groups: the group of each trial; None where all are of one.
+        measure: name of the first figure of the pairs.
+        objective: name of the second.
+        pairs: pairs of figures, one for each trial.
+        points: point of each trial; None if every trial is its own point.
+        groups: group of each trial; None if all are in the same group.
     """
     point = _codes(range(len(pairs)) if points is None else points)
     group = _codes([None] * len(pairs) if groups is None else groups)
@@ -83,7 +82,7 @@ def _pearson(one: NDArray[np.float64], other: NDArray[np.float64]) -> float | No
 
 
 def _codes(names: Sequence[Hashable]) -> NDArray[np.intp]:
-    """0, 1, ... for each different name."""
+    """The names numbered 0, 1, ... in order of first occurrence."""
     known = {name: at for at, name in enumerate(dict.fromkeys(names))}
     return np.array([known[name] for name in names], np.intp)
 
@@ -95,6 +94,6 @@ def _averaged(figures: NDArray[np.float64], code: NDArray[np.intp]) -> NDArray[n
 
 def _centred(figures: NDArray[np.float64], code: NDArray[np.intp]) -> NDArray[np.float64]:
     found = figures - _averaged(figures, code)[code]
-    # What is the same in all of a group is not to vary by how its mean is rounded.
+    # A figure that is constant within a group must not vary because its mean was rounded.
     found[np.abs(found) <= ROUNDING * np.abs(figures).max()] = 0
     return found

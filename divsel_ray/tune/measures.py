@@ -1,4 +1,4 @@
-"""The figures of a trial's finished run that its own stages do not hold already; the Ray side of `objectives`."""
+"""Computes the figures of a trial's finished run, also those that its own stages do not record; the Ray side of `objectives`."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from divsel_ray.tune.objectives import EVALUATE, SILHOUETTE, figure_of, figures_
 from divsel_ray.watch import round_figures
 
 VERSION = 1
-"""Of the silhouette's stage; raised when what it holds changes."""
+"""Version of the silhouette stage; incremented when its contents change."""
 HUMAN_EVAL = "humaneval"
 
 
 def measure(tuning: TuningConfig, config: Config, store: Store, cluster: Cluster, progress: Progress) -> dict[str, float]:
-    """Objective and further measures of a finished run, by name.
+    """The objective and the additional measures of a finished run, by name.
 
     Args:
-        tuning: names them, see `objectives.FIGURES`.
-        config: of the run.
-        store: its folder.
-        cluster: where what is not known yet is measured.
-        progress: where the user is told.
+        tuning: the search, which names the figures; see `objectives.FIGURES`.
+        config: configuration of the run.
+        store: run folder.
+        cluster: resources for measuring what the run does not contain yet.
+        progress: receives the progress of such measurements.
 
     Raises:
-        JobError: one is not known of this run.
+        JobError: a figure is not available for this run.
     """
     _, stages = read_stages(store.root)
     facts = {stage: record.facts for stage, record in stages.items()}
 
     def value_of(name: str) -> float | None:
-        """A figure by what it is known of."""
+        """Compute a figure according to its kind."""
         match figure_of(name).of:
             case "selection":
                 return of_selection(stages, name)
@@ -59,14 +59,14 @@ def measure(tuning: TuningConfig, config: Config, store: Store, cluster: Cluster
     found = {name: value_of(name) for name in figures_wanted(tuning)}
     unknown = [name for name, value in found.items() if value is None]
     if unknown:
-        raise JobError(f"{store.root}: {unknown[0]} is not known of this run; take another objective or measure")
+        raise JobError(f"{store.root}: {unknown[0]} is not available for this run; choose another objective or measure")
     return {name: value for name, value in found.items() if value is not None}
 
 
 def silhouette_of(
     stages: dict[str, StageRecord], config: Config, store: Store, cluster: Cluster, progress: Progress
 ) -> float | None:
-    """Mean simplified silhouette of all rows (see `cluster.silhouette`); None of a single cluster. Kept as a stage."""
+    """Mean simplified silhouette of all rows (see `cluster.silhouette`), stored as a stage; None for a single cluster."""
     record, sizes = stages["cluster"], np.array(stages["cluster"].facts["sizes"])
     if np.count_nonzero(sizes) < 2:
         return None
@@ -85,18 +85,18 @@ def silhouette_of(
 def benchmark(
     name: str, stages: dict[str, StageRecord], config: Config, asked: BenchmarkConfig, root: Path, *, guessed: bool = False
 ) -> float | None:
-    """The score of a run's last model in `TASK` or `TASK:METRIC` of `divsel evaluate`; the task's first metric by default.
+    """The score of a run's last model on `TASK` or `TASK:METRIC` of `divsel evaluate`; by default the task's first metric.
 
     Args:
-        name: of the task and the metric.
-        stages: of the run.
-        config: of the run.
-        asked: how the model is asked.
-        root: the run's folder.
-        guessed: trials are compared by it as if more were better, though no one said so.
+        name: task and metric.
+        stages: stages of the run.
+        config: configuration of the run.
+        asked: settings of the benchmark.
+        root: run folder.
+        guessed: whether higher is only assumed to be better when trials are compared by this score.
 
     Raises:
-        InputError: the task is not known or its data cannot be had, it has no such metric, or less of it is better.
+        InputError: the task is unknown, its data is unavailable, it has no such metric, or lower is better despite `guessed`.
     """
     from divsel_ray.evaluate.evaluation import Request, evaluate
 
@@ -113,21 +113,21 @@ def benchmark(
     if not wanted:
         raise InputError(f"{EVALUATE}{name}: expected one of the metrics {', '.join(one['metric'] for one in found['figures'])}")
     if guessed and not humaneval and _less_is_better(wanted[0]["metric"], result.with_name(found["files"][task][0])):
-        raise InputError(f"{EVALUATE}{name}: less of {wanted[0]['metric']} is better; set mode: min, and what is there is kept")
+        raise InputError(f"{EVALUATE}{name}: lower {wanted[0]['metric']} is better; set mode: min; finished work is kept")
     return number(wanted[0]["value"])
 
 
 def _less_is_better(label: str, file: Path) -> bool:
-    """Whether lm-evaluation-harness says so of the metric in what it reported; only the loaded task knows it."""
+    """Whether lower is better according to the report of lm-evaluation-harness; only the loaded task knows it."""
     task, metric, *_ = label.split()
     return read_json(file)["raw"]["higher_is_better"].get(task, {}).get(metric) is False
 
 
 def require_benchmarks(names: Sequence[str], asked: BenchmarkConfig) -> None:
-    """Refuse to start without what a benchmark needs.
+    """Raise if the requirements of a benchmark are not met.
 
     Raises:
-        InputError: a package or the folder of tasks is not there.
+        InputError: a package or the tasks folder is missing.
     """
     if not names:
         return

@@ -1,4 +1,4 @@
-"""What a search came to: its trials, the best first, and how their figures go together."""
+"""The outcome of a search: its trials, best first, and the correlations of their figures."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Trial:
     """One trial.
 
     Attributes:
-        key: the name of its run folder in `trials/`.
-        settings: by their place in the job's configuration.
+        key: name of its run folder in `trials/`.
+        settings: values by their dotted path in the job's configuration.
         state: finished, stopped (by the scheduler, after a round) or failed.
-        objective: of the finished run, or of the last round before it was stopped; None where it is not known.
-        figures: objective and measures of a finished one.
-        rounds: each round's figures.
-        seconds: of work; what other trials had made already is not in them.
+        objective: value after the finished run, or after the last round of a stopped one; None if unknown.
+        figures: objective and measures of a finished trial.
+        rounds: figures of each round.
+        seconds: seconds of work, without what other trials had already computed.
         error: why it failed.
     """
 
@@ -44,7 +44,7 @@ class Trial:
 
     @property
     def last_round(self) -> int | None:
-        """The last round it ended; None where it has none."""
+        """The last completed round; None if there is none."""
         return int(self.rounds[-1][ROUND]) if self.rounds else None
 
 
@@ -53,12 +53,12 @@ class Outcome:
     """A search and its trials.
 
     Attributes:
-        tuning: what was asked.
-        mode: whether the best has most or least of the objective.
-        trials: finished ones from the best to the worst, then those stopped, the farthest first, then those that failed.
-        correlations: of each further measure with the objective, over finished trials, among those of the same rows.
-        cautions: what to keep in mind when comparing them, a line each.
-        concurrency: trials that ran at once.
+        tuning: the search.
+        mode: whether the best trial has the highest or the lowest objective.
+        trials: finished trials from best to worst, then stopped ones, those with most rounds first, then failed ones.
+        correlations: each additional measure against the objective, over finished trials, within groups of the same rows.
+        cautions: caveats for comparing the trials, one line each.
+        concurrency: number of trials that ran at once.
     """
 
     tuning: TuningConfig
@@ -70,7 +70,7 @@ class Outcome:
 
     @property
     def finished(self) -> list[Trial]:
-        """Trials that ran to their end, the best first."""
+        """Trials that ran to completion, best first."""
         return [trial for trial in self.trials if trial.state == "finished"]
 
     @property
@@ -80,14 +80,14 @@ class Outcome:
 
 
 def read_trial(folder: Path, search: str, point: Point, tuning: TuningConfig, error: BaseException | None) -> Trial:
-    """A trial as its folder tells it; one that neither finished nor failed was stopped.
+    """Read a trial from its folder; one that neither finished nor failed was stopped.
 
     Args:
-        folder: its run folder.
-        search: name of the search among others in the folder.
-        point: its settings.
+        folder: run folder of the trial.
+        search: name of the search, which tells searches in the same folder apart.
+        point: settings of the trial.
         tuning: the search.
-        error: that ended it. One of equal settings may have finished all the same, and then so has this.
+        error: error that ended it, ignored if another trial with the same settings finished.
     """
     record = read_record(folder, search)
     state = record.get("state", "failed")
@@ -100,7 +100,7 @@ def read_trial(folder: Path, search: str, point: Point, tuning: TuningConfig, er
 
 
 def compare(tuning: TuningConfig, trials: Sequence[Trial], concurrency: int) -> Outcome:
-    """Trials in their order, and the correlations."""
+    """Order the trials and compute the correlations."""
     mode = mode_of(tuning)
     ordered = sorted(trials, key=lambda trial: _place(trial, mode))
     finished = [trial for trial in ordered if trial.state == "finished"]

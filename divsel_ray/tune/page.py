@@ -1,4 +1,4 @@
-"""`tune.json`, `tune.html` and `best.yaml`: every trial, the best one's configuration, and what goes with what."""
+"""Writes `tune.json`, `tune.html` and `best.yaml`: all trials with their correlations, and the best configuration."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from divsel_ray.tune.outcome import Outcome
 RECORD, PAGE, BEST = "tune.json", "tune.html", "best.yaml"
 _TEMPLATE = "tune.html.j2"
 MOST_ROWS = 500
-"""Trials in the page's table."""
+"""Maximum number of trials in the table of the page."""
 
 
 def write_outcome(outcome: Outcome, folder: Path) -> None:
-    """Write the three into a folder; without a finished trial there is no best one."""
+    """Write the three files to a folder; `best.yaml` only if a trial finished."""
     write_json(folder / RECORD, record_of(outcome))
     texts = {PAGE: render_page(outcome)}
     if outcome.best is not None:
@@ -47,10 +47,10 @@ def record_of(outcome: Outcome) -> dict[str, Any]:
 
 
 def best_config(outcome: Outcome) -> str:
-    """The best trial's configuration, which `divsel run` takes."""
+    """The best trial's configuration as YAML for `divsel run`."""
     best, objective = outcome.best, outcome.tuning.objective
     assert best is not None
-    # A benchmark is named by the user, on one line.
+    # The name of a benchmark comes from the user: keep the comment on one line.
     reached = f"{' '.join(objective.split())} = {best.figures[objective]:.6g}"
     settings = dump_config(outcome.tuning.config_of(best.settings))
     return f"# best of {len(outcome.finished)} finished trials of divsel tune: {reached}\n{settings}"

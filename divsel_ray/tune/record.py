@@ -1,4 +1,4 @@
-"""What a trial leaves of itself, for those who look at it from outside."""
+"""The record that a trial writes to its run folder for the processes that observe it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from divsel_ray.store import read_json
 TRIALS, SHARED, STATE = "trials", "shared", ".state"
 """Folders of a search."""
 OBJECTIVE, ROUND = "objective", "round"
-"""What Ray Tune is told of."""
+"""Keys of the reports to Ray Tune."""
 
 
 def record_file(folder: Path, search: str) -> Path:
-    """The file of a trial in its run folder, which is other searches' too: each has figures of its own."""
+    """The record of a trial in its run folder. Searches may share the folder, and each has its own figures."""
     return folder / f"trial-{search}.json"
 
 
 def read_record(folder: Path, search: str) -> dict[str, Any]:
-    """Settings, state, rounds, figures and error of a trial, as far as they are known; empty where it has not begun."""
+    """Settings, state, rounds, figures and error of a trial, as far as known; empty if it has not started."""
     path = record_file(folder, search)
     return dict(read_json(path)) if path.is_file() else {}

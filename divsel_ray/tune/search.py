@@ -1,8 +1,8 @@
-"""`divsel tune` below the command line: a search in, trials compared, the best configuration written.
+"""Implements `divsel tune`: runs a search, compares its trials and writes the best configuration.
 
-<out>/trials/<key>/   a run folder for each trial; `divsel report` takes it
-<out>/shared/         the stages that trials find of one another, each made once
-<out>/.state/         what Ray Tune pickles to go on from after a kill; for the owner only
+<out>/trials/<key>/   run folder of a trial; can be passed to `divsel report`
+<out>/shared/         stages that trials share, each built once
+<out>/.state/         state that Ray Tune pickles to resume after a kill; accessible to the owner only
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ from divsel_ray.tune.trial import Setting, decoded, trainable
 from divsel_ray.watch import require_trackers
 
 TRIAL_CPUS = 0.01
-"""Of Ray Tune's own process for a trial, which waits; the job's stages ask for what they need."""
+"""CPUs of Ray Tune's own process for a trial, which only waits; the stages of the job request what they need."""
 _POLL_SECONDS = 0.5
 _OF_INPUTS = ("pool", "clean", "embed", "reward", "quality")
-"""Stages whose keys hash files and models that the settings only name."""
+"""Stages whose keys contain hashes of files and models that the settings only name."""
 
 
 def tune_job(tuning: TuningConfig, out: str | Path, progress: Progress | None = None) -> Outcome:
-    """Try settings of a job, going on with whatever the folder already holds, and compare the trials.
+    """Try settings of a job and compare the trials, resuming from what the folder already contains.
 
-    Leaves `tune.json`, `tune.html` and, where a trial finished, `best.yaml` in the folder.
+    Writes `tune.json`, `tune.html` and, if a trial finished, `best.yaml` to the folder.
 
     Args:
         tuning: the search.
-        out: the folder, on storage that every node sees.
-        progress: told of stages and trials.
+        out: output folder, on storage that every node can access.
+        progress: receives the progress of stages and trials.
 
     Raises:
-        InputError: settings, data or the cluster do not fit one another, or Optuna is asked for and missing.
-        JobError: another process holds the folder.
+        InputError: settings, data or the cluster do not match, or Optuna is requested but not installed.
+        JobError: another process is using the folder.
     """
     store, progress = Store(out), progress or Silent()
     configs = [tuning.config_of(corner) for corner in tuning.corners()]
@@ -78,7 +78,7 @@ def tune_job(tuning: TuningConfig, out: str | Path, progress: Progress | None = 
 
 
 def _check(tuning: TuningConfig, configs: Sequence[Config]) -> None:
-    """Refuse before anything starts what trials would refuse one by one."""
+    """Raise before anything starts on errors that would otherwise fail each trial."""
     check_figures(tuning, configs)
     require_benchmarks([name for name in figures_wanted(tuning) if figure_of(name).of == "benchmark"], tuning.benchmark)
     if tuning.searcher == "optuna":
@@ -93,20 +93,20 @@ def _require_optuna() -> None:
     try:
         import optuna  # noqa: F401
     except ImportError as error:
-        raise InputError(f"searcher optuna: the package is missing ({error}); pip install optuna, or take random") from None
+        raise InputError(f"searcher optuna: the package is missing ({error}); pip install optuna, or use random") from None
 
 
 def _name(tuning: TuningConfig, concurrency: int, planned: Sequence[tuple[Stage, bool]]) -> str:
-    """Of what Ray Tune keeps: another search in the same folder begins anew, and finds the stages of the earlier one.
+    """Name of Ray Tune's state: a different search in the same folder starts afresh, but reuses the stages of earlier ones.
 
-    So does the same search over other data or models, which the keys of a trial's first stages tell.
+    The same search over other data or models, which the keys of the first stages reveal, also counts as different.
     """
     inputs = [stage.key for stage, _ in planned if stage.name in _OF_INPUTS]
     return digest([tuning.model_dump(mode="json"), concurrency, inputs])
 
 
 def _search(setting: Setting, concurrency: int) -> list[Trial]:
-    """Have Ray Tune run the trials, or go on with those that it had begun."""
+    """Let Ray Tune run the trials, or resume those that it had started."""
     _quiet()
     state = setting.out / STATE
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def _search(setting: Setting, concurrency: int) -> list[Trial]:
 
 
 def _trials(setting: Setting, results: Iterable[Any]) -> list[Trial]:
-    """A trial for each run folder: of equal settings, one that did not fail if there is one."""
+    """One trial for each run folder: among trials with equal settings, preferably one that did not fail."""
     found: dict[Path, Trial] = {}
     for result in results:
         point = decoded(setting.tuning, result.config)
@@ -151,7 +151,7 @@ def _tuner(setting: Setting, concurrency: int, state: Path) -> Any:
 
 
 def _restorable(place: Path) -> bool:
-    """Whether there is a search to go on with: one that was killed before its first snapshot is begun anew."""
+    """Whether a search can be resumed; one that was killed before its first snapshot starts afresh."""
     from ray import tune
 
     return bool(tune.Tuner.can_restore(str(place))) and any(place.glob("experiment_state-*.json"))
@@ -189,13 +189,13 @@ def _scheduler(tuning: TuningConfig) -> Any:
     if tuning.scheduler == "none":
         return FIFOScheduler()
     rounds = max(refine.rounds for corner in tuning.variations() if (refine := tuning.config_of(corner).refine))
-    # The report of a finished job must not count as one that asha stopped.
+    # The report of a finished job must not look like a trial stopped by asha.
     most = max(rounds, tuning.grace_rounds) + 1
     return ASHAScheduler(time_attr=ROUND, max_t=most, grace_period=tuning.grace_rounds, reduction_factor=tuning.reduction)
 
 
 def _quiet() -> None:
-    """Ray Tune's tables, banners and loggers are not wanted, and Ctrl-C is ours; its state is written every second."""
+    """Disable Ray Tune's tables, banners, loggers and SIGINT handler, and have it write its state every second."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_GLOBAL_CHECKPOINT_S": "1"}
     for name in ("ray.tune", "optuna"):
@@ -204,7 +204,7 @@ def _quiet() -> None:
 
 @contextlib.contextmanager
 def _followed(setting: Setting, progress: Progress) -> Iterator[None]:
-    """Tell of trials while they run, by what they write into their folders."""
+    """Report the progress of running trials from the records in their folders."""
     progress.start(TRIALS)
     stop = threading.Event()
     thread = threading.Thread(target=_follow, args=(setting, progress, stop), daemon=True)
@@ -219,7 +219,7 @@ def _followed(setting: Setting, progress: Progress) -> Iterator[None]:
 
 def _follow(setting: Setting, progress: Progress, stop: threading.Event) -> None:
     objective, told, ended = setting.tuning.objective, set[str](), False
-    # What an earlier command came to was told then.
+    # The results of earlier commands were reported by them.
     for name, record in _records(setting).items():
         list(_news(name, record, objective, told))
     while not ended:
@@ -233,13 +233,13 @@ def _follow(setting: Setting, progress: Progress, stop: threading.Event) -> None
 
 
 def _records(setting: Setting) -> dict[str, dict[str, Any]]:
-    """What this search's trials have written so far, by their keys."""
+    """The records of this search's trials so far, by key."""
     found = {path.name: read_record(path, setting.name) for path in sorted((setting.out / TRIALS).glob("*"))}
     return {name: record for name, record in found.items() if record}
 
 
 def _news(name: str, record: dict[str, Any], objective: str, told: set[str]) -> Iterator[str]:
-    """What has not been told of a trial yet: its rounds, and its end."""
+    """News of a trial that has not been reported yet: its rounds and its end."""
     settings = ", ".join(f"{place}={value}" for place, value in record["settings"].items())
     said = [f"round {one[ROUND]}: {objective} {one[objective]:.4g}" for one in record["rounds"] if objective in one]
     if record["state"] == "finished":

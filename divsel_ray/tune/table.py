@@ -1,4 +1,4 @@
-"""Trials and correlations for a terminal."""
+"""Tables of trials and correlations for the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from divsel_ray.tune.outcome import Outcome, Trial
 
 
 def trials_table(outcome: Outcome) -> Table:
-    """One line for each trial, the best first."""
+    """One line for each trial, best first."""
     table = Table("trial", box=None, pad_edge=False, header_style="dim")
     names = figures_wanted(outcome.tuning)
     for name in (*outcome.tuning.search, *names):
@@ -39,7 +39,7 @@ def _state(trial: Trial) -> str:
 
 
 def outcome_lines(outcome: Outcome) -> Iterator[str]:
-    """Correlations, what to keep in mind, and why trials failed."""
+    """Correlations, caveats, and reasons why trials failed."""
     for one in outcome.correlations:
         yield correlation_line(one)
     yield from outcome.cautions
@@ -49,13 +49,13 @@ def outcome_lines(outcome: Outcome) -> Iterator[str]:
 
 
 def correlation_line(one: Correlation) -> str:
-    """A correlation with its interval, in words."""
+    """A correlation with its interval as a sentence."""
     pair = f"{one.measure} and {one.objective}"
     of = f"{one.trials} trials" + (f" of {one.points} points in {one.groups} groups of the same rows" if one.groups > 1 else "")
     if one.r is None:
-        return f"{pair}: no correlation to give; {of}, or one of the two does not vary"
+        return f"{pair}: no correlation; too few points ({of}), or one of the two is constant"
     said = f"{pair}: Pearson r = {one.r:.2f} over {of}"
     if one.low is None or one.high is None:
         return f"{said}; too few for an interval"
-    few = "; few points, so it says little" if one.points < FEW else ""
+    few = "; unreliable with few points" if one.points < FEW else ""
     return f"{said}, 95 % interval {one.low:.2f} to {one.high:.2f} (Fisher z{few})"

@@ -1,7 +1,7 @@
-"""One trial on Ray: a small process that Ray Tune starts and may stop, and beside it the process of the job.
+"""One trial on Ray: a small process that Ray Tune starts and may stop, and a separate process for the job.
 
-Ray Tune puts its trials into placement groups that whatever they start would have to fit into. The job therefore runs in an
-actor outside of the group; it ends with the trial that owns it.
+Ray Tune puts its trials into placement groups, and everything that a trial starts would have to fit into its group. The job
+therefore runs in an actor outside the group; it ends with the trial that owns it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from divsel_ray.tune.measures import measure
 from divsel_ray.tune.record import OBJECTIVE, ROUND, SHARED, STATE, TRIALS, read_record, record_file
 
 LOCK_PATIENCE_S = 60.0
-"""How long a trial waits for its folder: the process of a killed search may take a moment to end."""
+"""How long a trial waits for its folder: the process of a killed search may take a moment to exit."""
 _POLL_SECONDS = 0.5
 LEAVING_S = 60
-"""How long Ray Tune waits for a stopped trial before it uses the trial's process again; two seconds by itself."""
+"""How long Ray Tune waits for a stopped trial before it reuses the trial's process; Ray's default is two seconds."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Setting:
 
     Attributes:
         tuning: the search.
-        out: its folder, seen by every node.
-        share: what each trial has of the cluster.
-        name: of this search among others in the folder.
+        out: folder of the search, accessible to every node.
+        share: each trial's share of the cluster.
+        name: name of the search, which tells searches in the same folder apart.
     """
 
     tuning: TuningConfig
@@ -52,7 +52,7 @@ class Setting:
     name: str
 
     def folder(self, point: Point) -> Path:
-        """The run folder of a trial; the same settings of the same job give the same."""
+        """The run folder of a trial; it is the same for the same settings of the same job."""
         return self.out / TRIALS / digest(self.tuning.config_of(point).model_dump(mode="json", exclude_unset=True))[:8]
 
     @property
@@ -62,10 +62,10 @@ class Setting:
 
 
 class TrialProcess:
-    """Runs the jobs of trials, one after the other, and lets one go on after a round only when it is told to.
+    """Runs the jobs of trials one after the other; after each reported round a job waits until it is told to continue.
 
     Args:
-        setting: of the search.
+        setting: what the trials of the search have in common.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -74,32 +74,32 @@ class TrialProcess:
         self._verdicts: queue.Queue[bool] = queue.Queue()
 
     def run(self, point: Point) -> None:
-        """The job of a trial and its figures.
+        """Run the job of a trial and report its figures.
 
         Raises:
-            InputError: its settings contradict one another.
-            JobError: says in one line what is wrong.
+            InputError: its settings contradict each other.
+            JobError: the job failed; the message is one line.
         """
         try:
             self._run(point)
         finally:
-            # Whoever waits for the next report would wait for ever.
+            # Otherwise the caller of `next_report` would wait forever.
             self._reports.put(None)
 
     def _run(self, point: Point) -> None:
         setting = self._setting
         self._config, self._folder = setting.tuning.config_of(point), setting.folder(point)
-        # Of trials of equal settings one works at a time; the others wait as long as it takes, and then have its figures.
+        # Of trials with equal settings only one works at a time; the others wait for as long as it takes and use its figures.
         with held(setting.out / STATE / f"{setting.name}-turns" / self._folder.name):
             known = read_record(self._folder, setting.name)
             figures = known["figures"] if known.get("state") == "finished" else self._work(point)
             self._report(self._rounds, figures[setting.tuning.objective])
 
     def _work(self, point: Point) -> dict[str, float]:
-        """The figures, by work that is noted down.
+        """Compute the figures, keeping the record up to date.
 
         Raises:
-            JobError: says in one line what is wrong.
+            JobError: the job failed; the message is one line.
         """
         with held(self._folder, LOCK_PATIENCE_S):
             pass
@@ -125,20 +125,20 @@ class TrialProcess:
         return measure(setting.tuning, self._config, Store(folder, shared), setting.share, Silent())
 
     def stage(self, name: str, figures: Mapping[str, float]) -> None:
-        """A stage is there: nothing to do."""
+        """A stage is complete: nothing to do."""
 
     def round(self, number: int, figures: Mapping[str, float]) -> None:
-        """A round is over: tell, and wait where trials are stopped between rounds; of the last round the run's end tells."""
+        """Record a round, and report it if trials are stopped between rounds; the last one is reported at the end of the run."""
         self._note(rounds=[*self._record["rounds"], {ROUND: number, **figures}])
         objective = figures.get(self._setting.tuning.objective)
         if self._setting.in_rounds and objective is not None and number < self._rounds:
             self._report(number, objective)
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """No more events follow: nothing to do."""
 
     def _report(self, number: int, objective: float) -> None:
-        """Hand on the objective after a round, and wait: a `go_on` that was left over would let the next trial go on unasked."""
+        """Report the objective after a round and wait for `go_on`, because a left-over `go_on` would release the next trial."""
         self._reports.put({OBJECTIVE: objective, ROUND: number})
         self._verdicts.get()
 
@@ -147,11 +147,11 @@ class TrialProcess:
         write_json(record_file(self._folder, self._setting.name), self._record)
 
     def next_report(self) -> dict[str, Any] | None:
-        """Wait for the next report; None after the last."""
+        """Wait for the next report; None after the last one."""
         return self._reports.get()
 
     def go_on(self) -> None:
-        """Let the job go on after a report."""
+        """Let the job continue after a report."""
         self._verdicts.put(True)
 
 
@@ -159,8 +159,8 @@ def trainable(setting: Setting) -> Callable[[dict[str, Any]], None]:
     """The function that Ray Tune calls for each trial."""
 
     def trial(point: dict[str, Any]) -> None:
-        """Runs in a process that Ray Tune keeps for the next trial."""
-        # A stopped trial that takes longer to leave the process, as on a busy machine, would fail the next one.
+        """Run a trial in a process that Ray Tune reuses for the next one."""
+        # A stopped trial that takes longer than this to end, as on a busy machine, would make the next one fail.
         os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", str(LEAVING_S))
         follow(setting, decoded(setting.tuning, point))
 
@@ -168,13 +168,13 @@ def trainable(setting: Setting) -> Callable[[dict[str, Any]], None]:
 
 
 def decoded(tuning: TuningConfig, point: Mapping[str, Any]) -> Point:
-    """Ray Tune knows a choice by the number of its value."""
+    """Decode a point of Ray Tune, which identifies the values of a choice by their index."""
     choices = {place: dimension.choice for place, dimension in tuning.search.items()}
     return {place: chosen[value] if (chosen := choices[place]) is not None else value for place, value in point.items()}
 
 
 def follow(setting: Setting, point: Point) -> None:
-    """Have the job of a trial run, and pass on what it reports. Ray Tune stops a trial by ending it when it reports."""
+    """Run the job of a trial and forward its reports to Ray Tune, which stops a trial by ending it within a report."""
     from ray import tune
 
     process = _PROCESSES.pop(setting.name, None) or _start(setting)
@@ -191,7 +191,7 @@ def follow(setting: Setting, point: Point) -> None:
 
 
 _PROCESSES: dict[str, Any] = {}
-"""Of this process's last trial: the next one need not load everything again."""
+"""The job process of the last trial in this process: the next trial reuses it and need not load everything again."""
 
 
 def _start(setting: Setting) -> Any:
@@ -201,10 +201,10 @@ def _start(setting: Setting) -> Any:
 
 @contextlib.contextmanager
 def held(folder: Path, patience: float = math.inf) -> Iterator[None]:
-    """Hold the folder's lock, as soon as no one else does.
+    """Hold the folder's lock, waiting until it is free.
 
     Raises:
-        JobError: after so many seconds, someone still does.
+        JobError: the lock is still held by another process after `patience` seconds.
     """
     end = time.monotonic() + patience
     with contextlib.ExitStack() as lock:

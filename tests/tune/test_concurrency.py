@@ -65,8 +65,8 @@ def test_the_largest_of_several_configurations_counts():
 def test_what_does_not_fit_is_refused_with_the_numbers():
     config, machine = refined({"count": 1, "cpus": 2}), cluster((4, 0), local=True)
     expected = (
-        "concurrency 2: of 4 CPUs and 0 GPUs each trial would have 1 and 0 beside the CPU of its own process, but refine.train "
-        "asks for 1 x 2 CPUs and 1 x 0 GPUs; set concurrency to 1, or leave it out"
+        "concurrency 2: of 4 CPUs and 0 GPUs each trial would get 1 and 0 besides the CPU of its own process, but refine.train "
+        "asks for 1 x 2 CPUs and 1 x 0 GPUs; set concurrency to 1, or remove it"
     )
     with pytest.raises(InputError) as refused:
         choose_concurrency(2, [config], machine, 10, Known())
@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_refused_with_the_numbers():
 
 
 def test_a_share_without_a_cpu_for_the_stages_is_refused():
-    with pytest.raises(InputError, match=r"each trial would have 0 and 0 .* its stages ask for at least 1; set concurrency to 1"):
+    with pytest.raises(InputError, match=r"each trial would get 0 and 0 .* its stages ask for at least 1; set concurrency to 1"):
         choose_concurrency(2, [static()], cluster((2, 0), local=True), 10, Known())
 
 

@@ -38,7 +38,7 @@ def test_figures_of_a_run_are_its_own_and_the_silhouette_is_scikit_learns_defini
     written = (kept / "_manifest.json").stat().st_mtime_ns
     assert measure(tuning, config, Store(folder), cluster, Silent()) == found
     assert (kept / "_manifest.json").stat().st_mtime_ns == written
-    with pytest.raises(JobError, match="held_out_loss is not known of this run"):
+    with pytest.raises(JobError, match="held_out_loss is not available for this run"):
         measure(search(tmp_path, objective="held_out_loss"), config, Store(folder), cluster, Silent())
 
 
@@ -100,7 +100,7 @@ def test_an_objective_of_which_the_harness_says_less_is_better_needs_a_mode(tmp_
 
     monkeypatch.setattr(evaluation, "evaluate", Evaluation(tmp_path))
     monkeypatch.setattr(measures, "read_stages", lambda _: ({}, stages_in(tmp_path)))
-    with pytest.raises(InputError, match=r"evaluate:arc:surprise: less of arc surprise is better; set mode: min"):
+    with pytest.raises(InputError, match=r"evaluate:arc:surprise: lower arc surprise is better; set mode: min"):
         measured(objective="evaluate:arc:surprise")
     assert measured(objective="evaluate:arc:surprise", mode="min") == {"evaluate:arc:surprise": 9.0}
     assert measured(objective="evaluate:arc", measures=["evaluate:arc:surprise"])["evaluate:arc"] == 0.25

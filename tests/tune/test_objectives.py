@@ -42,9 +42,9 @@ REWARDED = {"job": REFINED, "objective": "held_out_loss", "scheduler": "asha"}
             {"job": {**REFINED, "refine": {**REFINED["refine"], "held_out": 0}}, "objective": "held_out_gap"},
             "held_out_gap: needs held-out rows; set refine.held_out",
         ),
-        ({**REWARDED, "objective": "vendi"}, "scheduler asha: vendi is not known of each round; take one of held_out_loss"),
-        ({**REWARDED, "search": {"budget": {"choice": [12, 24]}}}, "asha: trials of different budget .* leave budget out"),
-        ({**REWARDED, "search": {"refine.rounds": {"choice": [2, 3]}}}, "asha: trials of different refine.rounds"),
+        ({**REWARDED, "objective": "vendi"}, "scheduler asha: vendi is not known after each round; use one of held_out_loss"),
+        ({**REWARDED, "search": {"budget": {"choice": [12, 24]}}}, "asha: trials with different budget .* remove budget"),
+        ({**REWARDED, "search": {"refine.rounds": {"choice": [2, 3]}}}, "asha: trials with different refine.rounds"),
     ],
 )
 def test_figures_that_trials_will_not_have_are_refused(tmp_path, changes, said):
@@ -54,7 +54,7 @@ def test_figures_that_trials_will_not_have_are_refused(tmp_path, changes, said):
 
 def test_more_of_a_perplexity_is_not_taken_for_better(tmp_path):
     how = {"job": {**REFINED, "reward": {"perplexity": "lm"}}, "objective": "held_out_reward"}
-    with pytest.raises(InputError, match=r"held_out_reward: of reward\.perplexity more is stranger; set mode"):
+    with pytest.raises(InputError, match=r"held_out_reward: higher is not better with reward\.perplexity; set mode"):
         check(search(tmp_path, **how))
     check(search(tmp_path, **how, mode="min"))
     check(search(tmp_path, **{**how, "objective": "held_out_loss"}, measures=["held_out_reward"]))
@@ -77,7 +77,7 @@ LESS = ["wikitext", "wikitext:word_perplexity", "arc:brier_score", "lambada_open
 @pytest.mark.parametrize("name", LESS)
 def test_a_benchmark_of_which_less_may_be_better_needs_a_mode(tmp_path, name):
     how = {"job": REFINED, "objective": f"evaluate:{name}"}
-    with pytest.raises(InputError, match=f"objective evaluate:{name}: .*less may be better; set mode to min or max"):
+    with pytest.raises(InputError, match=f"objective evaluate:{name}: lower may be better for this .*; set mode to min or max"):
         check(search(tmp_path, **how))
     check(search(tmp_path, **how, mode="min"))
     check(search(tmp_path, job=REFINED, objective="held_out_loss", measures=[f"evaluate:{name}"]))
@@ -93,7 +93,7 @@ def test_a_benchmark_of_which_more_is_better_needs_none(tmp_path, name):
 def test_a_figure_that_a_setting_moves_by_itself_is_pointed_out(tmp_path):
     assert cautions(search(tmp_path)) == []
     [line] = cautions(search(tmp_path, search={"budget": {"choice": [12, 24]}}))
-    assert line.startswith("vendi also depends on budget alone")
+    assert line.startswith("vendi also depends directly on budget")
     [line] = cautions(search(tmp_path, job=REFINED, objective="held_out_loss", search={"seed": {"choice": [0, 1]}}))
     assert "held-out rows vary here with seed" in line
 
@@ -109,7 +109,7 @@ SCALES = {
 @pytest.mark.parametrize("objective", ["held_out_gap", "mean_gap", "held_out_reward"])
 @pytest.mark.parametrize("place", SCALES)
 def test_a_figure_in_units_of_a_reward_model_that_varies_is_pointed_out(tmp_path, objective, place):
-    said = f"{objective} is in units of the reward model, which varies here with the settings"
+    said = f"{objective} is in units of the reward model, which varies between the trials"
     how = {"job": REFINED, "objective": objective}
     assert said in cautions(search(tmp_path, **how, search={place: {"choice": SCALES[place]}}))
     assert cautions(search(tmp_path, **how)) == []
@@ -134,7 +134,7 @@ def test_what_decides_the_rows_is_pointed_out_where_it_varies(tmp_path, place):
     tuning = search(tmp_path, job=REFINED, objective="held_out_loss", search={place: {"choice": ROWS[place]}})
     assert rows_by(tuning) == [place]
     [line] = cautions(tuning)
-    assert line == f"held-out rows vary here with {place}, so that figures differ by the rows too"
+    assert line == f"held-out rows vary here with {place}, so figures also differ because of the rows"
 
 
 def test_settings_of_the_pool_and_of_the_draw_that_keep_its_rows_are_not(tmp_path):

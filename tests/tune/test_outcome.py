@@ -71,7 +71,7 @@ def test_an_interval_over_few_trials_says_so(tmp_path):
     trials = [trial(str(n), float(v), settings={"cluster.k": n}, copies=n / 10) for n, v in figures]
     [line] = outcome_lines(compare(search(tmp_path, measures=["copies"]), trials, 1))
     assert line == (
-        "copies and vendi: Pearson r = 0.85 over 5 trials, 95 % interval -0.13 to 0.99 (Fisher z; few points, so it says little)"
+        "copies and vendi: Pearson r = 0.85 over 5 trials, 95 % interval -0.13 to 0.99 (Fisher z; unreliable with few points)"
     )
 
 

@@ -1,9 +1,9 @@
-"""The arena a Ray cluster runs: `divsel arena` on the cluster that Ray's job server connects it to.
+"""Entry point for `divsel arena` as a job on a Ray cluster, submitted to Ray's job server.
 
     ray job submit --address http://localhost:8265 --working-dir . -- \\
         python jobs/arena.py jobs/configs/arena.yaml --out /shared/runs/arena job.pool.data=/shared/data/rows.jsonl
 
-Takes the arguments of `divsel arena`. The folder must lie on storage that every node mounts.
+Accepts the arguments of `divsel arena`. The output folder must be on storage that every node mounts.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""The evaluation a Ray cluster runs: `divsel evaluate` on the cluster that Ray's job server connects it to.
+"""Entry point for `divsel evaluate` as a job on a Ray cluster, submitted to Ray's job server.
 
     ray job submit --address http://localhost:8265 --working-dir . -- \\
         python jobs/evaluate.py /shared/runs/alpaca --task gsm8k --humaneval --out /shared/runs/alpaca/evaluate
 
-Takes the arguments of `divsel evaluate`. Models and results must lie on storage that every node mounts.
+Accepts the arguments of `divsel evaluate`. Models and results must be on storage that every node mounts.
 """
 
 import sys

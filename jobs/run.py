@@ -1,10 +1,10 @@
-"""The job a Ray cluster runs: `divsel run` on the cluster that Ray's job server connects it to.
+"""Entry point for `divsel run` as a job on a Ray cluster, submitted to Ray's job server.
 
     ray job submit --address http://localhost:8265 --working-dir . -- \\
         python jobs/run.py jobs/configs/alpaca.yaml --out /shared/runs/alpaca
 
-Takes the arguments of `divsel run`. The run folder must lie on storage that every node mounts. `divsel submit` does the same,
-checks the job before it is sent, and also from a folder that is not this repository.
+Accepts the arguments of `divsel run`. The run folder must be on storage that every node mounts. `divsel submit` does the
+same, checks the job before sending it, and also works outside this repository.
 """
 
 import sys

@@ -8,17 +8,17 @@
 #SBATCH --output=divsel-%j.log
 #SBATCH --requeue
 #
-# A divsel job on nodes that Slurm gives: Ray's head on the first node, a worker on every other, and all of it gone with the job.
-# Submitted again, or requeued, the job goes on with what its run folder holds.
+# Runs a divsel job on nodes allocated by Slurm: Ray's head on the first node, a worker on each of the others. All of them end
+# with the job. A job that is submitted again or requeued resumes from its run folder.
 #
 #   sbatch jobs/slurm.sh jobs/configs/alpaca.yaml --out /shared/runs/alpaca pool.data=/shared/data/alpaca_data.json
 #
-# Takes the arguments of `divsel run`. Submit it from a folder that every node mounts, with `divsel` and `ray` on the PATH. What
-# sbatch is told on the command line before the script (--nodes=8 --partition=...) wins over the lines above.
+# Accepts the arguments of `divsel run`. Submit it from a folder that every node mounts, with `divsel` and `ray` on the PATH.
+# Options given to sbatch before the script (--nodes=8 --partition=...) override the lines above.
 #
-# Ray runs any code that reaches its ports, listens on every address of a node, and the users of one machine room share its
-# network. So every call needs a token, which is made for this job and removed with it, and Ray's job server is not started. The
-# nodes find one another by their first IPv4 address; where that is not the private one, change `address_of`.
+# Ray executes any code that is sent to its ports and listens on all addresses of a node, and the users of a cluster share its
+# network. So every call needs a token, which is generated for this job and removed with it, and Ray's job server is not started.
+# Nodes find each other by their first IPv4 address; if that is not the private one, change `address_of`.
 set -euo pipefail
 
 [ $# -ge 1 ] || { echo "usage: sbatch jobs/slurm.sh CONFIG --out SHARED_FOLDER [KEY=VALUE]..." >&2; exit 2; }
@@ -38,9 +38,9 @@ on() { "${step[@]}" --nodelist="$1" "${@:2}"; }
 address_of() { on "$1" hostname -I | awk '{ for (i = 1; i <= NF; i++) if ($i !~ /:/) { print $i; next } }'; }
 
 start() { # NODE ADDRESS OPTION...
-  # Below the TMPDIR that a node has. Ray's sockets lie deep in it, and their paths must be short.
+  # In the node's TMPDIR: Ray's sockets are nested deeply in this folder, and their paths must be short.
   temporary[$1]=$(on "$1" mktemp -d --tmpdir ray-XXXXXX)
-  # Not by `on`: what is ended with the job must be srun itself, not a shell around it.
+  # Not with `on`: the process to end with the job must be srun itself, not a shell around it.
   "${step[@]}" --nodelist="$1" ray start --block --disable-usage-stats --node-ip-address="$2" --num-cpus="$cpus" \
     --num-gpus="$gpus" --temp-dir="${temporary[$1]}" "${@:3}" &
   started+=($!)
@@ -57,7 +57,7 @@ await_head() {
 
 end() {
   trap - EXIT TERM INT
-  # Workers first: they take their leave of the head.
+  # Workers first: they deregister from the head.
   for those in "${started[*]:1}" "${started[*]:0:1}"; do
     # shellcheck disable=SC2086
     [ -z "$those" ] || { kill $those; wait $those; } 2> /dev/null || true

@@ -1,9 +1,9 @@
-"""The search a Ray cluster runs: `divsel tune` on the cluster that Ray's job server connects it to.
+"""Entry point for `divsel tune` as a job on a Ray cluster, submitted to Ray's job server.
 
     ray job submit --address http://localhost:8265 --working-dir . -- \\
         python jobs/tune.py jobs/configs/tune_k.yaml --out /shared/runs/tune-k
 
-Takes the arguments of `divsel tune`. The folder must lie on storage that every node mounts.
+Accepts the arguments of `divsel tune`. The output folder must be on storage that every node mounts.
 """
 
 import sys

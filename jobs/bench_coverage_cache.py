@@ -1,13 +1,13 @@
-"""What `bench_coverage.py` keeps between runs: the rows as the product's own stages leave them, their vectors and qualities.
+"""The cache of `bench_coverage.py`: the rows as written by the stages of a job, their vectors and qualities.
 
-A stage's facts (`pool.json` and so on) are written when its folder is whole; a stage that was stopped is continued.
+The facts of a stage (`pool.json` and so on) are written when its folder is complete; an interrupted stage resumes.
 
-| folder | made by | of |
+| folder | built by | from |
 |---|---|---|
 | `pool/` | `data.stage.build_pool` | all files |
-| `others/` | here | rows of the pool that are not in the labelled file, whose vectors are given |
+| `others/` | this module | rows of the pool that are not in the labelled file (whose vectors are given) |
 | `reward/` | `score.stage.build_reward` | the pool: a Bradley-Terry head on MiniLM |
-| `embed/` | `embed.stage.embed_pool` | `others/`, 128 tokens, as the given vectors |
+| `embed/` | `embed.stage.embed_pool` | `others/`, 128 tokens, like the given vectors |
 | `quality/` | `score.stage.score_pool` | the pool, by that reward model, 128 tokens |
 """
 
@@ -48,8 +48,8 @@ class Cached:
 
     Attributes:
         row_ids: (n,) S32.
-        source: (n,) objects, the name of the file each row is from.
-        quality: (n,) float64, NaN where missing.
+        source: (n,) objects, name of each row's file.
+        quality: (n,) float64, NaN if missing.
         vectors: (n, d) float16; zeros for rows of the labelled file.
     """
 
@@ -60,10 +60,10 @@ class Cached:
 
 
 def sources_of(references: Sequence[str], every: Sequence[str]) -> list[str]:
-    """The names that the pool gives the files behind some of all references.
+    """The names that the pool uses for the files behind some of all references.
 
     Raises:
-        InputError: a reference leads to no file.
+        InputError: a reference does not resolve to a file.
     """
     files = find_inputs(every, _FILES)
     names = dict(zip(files, source_names(files), strict=True))
@@ -71,16 +71,16 @@ def sources_of(references: Sequence[str], every: Sequence[str]) -> list[str]:
 
 
 def make_cache(folder: Path, labelled: str, references: Sequence[str], progress: Progress) -> None:
-    """Make what is missing of the cache; with nothing missing, nothing is started.
+    """Build the missing parts of the cache; start nothing if it is complete.
 
     Args:
         folder: the cache.
         labelled: the file whose vectors are given.
-        references: of all files, `labelled` among them.
-        progress: told of each stage.
+        references: references of all files, including `labelled`.
+        progress: receives the progress of each stage.
 
     Raises:
-        InputError: a file cannot be read, or the cache was made of other files.
+        InputError: a file cannot be read, or the cache was built from other files.
     """
     names = sources_of(references, references)
     (own,) = sources_of([labelled], references)
@@ -104,7 +104,7 @@ def make_cache(folder: Path, labelled: str, references: Sequence[str], progress:
     _keep(folder, "pool", pool, progress)
     made_of = sorted(read_json(folder / "pool.json")["files"])
     if made_of != sorted(names):
-        raise InputError(f"--cache {folder}: was made of {', '.join(made_of)}, not of {', '.join(names)}; name another folder")
+        raise InputError(f"--cache {folder}: was made of {', '.join(made_of)}, not of {', '.join(names)}; use another folder")
     _keep(folder, "reward", fit, progress)
     _keep(folder, "embed", embed, progress)
     _keep(folder, "quality", score, progress)
@@ -123,7 +123,7 @@ def _keep(folder: Path, stage: str, make: Callable[[Path], dict[str, Any]], prog
 
 
 def _write_others(folder: Path, labelled: str) -> list[str]:
-    """Write the pool's partitions without the labelled file's rows; those left empty are none."""
+    """Write the pool's partitions without the rows of the labelled file; empty partitions are omitted."""
     for file in _parts(folder / "pool"):
         target = folder / "others" / Path(file).name
         if not target.exists():
@@ -134,7 +134,7 @@ def _write_others(folder: Path, labelled: str) -> list[str]:
 
 
 def read_cache(folder: Path) -> Cached:
-    """Read what `make_cache` made."""
+    """Read the rows written by `make_cache`."""
     pool, quality, embedded = (_parts(folder / stage) for stage in ("pool", "quality", "embed"))
     columns = PoolColumns(pool)
     source = columns.read_texts(pool, "source")

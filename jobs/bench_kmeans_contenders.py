@@ -1,10 +1,10 @@
-"""The contenders of `bench_kmeans.py`, and the processes they run in.
+"""The contenders of `bench_kmeans.py`, and their processes.
 
     python jobs/bench_kmeans_contenders.py REQUEST.json
 
-runs the contenders that the request names, one after the other, and writes beside it `outcomes.json` and each one's final
-centroids. Every process notes when it stood ready and when it fitted, on the clock that all processes of a machine share;
-whoever started it samples its memory meanwhile, so that the sampling neither waits for its locks nor adds to its memory.
+runs the contenders named in the request, one after the other, and writes `outcomes.json` and the final centroids of each to the
+folder of the request. Every process records when it was idle and when it fitted, on the clock shared by all processes of a
+machine; its parent samples its memory meanwhile, so that sampling neither waits for its locks nor adds to its memory.
 """
 
 from __future__ import annotations
@@ -40,31 +40,31 @@ OURS: dict[str, dict[str, Any]] = {
 """Arguments of `divsel_ray.KMeans` by contender."""
 RIVALS = ("faiss", "sklearn_lloyd", "sklearn_elkan", "torch")
 BLOCK = 65_536
-"""Rows that PyTorch multiplies with all centroids at once."""
+"""Number of rows that PyTorch multiplies with all centroids at once."""
 SETTLE_SECONDS = 0.5
-"""How long a rival stands still before and after its fit, so that short ones are sampled too."""
+"""How long a rival sleeps before and after its fit, so that short fits are sampled too."""
 POLL_SECONDS = 0.02
 LOOK_SECONDS = 0.5
 """How often to look for new processes."""
 GROWTH = 16 << 20
-"""Bytes by which memory has grown before it is sampled again at once."""
+"""Growth of memory in bytes that triggers another sample immediately."""
 SLIGHT = 1 << 20
-"""Bytes by which a process must have changed to be looked at again then."""
+"""Change in bytes from which a process is measured again in such a sample."""
 SAMPLING_SHARE = 0.03
-"""Share of one core that sampling may take while memory does not grow."""
+"""Share of one core that sampling may use while memory does not grow."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a process is asked to do.
+    """The task of a process.
 
     Attributes:
         contenders: names from `OURS` and `RIVALS`.
         rows: folder of Parquet files to cluster.
-        tiny: a few of these rows, for the fit that brings up the actors.
-        start: .npy file of the first centroids (k, d) float32.
-        iterations: of Lloyd's loop, at most.
-        threads: of a rival; shard actors of ours, each with one thread.
+        tiny: folder with a few of these rows, for the fit that starts the actors.
+        start: .npy file with the initial centroids (k, d) float32.
+        iterations: maximum number of iterations of Lloyd's loop.
+        threads: threads of a rival; shards of ours, each with one thread.
     """
 
     contenders: list[str]
@@ -77,16 +77,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one fit gave.
+    """Result of one fit.
 
     Attributes:
-        trace: (inertia, seconds since the loop began) of every iteration that saw all rows; the inertia is that of the
+        trace: (inertia, seconds since the start of the loop) of every iteration over all rows; the inertia is that of the
             centroids that entered it, the seconds are those at its end.
-        iterations: done, those on fewer rows included.
-        first_seconds: the first iteration; None where the library does not tell.
-        seconds: the whole loop, without reading rows.
-        idle: from when to when the process stood ready, its actors alive.
-        fitting: from when to when it fitted, reading the rows included.
+        iterations: number of iterations, including those on fewer rows.
+        first_seconds: seconds of the first iteration; None if the library does not report it.
+        seconds: seconds of the whole loop, without reading rows.
+        idle: start and end of the time when the process was ready, with its actors alive.
+        fitting: start and end of the fit, including reading the rows.
     """
 
     trace: list[tuple[float, float]]
@@ -99,14 +99,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Sample:
-    """Memory at one moment, proportional set size in bytes: of a process with its descendants, of the largest of those."""
+    """Proportional set size in bytes at one moment: of a process with its descendants, and of the largest of these."""
 
     moment: float
     size: int
     largest: int = 0
 
 
-# Contenders, each in a process of its own
+# Contenders, each in its own process
 
 
 def _run_ours(name: str, request: Request, idle: dict[int, tuple[float, float]]) -> tuple[Outcome, np.ndarray]:
@@ -133,7 +133,7 @@ def _run_faiss(name: str, request: Request) -> tuple[Outcome, np.ndarray]:
     start = np.load(request.start)
     k, dimension = start.shape
     idle, _ = _clocked(lambda: time.sleep(SETTLE_SECONDS))
-    # A limit that 32 bits hold: above it faiss would cluster a sample.
+    # The maximum of 32 bits: with more rows faiss would cluster a sample.
     model = faiss.Kmeans(dimension, k, niter=request.iterations, max_points_per_centroid=10**9, min_points_per_centroid=1)
     fitting, _ = _clocked(lambda: _hold(request.rows, lambda rows: model.train(rows, init_centroids=start)))
     trace = [(float(record["obj"]), float(record["time"])) for record in model.iteration_stats or []]
@@ -145,7 +145,7 @@ def _run_sklearn(name: str, request: Request) -> tuple[Outcome, np.ndarray]:
 
     algorithm, start = name.removeprefix("sklearn_"), np.load(request.start)
     idle, _ = _clocked(lambda: time.sleep(SETTLE_SECONDS))
-    # The rows are its own to change: a copy would only count against it.
+    # It may modify the rows: a copy would only add to its memory.
     model = KMeans(len(start), init=start, n_init=1, max_iter=request.iterations, tol=0, algorithm=algorithm, copy_x=False)
     fitting, (began, ended) = _clocked(lambda: _hold(request.rows, lambda rows: _clocked(lambda: model.fit(rows))[0]))
     return Outcome([], int(model.n_iter_), None, ended - began, idle, fitting), model.cluster_centers_
@@ -167,7 +167,7 @@ def _run_torch(name: str, request: Request) -> tuple[Outcome, np.ndarray]:
 
 
 def _plain_lloyd(rows: torch.Tensor, centroids: torch.Tensor, iterations: int) -> tuple[list[tuple[float, float]], torch.Tensor]:
-    """Lloyd's loop as one writes it in PyTorch: rows (n, d) and centroids (k, d) float32 on one device."""
+    """Lloyd's loop in plain PyTorch: rows (n, d) and centroids (k, d) float32 on one device."""
     import torch
 
     trace, labels = [], torch.empty(len(rows), dtype=torch.long, device=rows.device)
@@ -180,7 +180,7 @@ def _plain_lloyd(rows: torch.Tensor, centroids: torch.Tensor, iterations: int) -
         counts = torch.bincount(labels, minlength=len(centroids))[:, None]
         sums = torch.zeros_like(centroids).index_add_(0, labels, rows)
         centroids = torch.where(counts > 0, sums / counts.clamp(min=1), centroids)
-        # A GPU has done the iteration when its figure is here.
+        # A GPU has finished the iteration once its inertia has been copied.
         trace.append((float(inertia), time.perf_counter() - began))
     return trace, centroids
 
@@ -196,7 +196,7 @@ def _hold(folder: str, fit: Callable[[np.ndarray], Any]) -> Any:
 
 
 def _clocked(call: Callable[[], Any]) -> tuple[tuple[float, float], Any]:
-    """When a call began and ended, and its answer. Linux's monotonic clock is the same for all processes."""
+    """Start and end of a call, and its result. On Linux the monotonic clock is shared by all processes."""
     began = time.monotonic()
     answer = call()
     return (began, time.monotonic()), answer
@@ -220,10 +220,10 @@ def _answer(path: Path) -> None:
 
 
 def run_process(request: Request, folder: Path) -> tuple[dict[str, Outcome], list[Sample]]:
-    """Run contenders in a fresh process; their centroids are then in `folder`.
+    """Run contenders in a fresh process, which writes their centroids to `folder`.
 
     Raises:
-        JobError: it failed; says with which last words.
+        JobError: the process failed; the message contains its last line of output.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "request.json", asdict(request))
@@ -242,7 +242,7 @@ def run_process(request: Request, folder: Path) -> tuple[dict[str, Outcome], lis
 
 
 def _environment(request: Request) -> dict[str, str]:
-    """A Ray of its own that starts no workers ahead, which would count as memory; for a rival, its threads."""
+    """Start Ray without idle workers, which would count as memory; for a rival, set its threads."""
     limits = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     kept = {name: value for name, value in os.environ.items() if name not in (*limits, "RAY_ADDRESS")}
     if request.contenders[0] in OURS:
@@ -251,10 +251,10 @@ def _environment(request: Request) -> dict[str, str]:
 
 
 def sample_until_end(process: subprocess.Popen[bytes]) -> Iterator[Sample]:
-    """Samples whenever memory has grown, or processes came or went, and now and then between.
+    """Samples memory whenever it has grown or processes have started or ended, and occasionally in between.
 
-    Proportional sizes cost the kernel a walk through the page tables; resident sizes, which cost nothing, say when it is time,
-    and of which processes.
+    For proportional sizes the kernel must walk the page tables; resident sizes, which are cheap, decide when to sample and which
+    processes.
     """
     processes: list[int] = []
     known: dict[int, tuple[int, int]] = {}
@@ -278,12 +278,12 @@ def sample_until_end(process: subprocess.Popen[bytes]) -> Iterator[Sample]:
 
 
 def _measure(process: int, resident: int, before: tuple[int, int]) -> tuple[int, int]:
-    """Resident and proportional size; as they were before when the first has hardly changed."""
+    """Resident and proportional size; the previous ones if the resident size has hardly changed."""
     return before if abs(resident - before[0]) < SLIGHT else (resident, _proportional_size(process))
 
 
 def _descendants(process: int) -> Iterator[int]:
-    """A process and its descendants; those that end meanwhile are left out."""
+    """A process and its descendants, without those that end meanwhile."""
     yield process
     try:
         children = [task.read_text().split() for task in Path(f"/proc/{process}/task").glob("*/children")]
@@ -294,7 +294,7 @@ def _descendants(process: int) -> Iterator[int]:
 
 
 def _resident_size(process: int) -> int:
-    """Bytes of a process, what it shares counted in full; 0 when it has ended."""
+    """Resident bytes of a process, with shared pages counted in full; 0 if it has ended."""
     try:
         return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -302,7 +302,7 @@ def _resident_size(process: int) -> int:
 
 
 def _proportional_size(process: int) -> int:
-    """Bytes of a process, what it shares counted in equal parts; 0 when it has ended."""
+    """Proportional bytes of a process, with shared pages divided among their users; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The rows that `bench_kmeans.py` clusters: where they come from, how contenders read them, and what a clustering is worth."""
+"""The rows that `bench_kmeans.py` clusters: their origin, how contenders read them, and the inertia of a clustering."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CENTRES, _TOPICS, _SPREAD, _ZIPF = 5_000, 160, 0.6, 0.7
 
 @dataclass(frozen=True)
 class Rows:
-    """Parquet files of a case: all rows, a few of them, how many, their dimension, and where they come from."""
+    """Parquet files of a case: all rows, a few of them, their number, dimension and origin."""
 
     folder: Path
     tiny: Path
@@ -39,10 +39,10 @@ class Rows:
 
 
 def prepare_rows(count: int, embeddings: Path | None, work: Path) -> Rows:
-    """Write rows below `work`, unless they are there: those of `embeddings`, else `count` synthetic ones.
+    """Write rows below `work` unless they exist: those of `embeddings`, else `count` synthetic ones.
 
     Raises:
-        InputError: the embeddings cannot be used, or the disk has no room.
+        InputError: the embeddings cannot be used, or there is not enough disk space.
     """
     array, dimension = None, DIMENSION
     name, origin = f"synthetic-{count}x{dimension}", "synthetic"
@@ -64,8 +64,8 @@ def prepare_rows(count: int, embeddings: Path | None, work: Path) -> Rows:
 def synthetic_rows(index: int, count: int, dimension: int) -> np.ndarray:
     """Rows (count, d) float16 number `index` x ROWS_PER_FILE onwards of a mixture that resembles sentence embeddings.
 
-    160 topics hold 5,000 centres of Zipf-like sizes; features have a decaying spectrum. The constants are chosen so that the
-    inertia per row at k = 64 to 1,024 lies within 10 % of that of 55k MiniLM embeddings, and about as many features matter.
+    160 topics contain 5,000 centres with Zipf-like sizes; features have a decaying spectrum. The constants are chosen so that the
+    inertia per row at k = 64 to 1,024 is within 10 % of that of 55k MiniLM embeddings, with a similar effective dimension.
     """
     centres, own = _centres(dimension), np.random.default_rng([index + 1])
     sizes = (np.arange(_CENTRES) + 1.0) ** -_ZIPF
@@ -91,16 +91,16 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def write_rows(folder: Path, rows: int, dimension: int, make: Callable[[int, int], np.ndarray]) -> Path:
-    """Write Parquet files of `row_id` and `embedding`; those that are there are left alone.
+    """Write Parquet files of `row_id` and `embedding`; existing files are left unchanged.
 
     Args:
-        folder: where to.
-        rows: how many in all.
-        dimension: of each.
-        make: given a file's number and its count of rows, these rows (count, d) float16.
+        folder: output folder.
+        rows: total number of rows.
+        dimension: dimension of a row.
+        make: function from a file's number and number of rows to these rows (count, d) float16.
 
     Raises:
-        InputError: the disk has no room.
+        InputError: there is not enough disk space.
     """
     files = [folder / f"part-{index:05d}.parquet" for index in range(math.ceil(rows / ROWS_PER_FILE))]
     missing = [index for index, file in enumerate(files) if not file.exists()]
@@ -129,7 +129,7 @@ def _write_file(path: Path, first: int, rows: np.ndarray) -> None:
 
 
 def count_rows(folder: str | Path) -> int:
-    """Rows of all files of a folder."""
+    """Number of rows in all files of a folder."""
     return sum(pq.read_metadata(path).num_rows for path in Path(folder).glob("*.parquet"))
 
 
@@ -141,7 +141,7 @@ def read_blocks(folder: str | Path) -> Iterator[np.ndarray]:
 
 
 def read_float32(folder: str) -> np.ndarray:
-    """All rows, without ever holding them twice."""
+    """All rows, without ever keeping two copies in memory."""
     matrix, filled = np.empty((0, 0), np.float32), 0
     for block in read_blocks(folder):
         if filled == 0:
@@ -155,7 +155,7 @@ def load_embeddings(path: Path) -> np.ndarray:
     """An array (n, d) float16 from a .npy file, gzipped or not.
 
     Raises:
-        InputError: there is no such file, or it holds something else.
+        InputError: the file does not exist or has different contents.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
@@ -168,10 +168,10 @@ def load_embeddings(path: Path) -> np.ndarray:
 
 
 def first_centroids(folder: Path, k: int, seed: int = 0) -> np.ndarray:
-    """Rows (k, d) float32 drawn at random, no two equal.
+    """Distinct rows (k, d) float32 drawn at random.
 
     Raises:
-        InputError: too few rows differ.
+        InputError: too few rows are distinct.
     """
     generator = np.random.default_rng(seed)
     rows = count_rows(folder)
@@ -187,7 +187,7 @@ def first_centroids(folder: Path, k: int, seed: int = 0) -> np.ndarray:
 
 
 def total_inertia(folder: Path, centroids: np.ndarray, step: int = 4096) -> float:
-    """Sum over all rows of the squared distance to the nearest centroid, in float64; which is nearest, in float32."""
+    """Sum over all rows of the squared distance to the nearest centroid, in float64; the nearest is found in float32."""
     exact, halves, total = centroids.astype(np.float64), 0.5 * np.square(centroids).sum(axis=1), 0.0
     for block in read_blocks(folder):
         for start in range(0, len(block), step):

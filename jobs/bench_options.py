@@ -1,4 +1,4 @@
-"""What the benchmarks' command lines share: lists of words and numbers, names that must be known, the machine in words."""
+"""Shared parts of the benchmarks' command lines: lists of words and numbers, checks of names, a description of the machine."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _LIBRARIES = ("divsel-ray", "faiss-cpu", "scikit-learn", "torch", "ray", "numpy"
 
 
 def words(text: str) -> list[str]:
-    """Words between commas."""
+    """Parse comma-separated words."""
     return text.split(",")
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers between commas."""
+    """Parse comma-separated integers."""
     return tuple(int(word) for word in text.split(","))
 
 
 def check_known(option: str, given: Sequence[str] | None, known: Collection[str]) -> None:
-    """Refuse names that an option does not have.
+    """Check the names given to an option.
 
     Raises:
-        InputError: says which are known.
+        InputError: a name is unknown; the message lists the known ones.
     """
     for name in given or ():
         if name not in known:
@@ -34,7 +34,7 @@ def check_known(option: str, given: Sequence[str] | None, known: Collection[str]
 
 
 def machine() -> dict[str, Any]:
-    """What was measured on: cores, how many processes wanted them in the minute before, and the libraries' versions."""
+    """The machine: its cores, the load average of the last minute, and the versions of the libraries."""
     return {"cores": os.cpu_count(), "load": os.getloadavg()[0], **{name: _version(name) for name in _LIBRARIES}}
 
 

@@ -257,7 +257,7 @@ def _count(word: str) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="1k and 4k rows in 32 dimensions, in a minute; judges nothing")
     parser.add_argument("--rows", type=counts, default=counts("10k,100k,1m"), metavar="LIST", help="default: 10k,100k,1m")

@@ -167,7 +167,7 @@ def run_process(turn: Turn, folder: Path) -> Outcome:
     """Take a turn in a fresh process.
 
     Raises:
-        JobError: it failed; says with which last words.
+        JobError: the process failed; the message contains its last line of output.
     """
     folder.mkdir(parents=True)
     write_json(folder / "turn.json", asdict(turn))

@@ -354,7 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     report: dict[str, Any] = {"machine": machine(), "threads": options.threads, "cases": []}
     if report["machine"]["load"] > 0.5:
-        console.print(f"load {report['machine']['load']:.1f}: other work slows down threaded rivals most; wait for a quiet machine")
+        console.print(f"load {report['machine']['load']:.1f}: other work slows threaded rivals most; wait for a quiet machine")
     try:
         cases = chosen_cases(options)
         with tempfile.TemporaryDirectory(prefix="bench-kmeans-rows-") as temporary:

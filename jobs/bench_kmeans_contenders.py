@@ -133,7 +133,7 @@ def _run_faiss(name: str, request: Request) -> tuple[Outcome, np.ndarray]:
     start = np.load(request.start)
     k, dimension = start.shape
     idle, _ = _clocked(lambda: time.sleep(SETTLE_SECONDS))
-    # The maximum of 32 bits: with more rows faiss would cluster a sample.
+    # The limit must fit in 32 bits; with more points per centroid faiss would cluster a sample.
     model = faiss.Kmeans(dimension, k, niter=request.iterations, max_points_per_centroid=10**9, min_points_per_centroid=1)
     fitting, _ = _clocked(lambda: _hold(request.rows, lambda rows: model.train(rows, init_centroids=start)))
     trace = [(float(record["obj"]), float(record["time"])) for record in model.iteration_stats or []]
@@ -242,7 +242,7 @@ def run_process(request: Request, folder: Path) -> tuple[dict[str, Outcome], lis
 
 
 def _environment(request: Request) -> dict[str, str]:
-    """Start Ray without idle workers, which would count as memory; for a rival, set its threads."""
+    """Environment of the process: no prestarted Ray workers, which would count as memory, or the threads of a rival."""
     limits = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     kept = {name: value for name, value in os.environ.items() if name not in (*limits, "RAY_ADDRESS")}
     if request.contenders[0] in OURS:

@@ -1,44 +1,43 @@
-"""Benchmark of a whole static selection over growing pools: time of every stage, memory, growth; a plan for more rows.
+"""Benchmark of a complete static selection over growing pools: time and memory of every stage, growth, a plan for more rows.
 
     python jobs/bench_scale.py --smoke
     python jobs/bench_scale.py --json scale.json
     python jobs/bench_scale.py --rows 10m --work FOLDER --json scale-10m.json
     python jobs/bench_scale.py --from scale.json --plan 100m --nodes 8 --cpus 32 --cpu-hour 0.05
 
-What is measured. `run_job`, as `divsel run` calls it, with vectors that are given (`embed.given`) and quality from a column,
-and then the report that `divsel run` writes. Rows are synthetic and written before: JSON Lines of short, distinct texts, and
-Parquet of float16 vectors by row id (see `bench_scale_rows.py`). Each size is a driver in a process of its own with a Ray of
-its own on this machine, and a run folder of its own.
+Measured are `run_job`, as called by `divsel run`, with given vectors (`embed.given`) and quality from a column, and the report
+that `divsel run` writes. Rows are synthetic and written beforehand: JSON Lines of short, distinct texts, and Parquet of float16
+vectors by row id (see `bench_scale_rows.py`). Each size has its own driver process, its own local Ray and its own run folder.
 
-| stage | what it does here | who works |
+| stage | work in this benchmark | executed by |
 |---|---|---|
 | pool | parse, hash, deduplicate, sort by row id, count tokens | all CPUs |
-| embed | line up the given vectors, scale, write | all CPUs |
+| embed | align the given vectors, normalize, write | all CPUs |
 | cluster | k-means on a sample, then every row's cluster | all CPUs |
-| quality | the column | all CPUs |
-| draw, diversity | kMQ; the selection beside random subsets | one task each |
+| quality | read the column | all CPUs |
+| draw, diversity | kMQ; compare the selection with random subsets | one task each |
 | result, report | texts of the selection, manifest; report.html | the driver |
 
-- *seconds*: from the end of the stage before to its own end. That counts the driver's digests of files and the commit, which
-  are also shown by themselves (*of it one process*). Ray's start is left out.
-- *GiB above idle*: proportional set size of the driver and everything it started, Ray included, at the worst; less that of the
-  driver with Ray before the job. Sampled whenever it has grown by 16 MB (see `bench_kmeans.py`).
-- *driver*: its resident size at the worst, by itself, as the kernel keeps it. Its libraries are in it.
-- *exponent*: slope of log seconds over log rows, over all sizes and between the two largest. Below 1 where a constant part,
-  such as the start of workers, still weighs.
+- *seconds*: from the end of the previous stage to the end of this one, including the driver's digests of files and the commit,
+  which are also shown separately (*single process*). Ray's start is excluded.
+- *GiB above idle*: peak proportional set size of the driver and everything it started, including Ray, minus that of the driver
+  and Ray before the job. Sampled whenever it has grown by 16 MB (see `bench_kmeans.py`).
+- *driver*: peak resident size of the driver alone, including its libraries, as recorded by the kernel.
+- *exponent*: slope of log seconds over log rows, over all sizes and between the two largest. It is below 1 as long as a
+  constant part, such as the start of workers, is significant.
 
-Settings of k-means, for pools of any size: `fit_rows` of 256 for each cluster (so many as faiss takes), `progressive`, at most
-25 iterations, and a shard for each CPU. They are printed, and kept in the JSON with the fitted lines.
+Settings of k-means, for pools of any size: `fit_rows` of 256 per cluster (as in faiss), `progressive`, at most 25 iterations,
+and one shard per CPU. They are printed and stored in the JSON with the fitted lines.
 
 Bars: a million rows within 6 GiB above idle, and the driver under 1 GiB.
 
-Plans. `--plan` computes what more rows would take by the fitted lines, and says how far that lies beyond what was measured.
-It takes all CPUs to share the work perfectly and a network and storage that keep up: money is a lower bound, not an offer.
+`--plan` extrapolates the time and resources for more rows from the fitted lines, and prints how far that exceeds the measured
+sizes. It assumes that all CPUs share the work perfectly and that network and storage keep up: the cost is a lower bound.
 
-Disk: 3 KB a row at the most at d = 384 (10 million: 29 GB), most of it the vectors, once as given and once as the run keeps
-them. Without `--work` all is in a temporary folder. With it, a size that was interrupted goes on at the stage, or at the part
-of the rows, where it stopped, and figures of finished sizes are kept there and not measured again; rows and runs are removed
-as soon as their size is done. Times need a quiet machine, memory does not.
+Disk: at most 3 KB per row at d = 384 (10 million rows: 29 GB), mostly for the vectors, which are stored once as input and once
+in the run. Without `--work` everything is in a temporary folder. With it, an interrupted size resumes at the stage, or at the
+part of the rows, where it stopped, and figures of finished sizes are kept there and not measured again; rows and runs are
+removed as soon as their size is done. Times need a quiet machine, memory does not.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ wide = Console(width=None if sys.stdout.isatty() else 150)
 
 SMOKE = {"rows": [1_000, 4_000], "dimension": 32, "k": 16}
 VERSION = 1
-"""Of the figures that are kept; raised by whoever changes what they hold or how they are measured."""
+"""Version of the stored figures; increment it when their contents or the way they are measured changes."""
 JUDGED_ROWS = 1_000_000
 MEMORY_LIMIT_GIB, DRIVER_LIMIT_GIB = 6.0, 1.0
 _UNITS = {"k": 10**3, "m": 10**6, "b": 10**9}
@@ -79,14 +78,14 @@ _UNITS = {"k": 10**3, "m": 10**6, "b": 10**9}
 
 @dataclass(frozen=True)
 class Size:
-    """What one size took.
+    """Measurements of one size.
 
     Attributes:
-        rows: of the pool.
-        stages: by name, in order.
+        rows: number of rows in the pool.
+        stages: figures of the stages by name, in order.
         idle: bytes of all processes before the job.
-        disk: bytes of the rows and the run when all was done.
-        load: processes that wanted the cores in the minute before it began.
+        disk: bytes of the rows and the run at the end.
+        load: load average of the minute before the start.
     """
 
     rows: int
@@ -97,23 +96,23 @@ class Size:
 
     @property
     def seconds(self) -> float:
-        """Of all stages."""
+        """Seconds of all stages."""
         return sum(figure.seconds for figure in self.stages.values())
 
     @property
     def memory(self) -> int:
-        """Bytes of all processes above idle at the worst."""
+        """Peak bytes of all processes above idle."""
         return max(figure.memory for figure in self.stages.values())
 
     @property
     def driver(self) -> int:
-        """Bytes of the driver at the worst."""
+        """Peak bytes of the driver."""
         return max(figure.driver for figure in self.stages.values())
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar, what was measured, and whether that is good enough."""
+    """A bar, the measured value, and whether the bar is met."""
 
     rows: int
     what: str
@@ -138,22 +137,22 @@ def job_config(rows: Rows, k: int, budget_share: float) -> Config:
 
 
 def cluster_config(k: int) -> ClusterConfig:
-    """What is said above of k-means."""
+    """The settings of k-means described above."""
     return ClusterConfig(k=k, fit_rows=256 * k, progressive=True, max_iter=25, n_shards=os.cpu_count() or 1)
 
 
 def run_size(count: int, options: argparse.Namespace, work: Path) -> Size:
-    """Write the rows, run the job, remove both; of a size whose figures are kept in `work`, only these.
+    """Write the rows, run the job and remove both; if the figures are already in `work`, only read them.
 
     Raises:
-        InputError: the disk has no room.
+        InputError: there is not enough disk space.
         JobError: the job failed.
     """
     settings = {"rows": count, "dimension": options.dimension, "k": options.k, "budget_share": options.budget_share}
     settings |= {"version": VERSION}
     kept, folder = work / f"size-{count}-{digest(settings)}.json", work / f"size-{count}-{digest(settings)}"
     if kept.exists():
-        console.print(f"{count:,} rows: measured before, see {kept}; remove that file to measure again", soft_wrap=True)
+        console.print(f"{count:,} rows: already measured, see {kept}; remove this file to measure again", soft_wrap=True)
         return read_size(read_json(kept))
     console.print(f"{count:,} rows: at most {disk_bytes(count, options.dimension) / 1e9:.2g} GB in {folder}", soft_wrap=True)
     rows, load = write_rows(folder / "rows", count, options.dimension), os.getloadavg()[0]
@@ -166,12 +165,12 @@ def run_size(count: int, options: argparse.Namespace, work: Path) -> Size:
 
 
 def read_size(record: Mapping[str, Any]) -> Size:
-    """A size from its JSON."""
+    """Read a size from its JSON."""
     return Size(**{**record, "stages": {name: Figure(**figure) for name, figure in record["stages"].items()}})
 
 
 def judge(sizes: Sequence[Size]) -> Iterator[Bar]:
-    """The bars that these sizes can be held to."""
+    """The bars that apply to these sizes."""
     for size in sizes:
         if size.rows == JUDGED_ROWS:
             memory, driver = size.memory / GIB, size.driver / GIB
@@ -183,13 +182,11 @@ def judge(sizes: Sequence[Size]) -> Iterator[Bar]:
 
 
 def print_sizes(out: Console, sizes: Sequence[Size], models: Mapping[str, StageModel]) -> None:
-    """A row for each stage; for each size its seconds, those of one process, memory and the driver's."""
-    table = Table(
-        "stage", title="\nseconds (of it one process), GiB above idle, GiB of the driver", title_justify="left", box=None
-    )
+    """Print a row per stage, with the seconds, those of a single process, memory and driver memory of each size."""
+    table = Table("stage", title="\nseconds (single process), GiB above idle, GiB of the driver", title_justify="left", box=None)
     for size in sizes:
         table.add_column(f"{size.rows:,} rows, load {size.load:.1f}", justify="right")
-    for head in ("exponent", "largest two"):
+    for head in ("exponent", "two largest"):
         table.add_column(head, justify="right")
     for name, model in models.items():
         cells = [_cell(size.stages[name]) if name in size.stages else "-" for size in sizes]
@@ -209,7 +206,7 @@ def _shown(value: float | None) -> str:
 
 
 def print_bars(out: Console, bars: Sequence[Bar]) -> None:
-    """Every bar, what was measured and whether it is met."""
+    """Print every bar, the measured value, and whether it is met."""
     table = Table("rows", "bar", "measured", "limit", "", title="\nBars", title_justify="left", box=None)
     for bar in bars:
         table.add_row(f"{bar.rows:,}", bar.what, f"{bar.measured:.2f}", f"{bar.limit:g}", "met" if bar.met else "MISSED")
@@ -217,7 +214,7 @@ def print_bars(out: Console, bars: Sequence[Bar]) -> None:
 
 
 def print_plan(out: Console, plan: Plan, hardware: Hardware) -> None:
-    """What the planned rows take, and that it is extrapolated."""
+    """Print the plan, stating that it is extrapolated."""
     title = f"\n{plan.rows:,} rows on {hardware.nodes} nodes of {hardware.cpus} CPUs"
     table = Table("stage", title=title, title_justify="left", box=None)
     for head in ("hours", "GiB on the fullest node"):
@@ -229,10 +226,10 @@ def print_plan(out: Console, plan: Plan, hardware: Hardware) -> None:
         f"{plan.node_gib:.1f} GiB a node, {plan.driver_gib:.1f} GiB for the driver, {plan.disk_gib:,.0f} GiB of shared storage"
     )
     out.print(f"cluster.n_shards={plan.shards}; {needs}", soft_wrap=True)
-    out.print(f"{plan.hours:.2f} hours, {plan.money:,.2f} by {hardware.cpu_hour:g} per CPU and hour", soft_wrap=True)
+    out.print(f"{plan.hours:.2f} hours, cost {plan.money:,.2f} at {hardware.cpu_hour:g} per CPU hour", soft_wrap=True)
     out.print(
-        f"Extrapolated: {plan.times_measured:,.0f} times the rows of the largest size measured, by straight lines, with perfect "
-        "sharing of work between CPUs, on a processor like the one measured",
+        f"Extrapolated: {plan.times_measured:,.0f} times the rows of the largest size measured, linearly, assuming that CPUs "
+        "share the work perfectly and are like those measured",
         soft_wrap=True,
     )
 
@@ -241,7 +238,7 @@ def print_plan(out: Console, plan: Plan, hardware: Hardware) -> None:
 
 
 def counts(text: str) -> list[int]:
-    """Numbers between commas, ascending: `10k,100k,1m`."""
+    """Parse comma-separated numbers, sorted in ascending order: `10k,100k,1m`."""
     try:
         return sorted({_count(word) for word in text.lower().split(",")})
     except ValueError:
@@ -259,27 +256,27 @@ def _count(word: str) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="1k and 4k rows in 32 dimensions, in a minute; judges nothing")
+    parser.add_argument("--smoke", action="store_true", help="run 1k and 4k rows in 32 dimensions, in a minute; without bars")
     parser.add_argument("--rows", type=counts, default=counts("10k,100k,1m"), metavar="LIST", help="default: 10k,100k,1m")
     parser.add_argument("--dimension", type=int, default=384, help="default: 384")
     parser.add_argument("--k", type=int, default=1024, help="clusters; default: 1024")
-    parser.add_argument("--budget-share", type=float, default=0.01, help="of the rows, to select; default: 0.01")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="to resume in; default: a temporary folder")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures and the fitted model")
-    parser.add_argument("--from", dest="earlier", type=Path, metavar="FILE", help="plan by an earlier --json; measure nothing")
-    parser.add_argument("--plan", type=counts, metavar="ROWS", help="what so many rows would take, e.g. 100m")
-    parser.add_argument("--nodes", type=int, default=1, help="of the plan; default: 1")
-    parser.add_argument("--cpus", type=int, default=os.cpu_count() or 1, help="of each node of the plan; default: as here")
-    parser.add_argument("--cpu-hour", type=float, default=0.0, help="price of a CPU for an hour; default: 0")
+    parser.add_argument("--budget-share", type=float, default=0.01, help="share of the rows to select; default: 0.01")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="folder to resume in; default: a temporary folder")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures and the fitted model to this file")
+    parser.add_argument("--from", dest="earlier", type=Path, metavar="FILE", help="plan from an earlier --json; measure nothing")
+    parser.add_argument("--plan", type=counts, metavar="ROWS", help="plan for this many rows, e.g. 100m")
+    parser.add_argument("--nodes", type=int, default=1, help="nodes in the plan; default: 1")
+    parser.add_argument("--cpus", type=int, default=os.cpu_count() or 1, help="CPUs per node in the plan; default: all here")
+    parser.add_argument("--cpu-hour", type=float, default=0.0, help="price of one CPU hour; default: 0")
     options = parser.parse_args(arguments)
     return argparse.Namespace(**{**vars(options), **(SMOKE if options.smoke else {})})
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse what cannot be measured or planned.
+    """Check the options.
 
     Raises:
-        InputError: says which option.
+        InputError: an option is wrong; the message names it.
     """
     if min(options.dimension, options.k, options.nodes, options.cpus) < 1:
         raise InputError("--dimension, --k, --nodes, --cpus: expected integers of at least 1")
@@ -294,10 +291,10 @@ def check(options: argparse.Namespace) -> None:
 
 
 def run_sizes(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Measure every size; the JSON, written after each of them.
+    """Measure every size and return the JSON, which is also written after each of them.
 
     Raises:
-        InputError, JobError: of a size.
+        InputError, JobError: a size cannot be measured.
     """
     about = machine()
     if about["load"] > 0.5:
@@ -309,7 +306,7 @@ def run_sizes(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     for count in options.rows:
         sizes.append(run_size(count, options, work))
         report = {"machine": about, "settings": settings, **figures(sizes, judged=not options.smoke)}
-        # A run takes long: what it has found so far must survive its end.
+        # A run takes long: keep the results so far if it is interrupted.
         if options.json:
             write_json(options.json, report)
     return report
@@ -331,7 +328,7 @@ def figures(sizes: Sequence[Size], *, judged: bool) -> dict[str, Any]:
 
 
 def read_models(report: Mapping[str, Any]) -> dict[str, StageModel]:
-    """The fitted model from its JSON."""
+    """Read the fitted model from its JSON."""
     return {name: _read_model(report["model"][name]) for name in STAGES if name in report["model"]}
 
 
@@ -341,10 +338,10 @@ def _read_model(record: Mapping[str, Any]) -> StageModel:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """An earlier `--json`.
+    """Read the output of an earlier `--json`.
 
     Raises:
-        InputError: there is none.
+        InputError: the file does not exist or was not written by `--json`.
     """
     try:
         report: dict[str, Any] = read_json(path)
@@ -355,7 +352,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the exit code is 0 whether or not bars are met, 1 when a job failed, 2 for wrong input."""
+    """Run the benchmark; the exit code is 0 whether or not bars are met, 1 if a job failed, 2 for invalid input."""
     options = parse(arguments)
     try:
         check(options)

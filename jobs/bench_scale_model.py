@@ -1,8 +1,8 @@
-"""How the figures of `bench_scale.py` grow with the rows, and what they say of more rows on more machines.
+"""Growth of the figures of `bench_scale.py` with the rows, and their extrapolation to more rows on more machines.
 
-The model of a stage is a line, `a + b x rows` with neither below 0, by least squares: of its seconds in which all CPUs work,
-of its other seconds, of its memory and of the driver's. The growth exponent is the slope of log(figure) over log(rows): 1
-where twice the rows take twice as long. Where it lies above 1 at the largest sizes, the line says too little.
+A stage is modelled by lines `a + b x rows` with non-negative coefficients, fitted by least squares to the seconds in which all
+CPUs work, the other seconds, its memory and the driver's memory. The growth exponent is the slope of log(figure) over
+log(rows): 1 if twice the rows take twice as long. If it exceeds 1 at the largest sizes, the line underestimates.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Line:
-    """`a + b x rows`."""
+    """The line `a + b x rows`."""
 
     a: float
     b: float
 
     def at(self, rows: float) -> float:
-        """Its value."""
+        """The value at a number of rows."""
         return self.a + self.b * rows
 
 
@@ -35,14 +35,14 @@ class StageModel:
     """How a stage grows.
 
     Attributes:
-        points: sizes measured.
-        exponent: of its seconds, over all sizes; None of fewer than two.
-        last_exponent: of its seconds, between the two largest sizes.
-        seconds: all of them, on the machine measured.
-        parallel_seconds: those in which all of that machine's CPUs work.
-        gib: of all processes above idle.
-        driver_gib: of the driver.
-        alone_gib: of the one process that works, where only one does; None where all CPUs do.
+        points: number of measured sizes.
+        exponent: growth exponent of the seconds, over all sizes; None for fewer than two.
+        last_exponent: growth exponent of the seconds between the two largest sizes.
+        seconds: all seconds, on the measured machine.
+        parallel_seconds: seconds in which all CPUs of that machine work.
+        gib: memory of all processes above idle.
+        driver_gib: memory of the driver.
+        alone_gib: memory of the working process of a stage with only one; None if all CPUs work.
     """
 
     points: int
@@ -56,17 +56,17 @@ class StageModel:
 
 
 def fit_line(rows: Sequence[float], values: Sequence[float]) -> Line:
-    """The line with `a` and `b` of at least 0 that is nearest to the values, by least squares; of one point, through it and 0."""
+    """Fit a line with non-negative `a` and `b` by least squares; a single point gives the line through it and 0."""
     if len(rows) == 1:
         return Line(0.0, values[0] / rows[0])
-    # Columns of like size, for the solver's sake.
+    # Scale the columns to similar sizes, for the solver.
     scale = max(rows)
     (a, b), _ = nnls(np.array([[1.0, row / scale] for row in rows]), np.array(values))
     return Line(float(a), float(b / scale))
 
 
 def exponent(rows: Sequence[float], values: Sequence[float]) -> float | None:
-    """Slope of log(value) over log(rows) by least squares; None of fewer than two points above 0."""
+    """Slope of log(value) over log(rows) by least squares; None for fewer than two positive points."""
     points = [(math.log(row), math.log(value)) for row, value in zip(rows, values, strict=True) if value > 0]
     if len({x for x, _ in points}) < 2:
         return None
@@ -74,7 +74,7 @@ def exponent(rows: Sequence[float], values: Sequence[float]) -> float | None:
 
 
 def fit_stages(sizes: Mapping[int, Mapping[str, Figure]]) -> dict[str, StageModel]:
-    """The model of every stage, in their order.
+    """Fit the model of every stage, in order.
 
     Args:
         sizes: figures by stage, by rows.
@@ -87,7 +87,7 @@ def _fit_stage(name: str, figures: Mapping[int, Figure]) -> StageModel:
     rows = list(figures)
 
     def values(of: Callable[[Figure], float]) -> list[float]:
-        """One of every size."""
+        """The value of a figure for every size."""
         return [of(figure) for figure in figures.values()]
 
     seconds = values(lambda figure: figure.seconds)
@@ -109,7 +109,7 @@ def _fit_stage(name: str, figures: Mapping[int, Figure]) -> StageModel:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a plan is for: nodes, CPUs of each, and the price of a CPU for an hour."""
+    """The hardware of a plan: nodes, CPUs per node, and the price of a CPU hour."""
 
     nodes: int
     cpus: int
@@ -118,7 +118,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage of a plan: hours, and GiB on the node that has most."""
+    """A stage of a plan: hours, and GiB on the node that needs most."""
 
     hours: float
     node_gib: float
@@ -126,18 +126,18 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What so many rows would take, by the fitted lines.
+    """Time, cost and resources for a number of rows, from the fitted lines.
 
     Attributes:
-        rows: to select from.
-        shards: `cluster.n_shards`: one for each CPU but the one that Ray keeps free.
-        stages: by name.
-        hours: of all stages.
-        money: all CPUs of all nodes, for all hours.
-        node_gib: memory that a node needs, idle processes included.
-        driver_gib: of these, on the node of the driver: the driver's own.
+        rows: number of rows to select from.
+        shards: `cluster.n_shards`: one per CPU, except the one that Ray keeps free.
+        stages: stages by name.
+        hours: hours of all stages.
+        money: cost of all CPUs of all nodes for all hours.
+        node_gib: memory that a node needs, including idle processes.
+        driver_gib: part of it that the driver uses on its node.
         disk_gib: shared storage.
-        times_measured: rows over those of the largest size measured.
+        times_measured: rows relative to the largest measured size.
     """
 
     rows: int
@@ -152,17 +152,17 @@ class Plan:
 
 
 def plan_rows(rows: int, hardware: Hardware, models: Mapping[str, StageModel], measured: Mapping[str, float]) -> Plan:
-    """What so many rows take.
+    """Extrapolate time, cost and resources to a number of rows.
 
-    Seconds in which all CPUs work shrink with their number, the others do not. Memory on a node is `a` times its CPUs over
-    those measured, for every CPU has a worker, and `b x rows`: divided by the nodes where all share them, and where one process
-    works, by the line of that process alone.
+    Seconds in which all CPUs work are divided by their number, the others are not. Memory on a node is `a`, scaled by its CPUs
+    relative to the measured ones because every CPU has a worker, plus `b x rows`, divided by the nodes if all share the rows; if
+    a single process works, the line of that process is used.
 
     Args:
-        rows: to select from.
-        hardware: where.
+        rows: number of rows to select from.
+        hardware: nodes to run on.
         models: see `fit_stages`.
-        measured: of the machine measured: `cpus`, `idle_gib`, `disk_bytes_per_row`, and `rows` of the largest size.
+        measured: the measured machine: `cpus`, `idle_gib`, `disk_bytes_per_row`, and `rows` of the largest size.
     """
     stages = {name: _plan_stage(rows, hardware, model, measured["cpus"]) for name, model in models.items()}
     hours, cpus = sum(stage.hours for stage in stages.values()), hardware.nodes * hardware.cpus

@@ -1,8 +1,8 @@
 """The rows that `bench_scale.py` selects from: texts with a quality, and vectors by row id, written a part at a time.
 
-A part is `PART_ROWS` rows. Texts are JSON Lines with a number in them, so that no two are alike. Which row id a text gets is
-the product's own rule; the ids of a part are kept beside it, and the vectors are then written in the order of all ids, as
-the vectors of a pool are. What is written already is left alone.
+A part is `PART_ROWS` rows. Texts are JSON Lines that contain a number, so that all are distinct. Row ids are computed as in a
+job and stored next to each part; the vectors are then written in the order of all ids, like the vectors of a pool. Existing
+files are left unchanged.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from divsel_ray.store import atomic_path
 PART_ROWS = 50_000
 ROW_GROUP = 10_000
 QUALITY = "score"
-"""The key of the texts' quality."""
+"""The key of a text's quality."""
 _PROMPT_WORDS, _COMPLETION_WORDS = 8, 16
 _WORDS = np.array(
     "river market light engine garden paper winter number friend window answer planet music bridge doctor summer letter "
     "mountain kitchen village picture science morning history weather animal language teacher journey harbour forest".split()
 )
 _REPORT_BYTES = 6 << 20
-"""Of the report, which carries its plotting library and samples the rows."""
+"""Bytes of the report, which embeds its plotting library and a sample of the rows."""
 _OTHER_BYTES = 1_300
-"""Of a row on disk, at most: its text four times (input, spilled, pool, quality and clusters beside it)."""
+"""Maximum bytes of a row on disk, besides its vectors: four times its text (input, spilled, pool, quality and clusters)."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a job is given.
+    """Input of a job.
 
     Attributes:
         texts: folder of JSON Lines with prompt, completion and a quality.
         vectors: folder of Parquet with row_id and embedding (float16), ascending by row id.
-        count: rows.
-        dimension: of the vectors.
+        count: number of rows.
+        dimension: dimension of the vectors.
     """
 
     texts: Path
@@ -61,15 +61,15 @@ class Rows:
 
 
 def disk_bytes(rows: int, dimension: int) -> int:
-    """What rows and a run over them take on disk at most: vectors as given and as the run keeps them, the texts, the report."""
+    """Maximum disk space of rows and a run over them: vectors as input and in the run, the texts, the report."""
     return rows * (2 * (2 * dimension + 40) + _OTHER_BYTES) + _REPORT_BYTES
 
 
 def write_rows(folder: Path, count: int, dimension: int) -> Rows:
-    """Write the rows of a size below `folder`, but for what is there.
+    """Write the missing rows of a size below `folder`.
 
     Raises:
-        InputError: the disk has no room for them and a run over them.
+        InputError: there is not enough disk space for them and a run over them.
     """
     _check_room(folder, count, dimension)
     rows = Rows(folder / "texts", folder / "vectors", count, dimension)
@@ -115,19 +115,19 @@ def _write_texts(target: Path, ids: Path, index: int, count: int) -> None:
         for row in texts(index, count):
             found.append(row_id(canonicalise(from_prompt_completion(row))))
             stream.write(json.dumps(row) + "\n")
-    # Last, for it says that the part is whole.
+    # Last, because it marks the part as complete.
     with atomic_path(ids) as temporary, temporary.open("wb") as stream:
         np.save(stream, np.sort(np.array(found, "S32")), allow_pickle=False)
 
 
 def ids_between(files: list[Path], low: float, high: float) -> np.ndarray:
-    """Row ids (m,) S32, ascending, from this share of all possible ids up to that one; each file's ids ascend."""
+    """Row ids (m,) S32 in ascending order between two shares of the range of all possible ids; each file is sorted by id."""
     edges = [np.array(f"{round(edge * 2**32):08x}", "S32") for edge in (low, high)]
     found = []
     for file in files:
         ids = np.load(file, mmap_mode="r", allow_pickle=False)
         begin, end = np.searchsorted(ids, edges)
-        # 1.0 has nine digits, which sort before many of eight.
+        # The edge 1.0 has nine hexadecimal digits, which would sort before many of the ids.
         found.append(ids[begin : end if high < 1 else None])
     return np.sort(np.concatenate(found))
 

@@ -1,9 +1,9 @@
-"""One size of `bench_scale.py`: the job in a process of its own, and what each stage took.
+"""One size of `bench_scale.py`: runs the job in its own process and measures every stage.
 
     python jobs/bench_scale_runs.py REQUEST.json
 
-is that process, the driver: it starts Ray, runs the job and writes the report, and notes after each stage when that began and
-ended and the most memory that it has had itself. Whoever started it samples the memory of all processes meanwhile.
+is that process, the driver: it starts Ray, runs the job and writes the report, and records the start and end of each stage and
+its own peak memory. Its parent samples the memory of all processes meanwhile.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from divsel_ray.usage import usage_of
 
 IDLE, RESULT, REPORT = "idle", "result", "report"
 DRIVERS = (RESULT, REPORT)
-"""What the driver does itself."""
+"""Stages that the driver executes itself."""
 ALONE = ("round-1/draw", "diversity", *DRIVERS)
-"""Stages that are one task, or the driver's: more CPUs do not make them faster."""
+"""Stages of a single task or of the driver, which more CPUs do not speed up."""
 STAGES = ("pool", "embed", "cluster", "quality", *ALONE)
-"""In their order."""
+"""All stages, in order."""
 SETTLE_SECONDS = 2.0
-"""How long the driver stands still before the job, so that its memory with Ray is seen."""
+"""How long the driver sleeps before the job, so that its idle memory with Ray is sampled."""
 _FIGURES, _CLOCK, _RUN = "figures.json", "clock.jsonl", "run"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What one stage took.
+    """Measurements of one stage.
 
     Attributes:
-        seconds: from the end of the stage before to its own, its commit included.
-        parallel_seconds: of these, those in which all CPUs work: the rest is the driver's, or one task's.
-        memory: bytes of all processes above idle at the worst, proportional set size. Workers that wait keep what libraries
-            do not give back.
-        largest: bytes of the largest process but the driver at the worst.
-        driver: bytes of the driver at the worst, resident.
+        seconds: seconds from the end of the previous stage to its own, including its commit.
+        parallel_seconds: the part in which all CPUs work; the rest belongs to the driver or to a single task.
+        memory: peak bytes (proportional set size) of all processes above idle. It includes what libraries in waiting workers
+            do not free.
+        largest: peak bytes of the largest process except the driver.
+        driver: peak resident bytes of the driver.
     """
 
     seconds: float
@@ -73,18 +73,18 @@ class Clock:
         self._started = self._began
 
     def note(self, text: str) -> None:
-        """Kept in the process's log."""
+        """Write to the log of the process."""
         print(text, file=sys.stderr)
 
     def start(self, stage: str) -> None:
-        """What went before, such as the digests of files, is the driver's."""
+        """Mark the start; earlier work, such as digests of files, belongs to the driver."""
         self._started = time.monotonic()
 
     def advance(self, done: int, total: int, unit: str) -> None:
-        """Says nothing."""
+        """Ignore the progress within a stage."""
 
     def finish(self, stage: str, text: str, *, cached: bool) -> None:
-        """Write the stage's line, and look for the highest memory anew."""
+        """Write the stage's line, and reset the peak memory."""
         ended = time.monotonic()
         line = {"stage": stage, "began": self._began, "started": self._started, "ended": ended, "cached": cached}
         with self._path.open("a", encoding="utf-8") as stream:
@@ -94,7 +94,7 @@ class Clock:
 
 
 def _highest_resident() -> int:
-    """Bytes of this process at most since that was set back."""
+    """Peak bytes of this process since the last reset."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
@@ -111,7 +111,7 @@ def _drive(request: Path) -> None:
     clock.finish(IDLE, "", cached=False)
     run_job(config, folder / _RUN, clock)
     clock.finish(RESULT, "", cached=False)
-    # Not before, lest its libraries count as the job's.
+    # Not earlier, so that its libraries do not count towards the job.
     from divsel_ray.report.page import write_report
 
     write_report(folder / _RUN)
@@ -119,29 +119,29 @@ def _drive(request: Path) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A driver whose figures nobody takes would only be in the way of the next attempt."""
+    """End with the parent: an orphaned driver would only interfere with the next attempt."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-# Who looks on
+# The observer
 
 
 def measure(config: Config, folder: Path, told: Callable[[str, Figure], None]) -> tuple[dict[str, Figure], int]:
-    """Run a job in a process of its own; the figures of its stages, and the bytes of all processes when idle.
+    """Run a job in its own process, and return the figures of its stages and the bytes of all processes when idle.
 
-    Figures are kept in `folder` as stages end: the same call goes on after a kill. A stage that was cut short starts anew,
-    so that its time is whole.
+    Figures are stored in `folder` as stages end: the same call resumes after a kill. An interrupted stage starts from scratch,
+    so that its time is complete.
 
     Args:
         config: the job.
-        folder: where to.
-        told: of each stage that ended.
+        folder: output folder.
+        told: called with each finished stage.
 
     Raises:
         InputError: the job's input or settings are wrong.
-        JobError: the job failed; says with which last words.
+        JobError: the job failed; the message contains its last line of output.
     """
     folder.mkdir(parents=True, exist_ok=True)
     known = _read_figures(folder)
@@ -165,9 +165,9 @@ def measure(config: Config, folder: Path, told: Callable[[str, Figure], None]) -
 
 
 def _watch(folder: Path) -> Iterator[Sample]:
-    """Samples while the driver runs, and a last one of nothing when it has ended well."""
+    """Samples while the driver runs, and a final empty one if it succeeded."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    # Workers started ahead would count as idle memory.
+    # Prestarted workers would count as idle memory.
     environment |= {"RAY_prestart_worker_first_driver": "0"}
     with (folder / "log.txt").open("ab") as log:
         command = [sys.executable, str(Path(__file__).resolve()), str(folder / "request.json")]
@@ -183,8 +183,8 @@ def _watch(folder: Path) -> Iterator[Sample]:
 
 
 def failure(code: int, log: str) -> InputError | JobError:
-    """What a driver's end means, by the last line that it wrote: the error that it did not catch."""
-    said = next(reversed(log.strip().splitlines()), "nothing was said")
+    """The error of a failed driver, from the last line of its log: the uncaught exception."""
+    said = next(reversed(log.strip().splitlines()), "no output")
     kind = InputError if said.startswith(f"{InputError.__module__}.{InputError.__name__}:") else JobError
     return kind(f"the job ended with code {code}: {said}")
 
@@ -200,12 +200,12 @@ def _read_figures(folder: Path) -> dict[str, Figure]:
 
 
 def drop_unmeasured(run: Path, known: Mapping[str, Figure]) -> None:
-    """Remove the folders of stages without figures, whether they are finished or not.
+    """Remove the folders of stages without figures, whether finished or not.
 
     Raises:
-        JobError: another process works on them.
+        JobError: another process is working on the run.
     """
-    # The draw's folder lies in that of its round.
+    # The folder of the draw is inside that of its round.
     kept = {name.partition("/")[0] for name in known}
     with Store(run).lock():
         for folder in run.glob("*/"):
@@ -214,7 +214,7 @@ def drop_unmeasured(run: Path, known: Mapping[str, Figure]) -> None:
 
 
 def figure_of(line: Mapping[str, Any], samples: Sequence[Sample], idle: int, built: float) -> Figure:
-    """The figures of a stage, from its line of the clock, the samples of memory, and the seconds it was being built."""
+    """The figures of a stage, from its line in the clock file, the memory samples, and the seconds it was being built."""
     seen = within(samples, line["began"], line["ended"])
     memory, largest = max(sample.size for sample in seen), max(sample.largest for sample in seen)
     parallel = 0.0 if line["stage"] in ALONE else built
@@ -222,14 +222,14 @@ def figure_of(line: Mapping[str, Any], samples: Sequence[Sample], idle: int, bui
 
 
 def _built(run: Path, stage: str) -> float:
-    """Seconds a stage was being built, without its commit; 0 of what is no stage."""
+    """Seconds a stage was being built, without its commit; 0 for steps that are not stages."""
     manifests = sorted(run.glob(f"{stage}/*/{MANIFEST}"))
     usage = usage_of(read_json(manifests[-1])["facts"]) if manifests else None
     return usage.wall_s if usage else 0.0
 
 
 def within(samples: Sequence[Sample], began: float, ended: float) -> list[Sample]:
-    """The samples of a window; of one too short for any, the last before its end, or the first of all."""
+    """The samples of a window; if there are none, the last one before its end, or else the very first."""
     before = [sample for sample in samples if sample.moment <= ended]
     return [sample for sample in before if sample.moment >= began] or before[-1:] or [samples[0]]
 

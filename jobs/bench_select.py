@@ -1,35 +1,35 @@
-"""Benchmark of the samplers: time, memory above the input, candidates per second; beside rivals where there are any.
+"""Benchmark of the samplers: time, memory above the input and candidates per second, compared with rivals where available.
 
     python jobs/bench_select.py --smoke
     python jobs/bench_select.py --embeddings EMBEDDINGS.npy.gz --json select.json
     python jobs/bench_select.py --cases 10m --samplers kmq,random --work FOLDER
 
-| case | candidates | drawn | samplers | within the time |
+| case | candidates | drawn | samplers | timed |
 |---|---|---|---|---|
 | 10m | 10,000,000 synthetic in 1,024 clusters, 100 + 100 Parquet files | 100,000 | those of keys | reading, drawing, writing |
-| 55k | those of `--embeddings`, else synthetic, in 256 clusters by `divsel_ray.KMeans` | 500, 2,000, 5,000 | all | drawing |
+| 55k | rows of `--embeddings`, else synthetic, in 256 clusters by `divsel_ray.KMeans` | 500, 2,000, 5,000 | all | drawing |
 
-What is measured. Every turn is a fresh process with `--threads` threads: one, as Ray gives the task that draws.
-- *10m*: the function that is the job's Ray task, called here without Ray, for what Ray adds is the start of a worker and
-  not the sampler's: it reads what the stages left (row ids, clusters, distances, qualities), draws, and writes the rows.
-  The files are written before, and are still in the page cache if the machine has the room.
-- *55k*: `select.draw.draw` on arrays that lie in memory, after a draw of 2 of 256 rows that loads and compiles what is
-  needed. Qualities are random normal where `--quality` names none.
-- *MB above*: the highest resident size during the draw, less what the process held before it and less the candidates (row
-  id, cluster, quality; distance where asked for); in 55k these, and the vectors, are there before. *MB* is all of it.
+Every turn runs in a fresh process with `--threads` threads; the default of one is what Ray gives the task that draws.
+- *10m*: the function of the job's Ray task, called without Ray, which would only add the start of a worker: it reads the output
+  of the stages (row ids, clusters, distances, qualities), draws, and writes the rows. The files are written beforehand, and
+  are still in the page cache if memory allows.
+- *55k*: `select.draw.draw` on arrays in memory, after a warm-up draw of 2 of 256 rows that loads and compiles everything.
+  Qualities are random normal unless `--quality` is given.
+- *MB above*: peak resident size during the draw, minus that of the process before it and minus the candidates (row id,
+  cluster, quality, and distance if used), which in 55k, like the vectors, are in memory before. *MB* is the total.
 
-Rivals, at the largest budget of 55k only; their time is shown over that of the sampler they stand beside:
-- numpy_kcenter: the usual loop, every row's distance to every new centre, in float32.
+Rivals, at the largest budget of 55k only; their time is shown relative to the sampler they are compared with:
+- numpy_kcenter: the usual loop over the distances of all rows to every new centre, in float32.
 - sklearn_facility: scikit-learn's brute-force neighbours (64) and a lazy greedy heap in Python.
-  Libraries' own lazy greedy over that graph was slower in a trial (500 of 6,000 rows: the heap 2 s, apricot-select 17 s, some
-  ten of them for what it compiles at every call, submodlib 170 s; all with the same rows), and they are left out.
+  The lazy greedy algorithms of libraries were slower on that graph (500 of 6,000 rows: the heap 2 s, apricot-select 17 s, about
+  ten of them for compilation in every call, submodlib 170 s; all with the same rows) and are left out.
 
-Choices are held against each other by two figures: the mean over all rows of the cosine to the nearest chosen row (what
-facility location is after), and the largest distance of a row to the nearest chosen one (what k-center is after).
+Choices are compared by two figures: the mean over all rows of the cosine to the nearest chosen row (the objective of facility
+location), and the largest distance of a row to the nearest chosen one (the objective of k-center).
 
-Bars: kmq draws 100,000 of 10 million in at most 10 s with at most 2 GB resident in all; facility draws 5,000 of 55k in at
-most 60 s. Machines are noisy: times are the best of `--repeat` turns, memory is the worst; CPU seconds, which other work
-hardly changes, say what a quiet machine would take.
+Bars: kmq draws 100,000 of 10 million rows in at most 10 s with at most 2 GB resident in total; facility draws 5,000 of 55k in
+at most 60 s. Timings are noisy: times are the best of `--repeat` turns, memory is the worst; CPU seconds, which other work
+hardly affects, indicate the time on a quiet machine.
 """
 
 from __future__ import annotations
@@ -63,17 +63,17 @@ KEYED = tuple(name for name, sampler in SAMPLERS.items() if isinstance(sampler, 
 
 @dataclass(frozen=True)
 class Case:
-    """Rows to draw from, and who draws.
+    """Rows to draw from, and the contenders.
 
     Attributes:
-        rows: how many.
-        k: clusters.
-        budgets: rows to draw; each is a turn of its own.
+        rows: number of rows.
+        k: number of clusters.
+        budgets: numbers of rows to draw, each in its own turn.
         contenders: samplers and rivals.
-        per_file: rows of a file; None for rows that lie in memory.
-        dimension: of the vectors in memory.
+        per_file: rows per file; None for rows in memory.
+        dimension: dimension of vectors in memory.
         real: whether `--embeddings` replaces the synthetic rows.
-        together: whether all turns share a process, to save the imports.
+        together: whether all turns share a process, to import only once.
     """
 
     rows: int
@@ -98,7 +98,7 @@ SMOKE = {
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar, what was measured, and whether that is good enough."""
+    """A bar, the measured value, and whether the bar is met."""
 
     case: str
     what: str
@@ -122,10 +122,10 @@ def plan_turns(case: Case, rows: Rows) -> list[Turn]:
 
 
 def run_turns(turns: Sequence[Turn], repeat: int, threads: int, together: bool) -> dict[tuple[str, int], list[Outcome]]:
-    """Take all turns `repeat` times, interleaved; outcomes by name and budget.
+    """Take all turns `repeat` times, interleaved, and return the outcomes by name and budget.
 
     Raises:
-        JobError: one failed.
+        JobError: a turn failed.
     """
     outcomes: dict[tuple[str, int], list[Outcome]] = {(turn.name, turn.budget): [] for turn in turns}
     with tempfile.TemporaryDirectory(prefix="bench-select-") as folder:
@@ -139,7 +139,7 @@ def run_turns(turns: Sequence[Turn], repeat: int, threads: int, together: bool) 
 
 
 def figures(outcomes: dict[tuple[str, int], list[Outcome]], rows: int) -> list[dict[str, Any]]:
-    """One entry for each contender and budget: the best time, the worst memory."""
+    """One entry per contender and budget: best time, worst memory."""
     entries = []
     for (name, budget), turns in outcomes.items():
         seconds = min(turn.seconds for turn in turns)
@@ -160,13 +160,13 @@ def figures(outcomes: dict[tuple[str, int], list[Outcome]], rows: int) -> list[d
 
 
 def _ratio(name: str, budget: int, seconds: float, outcomes: dict[tuple[str, int], list[Outcome]]) -> float | None:
-    """A rival's time over that of the sampler it stands beside."""
+    """A rival's time relative to the sampler it is compared with."""
     ours = outcomes.get((RIVALS[name].of, budget)) if name in RIVALS else None
     return seconds / min(turn.seconds for turn in ours) if ours else None
 
 
 def judge(case: str, entries: Sequence[dict[str, Any]]) -> Iterator[Bar]:
-    """The bars that these figures can be held to."""
+    """The bars that apply to these figures."""
 
     def at_most(what: str, measured: float, limit: float) -> Bar:
         return Bar(case, what, measured, limit, measured <= limit)
@@ -183,7 +183,7 @@ def judge(case: str, entries: Sequence[dict[str, Any]]) -> Iterator[Bar]:
 
 
 def print_case(out: Console, title: str, entries: Sequence[dict[str, Any]]) -> None:
-    """One table."""
+    """Print the table of a case."""
     heads = "drawn,s,CPU s,rows/s,MB above,MB,/ ours,mean cosine,largest distance".split(",")
     table = Table("contender", title=title, title_justify="left", box=None)
     for head in heads:
@@ -207,7 +207,7 @@ def _shown(value: float | None) -> str:
 
 
 def print_bars(out: Console, bars: Sequence[Bar], title: str) -> None:
-    """Every bar, what was measured and whether it is met."""
+    """Print every bar, the measured value, and whether it is met."""
     table = Table("case", "bar", "measured", "limit", "", title=title, title_justify="left", box=None)
     for bar in bars:
         table.add_row(bar.case, bar.what, f"{bar.measured:.4g}", f"{bar.limit:.4g}", "met" if bar.met else "MISSED")
@@ -220,25 +220,25 @@ def print_bars(out: Console, bars: Sequence[Bar], title: str) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="both cases with few rows, in a minute; judges nothing")
+    parser.add_argument("--smoke", action="store_true", help="run both cases on a few rows, in a minute; without bars")
     parser.add_argument("--cases", type=words, default=list(CASES), metavar="LIST", help=f"default: {','.join(CASES)}")
-    parser.add_argument("--samplers", type=words, metavar="LIST", help=f"only these of {','.join((*SAMPLERS, *RIVALS))}")
-    parser.add_argument("--budgets", type=numbers, metavar="LIST", help="in place of each case's own")
-    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="turns of each; default: 1")
-    parser.add_argument("--threads", type=int, default=1, help="of every process; default: 1, as a Ray task has")
-    parser.add_argument("--embeddings", type=Path, metavar="FILE", help=".npy or .npy.gz (n, d), the rows of the case 55k")
-    parser.add_argument("--quality", type=Path, metavar="FILE", help=".npy (n,), their qualities; default: random normal")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="keeps the rows for the next time; default: a temporary folder")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures")
+    parser.add_argument("--samplers", type=words, metavar="LIST", help=f"subset of {','.join((*SAMPLERS, *RIVALS))}")
+    parser.add_argument("--budgets", type=numbers, metavar="LIST", help="default: those of each case")
+    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="turns of each contender; default: 1")
+    parser.add_argument("--threads", type=int, default=1, help="threads per process; default: 1, as in a Ray task")
+    parser.add_argument("--embeddings", type=Path, metavar="FILE", help=".npy or .npy.gz (n, d), rows of the case 55k")
+    parser.add_argument("--quality", type=Path, metavar="FILE", help=".npy (n,), qualities of these rows; default: random normal")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="folder to keep the rows in; default: a temporary folder")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     return parser.parse_args(arguments)
 
 
 def chosen_cases(options: argparse.Namespace) -> dict[str, Case]:
-    """The cases to run, with what the options change.
+    """The cases to run, changed according to the options.
 
     Raises:
         InputError: a case or sampler is unknown, a number is below 1, nothing is left to run, or this system does not
-            count memory.
+            report memory.
     """
     check_known("cases", options.cases, CASES)
     check_known("samplers", options.samplers, (*SAMPLERS, *RIVALS))
@@ -248,7 +248,7 @@ def chosen_cases(options: argparse.Namespace) -> dict[str, Case]:
         raise InputError("memory is read from /proc/self/status, which this system lacks; run on Linux")
     cases = {name: _changed((SMOKE if options.smoke else CASES)[name], options) for name in options.cases}
     if not any(case.contenders for case in cases.values()):
-        raise InputError("--samplers: none of them takes part in these --cases; choose others")
+        raise InputError("--samplers: none of them belongs to these --cases; choose others")
     return cases
 
 
@@ -259,10 +259,10 @@ def _changed(case: Case, options: argparse.Namespace) -> Case:
 
 
 def bench(name: str, case: Case, options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Run a case; its entry of the JSON.
+    """Run a case and return its entry of the JSON.
 
     Raises:
-        InputError: a file cannot be used, or the rows are fewer than a budget.
+        InputError: a file cannot be used, or there are fewer rows than a budget.
         JobError: a contender failed.
     """
     rows = prepare(case, options, work)
@@ -278,10 +278,10 @@ def bench(name: str, case: Case, options: argparse.Namespace, work: Path) -> dic
 
 
 def prepare(case: Case, options: argparse.Namespace, work: Path) -> Rows:
-    """The rows of a case; Ray, if it was started to cluster them, is stopped.
+    """Prepare the rows of a case; if Ray was started to cluster them, stop it.
 
     Raises:
-        InputError: a file cannot be used, or the disk has no room.
+        InputError: a file cannot be used, or there is not enough disk space.
     """
     if case.per_file is not None:
         return prepare_files(case.rows, case.k, case.per_file, work)
@@ -293,7 +293,7 @@ def prepare(case: Case, options: argparse.Namespace, work: Path) -> Rows:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the exit code is 0 whether or not bars are met, 1 when a contender failed, 2 for wrong input."""
+    """Run the benchmark; the exit code is 0 whether or not bars are met, 1 if a contender failed, 2 for invalid input."""
     options = parse(arguments)
     report: dict[str, Any] = {"machine": machine(), "threads": options.threads, "repeat": options.repeat, "cases": []}
     if report["machine"]["load"] > 0.5:
@@ -304,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, case in cases.items():
                 if case.contenders:
                     report["cases"].append(bench(name, case, options, options.work or Path(temporary)))
-                # A run takes long: what it has found so far must survive its end.
+                # A run takes long: keep the results so far if it is interrupted.
                 if options.json:
                     write_json(options.json, report)
     except (InputError, JobError) as error:

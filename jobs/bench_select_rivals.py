@@ -1,4 +1,4 @@
-"""The rivals of `bench_select.py`: what one would write, or install, in place of a sampler that looks at vectors."""
+"""The rivals of `bench_select.py`: common alternatives to the samplers that use vectors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 
 NEIGHBOURS = 64
-"""As many as the samplers' own default."""
+"""Number of neighbours, the default of the sampler."""
 _ROWS_AT_ONCE = 1 << 12
 
 
@@ -19,8 +19,8 @@ class Rival:
     """A rival.
 
     Attributes:
-        of: the sampler it stands beside.
-        choose: (vectors (n, d) float32, count) to positions (count,) in the order of choice.
+        of: sampler that it is compared with.
+        choose: function from (vectors (n, d) float32, count) to positions (count,) in the order of choice.
     """
 
     of: str
@@ -28,7 +28,7 @@ class Rival:
 
 
 def choose_kcenter(vectors: np.ndarray, count: int) -> np.ndarray:
-    """k-center greedy (Gonzalez 1985) as it is usually written: every row's distance to every new centre. O(n b d)."""
+    """k-center greedy (Gonzalez 1985), the usual implementation with the distances of all rows to every new centre. O(n b d)."""
     chosen = np.empty(count, np.int64)
     chosen[0] = np.argmax(vectors @ vectors.mean(axis=0))
     nearest = vectors @ vectors[chosen[0]]
@@ -39,7 +39,7 @@ def choose_kcenter(vectors: np.ndarray, count: int) -> np.ndarray:
 
 
 def neighbour_similarity(vectors: np.ndarray) -> sparse.csr_matrix:
-    """Cosines of rows that are among each other's nearest by scikit-learn's brute force, (n, n) symmetric."""
+    """Cosines of nearest neighbours from scikit-learn's brute-force search, as a symmetric matrix (n, n)."""
     from sklearn.neighbors import NearestNeighbors
 
     search = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(vectors)), metric="cosine", algorithm="brute").fit(vectors)
@@ -52,7 +52,7 @@ def neighbour_similarity(vectors: np.ndarray) -> sparse.csr_matrix:
 
 
 def choose_lazily(vectors: np.ndarray, count: int) -> np.ndarray:
-    """Lazy greedy facility location (Minoux 1978) as it is usually written: a heap of old gains over that graph."""
+    """Lazy greedy facility location (Minoux 1978), the usual implementation with a heap of stale gains over that graph."""
     graph = neighbour_similarity(vectors)
     cover = np.zeros(len(vectors))
     heap = [(-gain, position) for position, gain in enumerate(np.asarray(graph.sum(axis=1)).ravel())]
@@ -78,11 +78,11 @@ RIVALS = {
 
 
 def spread(vectors: np.ndarray, chosen: np.ndarray) -> tuple[float, float]:
-    """What a choice is worth: the mean over all rows of the cosine to the nearest chosen one, and the largest distance to it.
+    """Quality of a choice: mean over all rows of the cosine to the nearest chosen row, and largest distance to it.
 
     Args:
-        vectors: (n, d) of unit length.
-        chosen: (b,) positions.
+        vectors: unit vectors (n, d).
+        chosen: positions (b,) of the chosen rows.
     """
     chosen_vectors = vectors[chosen].astype(np.float32)
     nearest = np.empty(len(vectors), np.float32)

@@ -1,4 +1,4 @@
-"""The rows that `bench_select.py` draws from: files as the stages leave them, and arrays of rows with vectors."""
+"""The rows that `bench_select.py` draws from: files in the format of the stages, and arrays of rows with vectors."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from divsel_ray.select.sampler import Candidates
 from divsel_ray.store import atomic_path
 
 _BYTES_PER_ROW = 100
-"""Of the files: twice 32 of the id, a float64, a float32, an int32, and what Parquet adds."""
+"""Bytes of a row in the files: twice 32 for the id, a float64, a float32, an int32, and the overhead of Parquet."""
 _ROWS_AT_ONCE = 1 << 13
 _ARRAYS = ("row_ids", "cluster", "quality", "distance", "vectors")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What to draw from.
+    """Rows to draw from.
 
     Attributes:
-        folder: where it lies.
-        count: how many rows.
-        k: clusters.
-        origin: where the rows come from.
+        folder: folder of the rows.
+        count: number of rows.
+        k: number of clusters.
+        origin: description of their origin.
     """
 
     folder: Path
@@ -49,12 +49,12 @@ class Rows:
 
 
 def prepare_files(count: int, k: int, per_file: int, work: Path) -> Rows:
-    """Write synthetic rows below `work`, unless they are there: `clusters/` and `quality/`, as the stages leave them.
+    """Write synthetic rows below `work` unless they exist: `clusters/` and `quality/`, in the format of the stages.
 
-    Row ids ascend from file to file; sizes of the clusters fall with the square root of their rank.
+    Row ids ascend from file to file; cluster sizes are inversely proportional to the square root of the rank.
 
     Raises:
-        InputError: the disk has no room.
+        InputError: there is not enough disk space.
     """
     folder = work / f"files-{count}-{k}-{per_file}"
     files = math.ceil(count / per_file)
@@ -87,7 +87,7 @@ def _synthetic_tables(rows: int, k: int, index: int, files: int) -> tuple[pa.Tab
 
 
 def random_ids(count: int, generator: np.random.Generator, between: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
-    """Row ids (count,) S32 in ascending order, spread evenly over this part of all ids."""
+    """Row ids (count,) S32 in ascending order, spread evenly over this part of the range of all ids."""
     low, high = (round(edge * 2**64) for edge in between)
     first = np.sort(generator.integers(low, high - 1, count, np.uint64, endpoint=True))
     words = np.stack([first, generator.integers(0, 2**64 - 1, count, np.uint64, endpoint=True)], axis=1)
@@ -98,14 +98,14 @@ def random_ids(count: int, generator: np.random.Generator, between: tuple[float,
 
 
 def prepare_arrays(shape: tuple[int, int], k: int, embeddings: Path | None, quality: Path | None, work: Path) -> Rows:
-    """Write rows below `work`, unless they are there: vectors, their clusters by `divsel_ray.KMeans` with seed 0, qualities.
+    """Write rows below `work` unless they exist: vectors, their clusters by `divsel_ray.KMeans` with seed 0, and qualities.
 
     Args:
-        shape: rows and dimension of synthetic rows.
-        k: clusters.
-        embeddings: .npy or .npy.gz (n, d) in place of synthetic rows.
-        quality: .npy (n,); None for random normal ones.
-        work: where to.
+        shape: number and dimension of synthetic rows.
+        k: number of clusters.
+        embeddings: .npy or .npy.gz (n, d) to use instead of synthetic rows.
+        quality: .npy (n,); None for random normal qualities.
+        work: output folder.
 
     Raises:
         InputError: a file cannot be used.
@@ -132,10 +132,10 @@ def _synthetic_vectors(count: int, dimension: int = DIMENSION) -> np.ndarray:
 
 
 def load_quality(path: Path, count: int) -> np.ndarray:
-    """Qualities (count,) float64 from a .npy file.
+    """Read qualities (count,) float64 from a .npy file.
 
     Raises:
-        InputError: there is no such file, or it holds something else.
+        InputError: the file does not exist or has different contents.
     """
     try:
         values = np.load(path, allow_pickle=False)
@@ -161,6 +161,6 @@ def cluster_rows(vectors: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np
 
 
 def load_arrays(folder: Path, k: int) -> Candidates:
-    """The rows that `prepare_arrays` wrote."""
+    """Read the rows written by `prepare_arrays`."""
     row_ids, cluster, quality, distance, vectors = (np.load(folder / f"{name}.npy") for name in _ARRAYS)
     return Candidates(row_ids, cluster, quality, k, distance, vectors)

@@ -1,9 +1,9 @@
-"""One turn of `bench_select.py`, and the process it runs in.
+"""One turn of `bench_select.py`, and its process.
 
     python jobs/bench_select_runs.py REQUEST.json
 
-does the turns that the request names, one after the other, and writes `outcomes.json` beside it. Memory is the resident
-size of the process as the kernel counts it; its highest value is set back before each turn, so that nothing is sampled.
+takes the turns named in the request, one after the other, and writes `outcomes.json` next to it. Memory is the resident size of
+the process as recorded by the kernel, whose peak value is reset before each turn, so no sampling is needed.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from divsel_ray.select.stage import draw_files
 from divsel_ray.store import read_json, write_json
 
 JUDGED = ("facility", "kcenter")
-"""Samplers whose choices are measured too, beside those of their rivals."""
+"""Samplers whose choices are measured, like those of their rivals."""
 _WARM_ROWS = 256
 _ID_BYTES, _CLUSTER_BYTES, _QUALITY_BYTES, _DISTANCE_BYTES = 32, 4, 8, 4
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What is to be drawn.
+    """Specification of a turn.
 
     Attributes:
-        name: a sampler, or a rival where the rows lie in memory.
-        folder: of the rows.
-        rows: how many there are.
-        k: clusters.
-        budget: rows to draw.
-        files: whether the rows are files that are read within the time; else arrays that lie in memory before.
+        name: a sampler, or a rival if the rows are in memory.
+        folder: folder of the rows.
+        rows: number of rows.
+        k: number of clusters.
+        budget: number of rows to draw.
+        files: whether the rows are files, whose reading is timed; otherwise they are arrays loaded beforehand.
     """
 
     name: str
@@ -64,16 +64,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a turn took.
+    """Measurements of a turn.
 
     Attributes:
-        drawn: rows.
-        seconds: of the draw.
-        cpu_seconds: of all threads, which other work on the machine hardly changes.
-        above: bytes beside the candidates and what the process held before.
-        resident: bytes of the process at the worst.
-        likeness: mean over all rows of the cosine to the nearest chosen one; None where it was not asked for.
-        radius: largest distance of a row to the nearest chosen one; None likewise.
+        drawn: number of rows drawn.
+        seconds: seconds of the draw.
+        cpu_seconds: CPU seconds of all threads, which other work on the machine hardly affects.
+        above: peak bytes besides the candidates and the memory of the process before the draw.
+        resident: peak bytes of the process.
+        likeness: mean over all rows of the cosine to the nearest chosen one; None if not requested.
+        radius: largest distance of a row to the nearest chosen one; None if not requested.
     """
 
     drawn: int
@@ -93,7 +93,7 @@ class _Cost(NamedTuple):
 
 
 def draw_from_files(turn: Turn) -> Outcome:
-    """Draw as the job does: its own function reads the files and writes those chosen."""
+    """Draw like a job: its function reads the files and writes the chosen rows."""
     clusters, quality = (_parts(Path(turn.folder) / stage) for stage in ("clusters", "quality"))
     plan = DrawPlan(SelectConfig(sampler=turn.name), seed=0, budgets=[turn.budget])
     with tempfile.TemporaryDirectory(prefix="bench-select-") as folder:
@@ -106,7 +106,7 @@ def draw_from_files(turn: Turn) -> Outcome:
 
 
 def draw_from_arrays(turn: Turn) -> Outcome:
-    """Draw from rows that lie in memory, after a draw from a few of them that loads and compiles what is needed."""
+    """Draw from rows in memory, after a warm-up draw from a few of them that loads and compiles everything."""
     candidates = load_arrays(Path(turn.folder), turn.k)
     choose = _rival(turn.name, candidates) if turn.name in RIVALS else _sampler(turn.name, candidates)
     choose(min(_WARM_ROWS, len(candidates)), 2)
@@ -118,7 +118,7 @@ def draw_from_arrays(turn: Turn) -> Outcome:
 
 
 def _sampler(name: str, candidates: Candidates) -> Callable[[int, int], np.ndarray]:
-    # A sampler of keys is handed no vectors by the job either.
+    # As in a job, samplers of keys receive no vectors.
     every = candidates if isinstance(SAMPLERS[name], Greedy) else replace(candidates, vectors=None)
     none = np.empty(0, np.int64)
 
@@ -131,7 +131,7 @@ def _sampler(name: str, candidates: Candidates) -> Callable[[int, int], np.ndarr
 
 def _rival(name: str, candidates: Candidates) -> Callable[[int, int], np.ndarray]:
     assert candidates.vectors is not None
-    # float32, as these libraries demand; the copy is there before the memory is looked at.
+    # float32, as these libraries require; the copy is made before memory is measured.
     vectors = candidates.vectors.astype(np.float32)
     return lambda rows, count: RIVALS[name].choose(vectors[:rows], count)
 
@@ -144,7 +144,7 @@ def _parts(folder: Path) -> list[str]:
 
 
 def _measured(call: Callable[[], Any]) -> tuple[_Cost, Any]:
-    """What a call took, and its answer."""
+    """Measure a call, and return its result too."""
     idle = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     began, worked = time.perf_counter(), time.process_time()
@@ -154,7 +154,7 @@ def _measured(call: Callable[[], Any]) -> tuple[_Cost, Any]:
 
 
 def _memory(field: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at most since it was set back."""
+    """Bytes of this process: VmRSS is the current value, VmHWM the peak since the last reset."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
@@ -163,7 +163,7 @@ def run_process(turns: Sequence[Turn], threads: int, folder: Path) -> list[Outco
     """Take these turns in a fresh process.
 
     Raises:
-        JobError: it failed; says with which last words.
+        JobError: the process failed; the message contains its last line of output.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "request.json", [asdict(turn) for turn in turns])

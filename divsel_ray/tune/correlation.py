@@ -27,8 +27,8 @@ class Correlation:
         trials: number of trials in which both are known.
         points: number of distinct settings, apart from those that decide the rows; trials of one point count once.
         groups: number of groups of trials that use the same rows; a trial is only compared within its group.
-        r: in -1..1; None with fewer than three degrees of freedom, or if one of the figures is constant.
-        low, high: 95 % interval by Fisher's z transform; None with fewer than four, or if r is exactly 1 or -1.
+        r: in -1..1; None with fewer than three free pairs, or if one of the figures is constant.
+        low, high: 95 % interval by Fisher's z transform; None with fewer than four free pairs, or if r is exactly 1 or -1.
     """
 
     measure: str
@@ -52,7 +52,7 @@ def correlate(
 
     Trials of a group use the same rows, so the mean of each group is subtracted first. The residuals are averaged over the
     trials of a point: its settings have the same effect in all of them, so they are not independent pairs. If every trial is
-    its own point, each group beyond the first removes one degree of freedom (partial correlation, Fisher 1924). The interval
+    its own point, each group beyond the first leaves one free pair fewer (partial correlation, Fisher 1924). The interval
     assumes independent, normally distributed pairs; the points of a grid are neither, so treat it as a rough guide.
 
     Args:

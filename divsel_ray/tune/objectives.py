@@ -121,7 +121,9 @@ def check_figures(tuning: TuningConfig, configs: Sequence[Config]) -> None:
 def _check_comparable(tuning: TuningConfig) -> None:
     if figure_of(tuning.objective).of != "round":
         of_rounds = ", ".join(name for name, figure in FIGURES.items() if figure.of == "round")
-        raise InputError(f"scheduler asha: {tuning.objective} is not known after each round; use one of {of_rounds}, or none")
+        raise InputError(
+            f"scheduler asha: {tuning.objective} is not known after each round; use one of {of_rounds}, or scheduler none"
+        )
     for place in ("budget", "refine.rounds"):
         if place in tuning.search:
             raise InputError(
@@ -133,7 +135,7 @@ def _check_comparable(tuning: TuningConfig) -> None:
 def cautions(tuning: TuningConfig) -> list[str]:
     """Caveats for comparing the trials, one line each."""
     found = [
-        f"{name} also depends directly on {place}, which varies here, so it cannot compare trials that differ in it"
+        f"{name} also depends directly on {place}, which varies here: do not use it to compare trials that differ in it"
         for name in figures_wanted(tuning)
         for place in _DEPENDS.get(name, ())
         if place in tuning.search

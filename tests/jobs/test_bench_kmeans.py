@@ -104,7 +104,7 @@ def test_a_target_never_reached_misses_its_bar() -> None:
     [
         (["--cases", "56k"], "--cases 56k: expected some of 55k,200k,1m,10m"),
         (["--contenders", "faisss"], "--contenders faisss: expected some of ours,"),
-        (["--cases", "10m", "--contenders", "faiss"], "none of them belongs to these"),
+        (["--cases", "10m", "--contenders", "faiss"], "none of them belongs to these --cases"),
         (["--cases", "55k", "--k", "0"], "expected integers of at least 1"),
         (["--cases", "55k", "--embeddings", "missing.npy"], "missing.npy: "),
     ],

@@ -261,7 +261,7 @@ def test_spread_is_the_mean_cosine_and_the_largest_distance_to_the_nearest_chose
     [
         (["--cases", "56k"], "--cases 56k: expected some of 10m,55k"),
         (["--samplers", "kmqq"], "--samplers kmqq: expected some of kmq,"),
-        (["--cases", "10m", "--samplers", "facility"], "none of them belongs to these"),
+        (["--cases", "10m", "--samplers", "facility"], "none of them belongs to these --cases"),
         (["--repeat", "0"], "expected integers of at least 1"),
         (["--cases", "55k", "--embeddings", "missing.npy"], "missing.npy: "),
         (["--smoke", "--cases", "10m", "--budgets", "30000"], "the case 10m has 20,000 rows"),

@@ -61,7 +61,7 @@ def test_a_pool_row_whose_vector_is_null_is_named(tmp_path):
 
 def test_vectors_of_different_lengths_are_refused(tmp_path):
     pq.write_table(pa.table({"row_id": IDS[:2], "embedding": [[1.0], [1.0, 2.0, 3.0]]}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"^s: .*a\.parquet: vectors of 1 and of 3 numbers"):
+    with pytest.raises(InputError, match=r"^s: .*a\.parquet: vectors of lengths 1 and 3"):
         take_given(str(tmp_path / "a.parquet"), "s", "embedding", part(IDS[:2], [0, 0]))
 
 

@@ -31,7 +31,7 @@ def test_a_folder_of_embeddings_is_measured_once_and_explained(cluster, vectors,
     table, answer = done.stdout.split("\nk  ")
     assert [line.split()[0] for line in table.splitlines()[-3:]] == ["4", "8", "16"]
     assert answer.split()[0] == "8"
-    assert "reason     k = 8: refits find its clusters again" in answer
+    assert "reason     k = 8: refits reproduce its clusters" in answer
     [folder] = (tmp_path / "choose_k").iterdir()
     names = {path.name for path in folder.iterdir()}
     assert names == {"k-00004.json", "k-00008.json", "k-00016.json", "choose-k.json", "choose-k.html", "_manifest.json"}
@@ -100,7 +100,7 @@ def test_too_few_rows_for_a_grid_of_its_own_are_refused(tmp_path):
     write_embeddings(tmp_path / "few", np.eye(10))
     done = choose("--embeddings", tmp_path / "few", "--out", tmp_path / "out", "--quiet")
     assert done.exit_code == 2
-    assert "10 rows are too few to choose k for" in done.stderr
+    assert "10 rows are too few to choose k: expected at least 40" in done.stderr
 
 
 def test_help_shows_an_example():

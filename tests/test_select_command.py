@@ -40,7 +40,7 @@ def test_several_budgets_are_nested_files(cluster, encoder, tmp_path):
     rows = select(data, tmp_path / "out.jsonl", encoder, "--budget", "30,5,12")
     small, middle = (read_lines(tmp_path / f"out-{budget}.jsonl") for budget in (5, 12))
     assert (len(small), len(middle), len(rows)) == (5, 12, 30)
-    assert "Beside 20 random subsets" in (tmp_path / "out.jsonl.divsel" / "report.html").read_text(encoding="utf-8")
+    assert "Compared with 20 random subsets" in (tmp_path / "out.jsonl.divsel" / "report.html").read_text(encoding="utf-8")
     assert ids(small) < ids(middle) < ids(rows)
     assert sorted({row["budget"] for row in rows}) == [5, 12, 30]
 

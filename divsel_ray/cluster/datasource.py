@@ -124,7 +124,7 @@ def _to_array(X: Any, name: str) -> Any:
         array = np.asarray(X)
         return array if array.dtype.kind == "f" else array.astype(np.float32)
     except (TypeError, ValueError):
-        raise InputError(f"{name}: is {type(X).__name__}; expected an array (n, d) of numbers") from None
+        raise InputError(f"{name}: this {type(X).__name__} is not numeric; expected an array (n, d) of numbers") from None
 
 
 def _open_dataset(X: Any) -> DataSource:

@@ -222,7 +222,7 @@ def test_the_plan_streams_what_does_not_fit_and_says_so(tmp_path):
     small = Cluster(cpus=2, gpus=0, node_cpus=2, node_gpus=0, memory_gib=8, nodes=1, local=True)
     plan = distributed.plan_memory(files, small, "auto")
     assert plan.streamed
-    assert plan.reason == "10,000,000 vectors take 7.7 GiB, 4.8 GiB are free for them: streamed from Parquet on every pass"
+    assert plan.reason == "10,000,000 vectors take 7.7 GiB, 4.8 GiB are available for them: streamed from Parquet on every pass"
     assert not distributed.plan_memory(files, replace(small, memory_gib=64), "auto").streamed
     assert not distributed.plan_memory(files, small, "memory").streamed
 

@@ -60,7 +60,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_a_file(files):
         ("missing.jsonl", r"missing\.jsonl: no such file or folder"),
         ("README.md", r"README\.md: unknown suffix \.md; expected \.json"),
         ("*.md", r"\*\.md: contains no \.json, .* file \(only \.md\)"),
-        ("nothing/*.json", r"nothing/\*\.json: no \.json"),
+        ("nothing/*.json", r"nothing/\*\.json: contains no \.json"),
         ("owner/name", r"owner/name: no such file or folder; for a Hugging Face data set use hf:owner/name$"),
         ("owner/name.jsonl", r"owner/name\.jsonl: no such file or folder; expected a file, a folder"),
     ],

@@ -114,7 +114,7 @@ def fleet_of(kind, model, cluster):
 def test_a_shard_that_does_not_end_is_named(model, cluster, prompts, tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "SHARD_TIMEOUT_S", 3.0)
     fleet = fleet_of(Hanging, model, cluster)
-    with pytest.raises(JobError, match=r"^refine\.generate: shard-00000\.parquet: not completed in 3 s"):
+    with pytest.raises(JobError, match=r"^refine\.generate: shard-00000\.parquet: not completed within 3 s"):
         fleet.generate(prompts, None, tmp_path, Silent())
     fleet.close()
 

@@ -66,11 +66,12 @@ def test_a_judge_that_cannot_be_asked_is_refused_before_anything_starts(job, tmp
 def test_vllm_that_is_missing_is_named_by_its_setting_before_anything_starts(job, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "find_spec", lambda name: None)
     model = {"model": "m", "backend": "vllm"}
-    assert refused(job(reward=model, quality={"source": "reward"}), tmp_path, monkeypatch).startswith("reward.backend is vllm")
+    scoring = job(reward=model, quality={"source": "reward"})
+    assert refused(scoring, tmp_path, monkeypatch).startswith("reward.backend: vllm is not installed")
     second = job({"second": model}, reward={"perplexity": "m"})
-    assert refused(second, tmp_path, monkeypatch).startswith("refine.second.backend is vllm")
+    assert refused(second, tmp_path, monkeypatch).startswith("refine.second.backend: vllm is not installed")
     generating = job({"generate": {"engine": "vllm"}}, reward={"perplexity": "m"})
-    assert refused(generating, tmp_path, monkeypatch).startswith("refine.generate.engine is vllm")
+    assert refused(generating, tmp_path, monkeypatch).startswith("refine.generate.engine: vllm is not installed")
 
 
 def test_a_scorer_that_is_not_used_is_neither_required_nor_fitted(job, tmp_path, monkeypatch):

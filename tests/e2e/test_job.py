@@ -111,6 +111,8 @@ def on_three_nodes(job):
         nodes.wait_for_nodes()
         out = job.parent / "three-nodes"
         settings = [f"{section}.workers.{name}={value}" for section, each in WORKERS.items() for name, value in each.items()]
+        # By default so few rows are one shard.
+        settings.append(f"cluster.n_shards={WORKERS['cluster']['count']}")
         command = [sys.executable, "-m", "tests.e2e.watched", str(job), str(out), *settings]
         given = environment(RAY_ADDRESS=nodes.address)
         done = subprocess.run(command, capture_output=True, text=True, env=given, timeout=800, check=False)
